@@ -1,0 +1,63 @@
+# Two commands set everything up on a fresh machine: `make serve` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-slow check format lint types bench demo-model demo-guard demo-table clean
+
+help:
+	@echo "make serve       set up once, then serve the bundled demo model (HOST, PORT, MODEL, GUARD from the environment)"
+	@echo "make test        set up once, then run the tests"
+	@echo "make test-slow   also the tests that take minutes"
+	@echo "make check       format, lint, strict types, tests"
+	@echo "make bench       benchmarks, each figure a ratio within one run"
+	@echo "make demo-table  accuracy, attack success and refusals of the bundled model, with and without its guard"
+	@echo "make demo-model  train the bundled demo model from scratch"
+	@echo "make demo-guard  fit the bundled guard"
+
+# A stamp per level, so that `make serve` installs no test tools and neither is done twice.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.serve
+
+serve: $(VENV)/.serve
+	@$(BIN)/autosteer serve
+
+test: $(VENV)/.dev
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m "not gpu"
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow and not gpu"
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+demo-model: $(VENV)/.dev
+	$(BIN)/python -m models.demo.train --out runs/demo-model
+
+demo-guard: $(VENV)/.dev
+	$(BIN)/python -m steering.fit_demo
+
+demo-table: $(VENV)/.dev
+	$(BIN)/python -m steering.demo_table
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
