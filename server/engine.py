@@ -1,0 +1,180 @@
+"""The engine: one step is schedule -> run -> postprocess. Token ids and tensors only, no HTTP, no text."""
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import compress
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from models.backbone import Backbone, OutOfRows
+from models.sampling import RowSampler, SamplingParams, sample
+from server.request import EngineFailed, Event, Finish, Request, RequestFailed
+from server.scheduler import Scheduler
+from steering.guard import Guard
+from steering.policy import Decision, Mode, Verdict, decide
+
+logger = logging.getLogger(__name__)
+
+Computed = tuple[list[Request], list[Tensor]]  # rows that came through; their hidden states, to be joined to [B, d]
+
+
+class Engine:
+    """Continuous batching of a guarded backbone. Not thread-safe: one thread owns it."""
+
+    def __init__(self, backbone: Backbone, guard: Guard | None, scheduler: Scheduler) -> None:
+        self.backbone = backbone
+        self.guard = guard
+        self.scheduler = scheduler
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Advance every scheduled request by one token; the events of the step, in row order.
+
+        Raises EngineFailed when the batch and all of its rows alone fail: then nothing can be served any more.
+        """
+        plan = self.scheduler.schedule()
+        events: list[Event] = []
+        started, first = self._drop_blocked(*self._run(self._prefill, self._open(plan.prefill, events), events), events)
+        running, following = self._run(self._decode, plan.decode, events)
+        requests = started + running
+        if requests:
+            logits = self.backbone.logits(self._steer(requests, torch.cat(first + following)))
+            tokens = sample(logits, [request.sampler for request in requests])
+            events.extend(self._advance(request, token) for request, token in zip(requests, tokens, strict=True))
+        return events
+
+    def abort(self, request_id: str) -> Event | None:
+        """End a request now and free its row; `None` if it has already ended."""
+        request = self.scheduler.find(request_id)
+        return None if request is None else self._end(request, Finish.ABORT)
+
+    def fail_all(self, error: EngineFailed) -> list[Event]:
+        """End every live request with the engine's failure."""
+        return [self._end(request, Finish.ERROR, error) for request in self.scheduler.live()]
+
+    # run -------------------------------------------------------------------------------------------------------
+
+    def _open(self, requests: Sequence[Request], events: list[Event]) -> list[Request]:
+        """Reserve storage for the rows admitted in this step; those that find none wait on."""
+        opened: list[Request] = []
+        deferred: list[Request] = []
+        occupied = any(request.row is not None for request in self.scheduler.running.values())
+        for request in requests:
+            request.timings.scheduled = monotonic()
+            try:
+                request.row = self.backbone.open_row(request.prompt, request.max_tokens)
+                opened.append(request)
+            except OutOfRows as error:
+                if occupied or opened:
+                    deferred.append(request)
+                else:
+                    events.append(self._fail(request, error))
+        self.scheduler.defer(deferred)
+        return opened
+
+    def _run(
+        self, forward: Callable[[Sequence[Request]], Tensor], requests: list[Request], events: list[Event]
+    ) -> Computed:
+        """One batched forward; where it raises, each row alone, so that one bad request fails by itself."""
+        if not requests:
+            return [], []
+        try:
+            return requests, [forward(requests)]
+        except Exception as error:  # noqa: BLE001  any failure of a model's forward is contained here
+            if len(requests) == 1:
+                events.append(self._fail(requests[0], error))
+                return [], []
+            logger.warning("a batch of %d rows failed, running them one by one: %s", len(requests), error)
+        alone = [(request, self._run(forward, [request], events)[1]) for request in requests]
+        passed = [(request, hidden) for request, hidden in alone if hidden]
+        if not passed:
+            raise EngineFailed(f"every row of a batch of {len(requests)} failed")
+        return [request for request, _ in passed], [hidden[0] for _, hidden in passed]
+
+    def _prefill(self, requests: Sequence[Request]) -> Tensor:
+        rows = [request.row for request in requests if request.row is not None]
+        if self.guard is None:
+            hidden = self.backbone.prefill(rows)
+            self._set_decisions(requests, [Decision(Verdict.PASS, None, 0.0)] * len(requests))
+            return hidden
+        with self.backbone.tap(self.guard.layer) as tap:
+            hidden = self.backbone.prefill(rows)
+        self._judge(self.guard, requests, tap.states)
+        return hidden
+
+    def _decode(self, requests: Sequence[Request]) -> Tensor:
+        rows = [request.row for request in requests if request.row is not None]
+        return self.backbone.decode(rows, torch.tensor([request.output_ids[-1] for request in requests]))
+
+    # guard -----------------------------------------------------------------------------------------------------
+
+    def _judge(self, guard: Guard, requests: Sequence[Request], states: Tensor) -> None:
+        """Score every prefilled row and keep its decision on the request."""
+        before = monotonic()
+        policies = [request.policy for request in requests]
+        if all(policy.mode is Mode.OFF for policy in policies):
+            scores = [0.0] * len(requests)
+        else:
+            scores = guard.score(states).tolist()
+        self._set_decisions(requests, decide(scores, policies))
+        for request in requests:
+            request.timings.guard_seconds = monotonic() - before
+
+    def _set_decisions(self, requests: Sequence[Request], decisions: Sequence[Decision]) -> None:
+        for request, decision in zip(requests, decisions, strict=True):
+            request.decision = decision
+            if decision.verdict is Verdict.STEERED:
+                # Sampling parameters are the client's: a logit_bias against the refusal's words would undo the guard.
+                request.sampler = RowSampler(SamplingParams.GREEDY, request.prompt.ids)
+
+    def _drop_blocked(self, started: list[Request], hidden: list[Tensor], events: list[Event]) -> Computed:
+        """End the rows that their policy blocks; the others, and their hidden states, go on."""
+        blocked = [request.decision is not None and request.decision.verdict is Verdict.BLOCKED for request in started]
+        if not any(blocked):
+            return started, hidden
+        events.extend(self._end(request, Finish.CONTENT_FILTER) for request in compress(started, blocked))
+        kept = [not drop for drop in blocked]
+        return list(compress(started, kept)), [torch.cat(hidden)[torch.tensor(kept)]]
+
+    def _steer(self, requests: Sequence[Request], hidden: Tensor) -> Tensor:
+        eps = [request.eps for request in requests]
+        if self.guard is None or not any(eps):
+            return hidden
+        return self.guard.steer(hidden, torch.tensor(eps, device=hidden.device, dtype=hidden.dtype))
+
+    # postprocess -----------------------------------------------------------------------------------------------
+
+    def _advance(self, request: Request, token: int) -> Event:
+        """Give a request its token, and end it where it ends."""
+        if request.timings.first_token is None:
+            request.timings.first_token = monotonic()
+        steered = request.eps != 0
+        if token in self.backbone.info.eos_ids:
+            return self._end(request, Finish.CONTENT_FILTER if steered else Finish.STOP)
+        request.output_ids.append(token)
+        request.sampler.observe(token)
+        if len(request.output_ids) < request.max_tokens:
+            return Event(request, token=token)
+        return self._end(request, Finish.CONTENT_FILTER if steered else Finish.LENGTH, token=token)
+
+    def _fail(self, request: Request, cause: Exception) -> Event:
+        logger.error("request %s failed: %s: %s", request.id, type(cause).__name__, cause)
+        error = RequestFailed(f"{type(cause).__name__}: {cause}")
+        error.__cause__ = cause
+        return self._end(request, Finish.ERROR, error)
+
+    def _end(
+        self,
+        request: Request,
+        finish: Finish,
+        error: RequestFailed | EngineFailed | None = None,
+        token: int | None = None,
+    ) -> Event:
+        self.scheduler.finish(request)
+        if request.row is not None:
+            self.backbone.close_row(request.row)
+            request.row = None
+        request.timings.finished = monotonic()
+        return Event(request, token=token, finish=finish, error=error)

@@ -1,0 +1,82 @@
+"""The nouns of a generation: `Request`, its `Timings`, and the `Event`s that leave the engine. Holds no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from models.backbone import Row
+    from models.inputs import Prompt
+    from models.sampling import RowSampler
+    from steering.policy import Decision, Policy
+
+
+class Finish(StrEnum):
+    """Why a request ended; `abort` and `error` never reach a client as a `finish_reason`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CONTENT_FILTER = "content_filter"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class EngineError(Exception):
+    """The engine could not finish a request.
+
+    EngineError
+    ├── RequestFailed    this request alone; its neighbours go on
+    └── EngineFailed     the engine is gone; nothing more is accepted
+    """
+
+
+class RequestFailed(EngineError):
+    """One request failed; the batch goes on."""
+
+
+class EngineFailed(EngineError):
+    """The engine cannot go on; every live request ends with this."""
+
+
+@dataclass
+class Timings:
+    """When things happened to a request, in seconds of the monotonic clock; `None` until they do."""
+
+    arrived: float = field(default_factory=monotonic)
+    scheduled: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+    guard_seconds: float = 0.0
+
+
+@dataclass(eq=False)
+class Request:
+    """One generation, from admission to its one terminal event. All per-request state is here."""
+
+    id: str
+    prompt: Prompt
+    sampler: RowSampler
+    max_tokens: int
+    policy: Policy
+    row: Row | None = None
+    output_ids: list[int] = field(default_factory=list)
+    decision: Decision | None = None
+    timings: Timings = field(default_factory=Timings)
+
+    @property
+    def eps(self) -> float:
+        """Steering strength of this row, 0 where it is not steered."""
+        return self.decision.eps if self.decision else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What one step did to one request: a token, its end, or both."""
+
+    request: Request
+    token: int | None = None
+    finish: Finish | None = None
+    error: EngineError | None = None
