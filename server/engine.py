@@ -27,12 +27,13 @@ class Engine:
         self.backbone = backbone
         self.guard = guard
         self.scheduler = scheduler
+        self.failure: EngineFailed | None = None
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Advance every scheduled request by one token; the events of the step, in row order.
 
-        Raises EngineFailed when the batch and all of its rows alone fail: then nothing can be served any more.
+        `failure` is set when a batch and then all of its rows alone fail: nothing can be served any more.
         """
         plan = self.scheduler.schedule()
         events: list[Event] = []
@@ -90,7 +91,7 @@ class Engine:
         alone = [(request, self._run(forward, [request], events)[1]) for request in requests]
         passed = [(request, hidden) for request, hidden in alone if hidden]
         if not passed:
-            raise EngineFailed(f"every row of a batch of {len(requests)} failed")
+            self.failure = EngineFailed(f"every row of a batch of {len(requests)} failed")
         return [request for request, _ in passed], [hidden[0] for _, hidden in passed]
 
     def _prefill(self, requests: Sequence[Request]) -> Tensor:

@@ -173,15 +173,15 @@ class EngineThread:
             return
         self._post(self._set_loaded, engine, None)
         try:
-            while self._take_commands(engine):
+            while engine.failure is None and self._take_commands(engine):
                 if events := engine.step():
                     self._post(self._dispatch, events)
-        except BaseException as error:
+        except Exception as error:
             logger.critical("the engine failed", exc_info=True)
-            self._post(self._set_failure, error)
-            self._refuse_everything(engine, EngineFailed(f"the engine failed: {error}"))
-            if not isinstance(error, Exception):
-                raise
+            engine.failure = EngineFailed(f"{type(error).__name__}: {error}")
+        if engine.failure is not None:
+            self._post(self._set_failure, engine.failure)
+            self._refuse_everything(engine, engine.failure)
 
     def _take_commands(self, engine: Engine) -> bool:
         """Apply what has arrived, waiting for it while the engine is idle; False once the thread must end."""
