@@ -1,0 +1,21 @@
+"""One guarded and one unguarded demo server for all end-to-end tests."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.end_to_end.processes import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def guarded() -> Iterator[ServerProcess]:
+    """The bundled model with its guard, as `make serve` starts it, scores exposed."""
+    with ServerProcess(["--expose-scores"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def unguarded() -> Iterator[ServerProcess]:
+    """The same model with the guard off."""
+    with ServerProcess(["--mode", "off"]) as server:
+        yield server

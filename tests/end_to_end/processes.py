@@ -1,0 +1,137 @@
+"""Real `autosteer serve` processes on loopback, and what the tests ask of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from openai import OpenAI
+from PIL import Image
+
+START_SECONDS = 120
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def command(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("autosteer")), *arguments]
+
+
+def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment without what would configure a server by accident."""
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("AUTOSTEER_") and k not in {"HOST", "PORT", "MODEL", "GUARD"}
+    }
+    return {**kept, "HF_HUB_OFFLINE": "1", **(extra or {})}
+
+
+@dataclass
+class ServerProcess:
+    """One server, from start to end; use as a context manager."""
+
+    arguments: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    ready_seconds: float = 0.0
+
+    def __enter__(self) -> ServerProcess:
+        self._log = Path(f"/proc/self/fd/{os.memfd_create('server-log')}")
+        self._out = self._log.open("wb")
+        started = time.monotonic()
+        self.process = subprocess.Popen(
+            command("serve", "--port", str(self.port), *self.arguments),
+            stdout=self._out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=clean_environment(self.environment),
+        )
+        try:
+            self._wait_ready(started)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(20)
+        self._out.close()
+
+    def _wait_ready(self, started: float) -> None:
+        while time.monotonic() - started < START_SECONDS:
+            assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.log}"
+            try:
+                if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
+                    self.ready_seconds = time.monotonic() - started
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise TimeoutError(f"not ready after {START_SECONDS} s:\n{self.log}")
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    @property
+    def model(self) -> str:
+        name: str = httpx.get(f"{self.url}/v1/models").json()["data"][0]["id"]
+        return name
+
+    @property
+    def rss_bytes(self) -> int:
+        rss: int = psutil.Process(self.process.pid).memory_info().rss
+        return rss
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples whose labels include `labels`."""
+        total = 0.0
+        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+            match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+            if match and all(f'{k}="{v}"' in (match[1] or "") for k, v in labels.items()):
+                total += float(match[2])
+        return total
+
+
+def data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def user(text: str, *images: Image.Image) -> dict[str, Any]:
+    """One user message: the images first, then the words."""
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}

@@ -1,0 +1,93 @@
+"""`autosteer serve` from the shell: one ready line, one line per mistake, a clean end."""
+
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from models.demo import CHECKPOINT, GUARD
+from tests.end_to_end.processes import ServerProcess, clean_environment, command, user
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=120, env=clean_environment(), check=False
+    )
+
+
+def test_ready_within_15_seconds_and_1_5_gigabytes(guarded: ServerProcess) -> None:
+    assert guarded.ready_seconds <= 15
+    assert guarded.rss_bytes <= 1.5e9
+
+
+def test_the_ready_line_says_what_runs(guarded: ServerProcess) -> None:
+    log = guarded.log
+    for word in (guarded.url, "layer", "steer", "curl"):
+        assert word in log, log
+
+
+def test_unguarded_says_so_loudly(unguarded: ServerProcess) -> None:
+    assert "off" in unguarded.log
+    with ServerProcess(["--model", str(CHECKPOINT), "--guard", "none"]) as server:
+        assert "UNGUARDED" in server.log
+        server.client.chat.completions.create(model=server.model, messages=[user("hello")], max_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--guard", "/nowhere/guard"], "/nowhere/guard"),
+        (["--mode", "shout"], "shout"),
+        (["--threshold", "7"], "threshold"),
+        (["--guard", "none", "--mode", "steer"], "guard"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], words: str) -> None:
+    result = run("serve", "--port", "0", *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_a_bundle_of_another_model_is_refused_with_what_differs(tmp_path: Path) -> None:
+    text = (GUARD / "guard.json").read_text()
+    (tmp_path / "guard.safetensors").write_bytes((GUARD / "guard.safetensors").read_bytes())
+    (tmp_path / "guard.json").write_text(
+        text.replace("LlavaOnevisionForConditionalGeneration", "OtherForConditionalGeneration")
+    )
+    result = run("serve", "--port", "0", "--guard", str(tmp_path))
+    assert result.returncode == 2
+    assert "OtherForConditionalGeneration" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((CHECKPOINT / "config.json").read_text())
+    result = run("serve", "--port", "0", "--model", str(tmp_path))
+    assert result.returncode == 2
+    assert str(tmp_path) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        started = time.monotonic()
+        result = run("serve", "--port", str(taken.getsockname()[1]))
+        assert time.monotonic() - started < 30
+    assert result.returncode == 2
+    assert "in use" in result.stderr
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_cleanly(sig: signal.Signals) -> None:
+    with ServerProcess() as server:
+        server.client.chat.completions.create(model=server.model, messages=[user("hello")], max_tokens=4)
+        server.process.send_signal(sig)
+        assert server.process.wait(30) == 0
+        assert "Traceback" not in server.log
