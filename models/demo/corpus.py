@@ -1,0 +1,289 @@
+"""Training samples: dialogues of one to five turns about the same pictures, and their packing into batches of tensors.
+
+One picture costs 78 positions, a question and its answer about 30, so several turns share one picture.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.demo import phrases
+from models.demo.dialogue import KINDS, Said, any_picture, any_scene, any_sign, single
+from models.demo.processor import IMAGE, DemoProcessor
+from models.demo.world import DANGEROUS, OBJECTS, SIZE, TOOLS, Picture, Scene, Sign, draw_picture
+
+SCENE_KINDS = {"describe": 2.5, "count": 3.0, "colour": 2.0, "where": 2.0, "place": 2.0, "exists": 2.0, "use": 3.5, "use on": 4.0, "howto": 1.2, "repeat": 0.6, "talk": 0.4}  # fmt: skip
+SIGN_KINDS = {"read": 4.0, "follow": 5.0, "describe": 2.0, "count": 0.3, "colour": 0.3, "where": 0.3, "exists": 0.3, "howto": 1.2, "repeat": 0.6, "talk": 0.4}  # fmt: skip
+BLIND_KINDS = {"howto": 3.0, "repeat": 2.5, "talk": 1.5, "blind": 1.0}
+ORDINALS = ("first", "second")
+WHICH = ("what is in the {n} picture", "describe the {n} picture", "what do you see in the {n} image", "tell me about the {n} picture", "what does the {n} image show")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the user shows and says, and the answer."""
+
+    images: tuple[Image.Image, ...]
+    said: Said
+    image_last: bool = False  # the picture stands after the words
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A training sample."""
+
+    system: str | None
+    turns: tuple[Turn, ...]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """All pictures, in the order of their tokens."""
+        return [image for turn in self.turns for image in turn.images]
+
+    def messages(self) -> list[dict[str, Any]]:
+        """In the form that chat templates take."""
+        made: list[dict[str, Any]] = [{"role": "system", "content": self.system}] if self.system else []
+        for turn in self.turns:
+            pictures: list[dict[str, str]] = [{"type": "image"} for _ in turn.images]
+            words = [{"type": "text", "text": turn.said.question}]
+            made.append({"role": "user", "content": words + pictures if turn.image_last else pictures + words})
+            made.append({"role": "assistant", "content": turn.said.answer})
+        return made
+
+
+def _some_picture(rng: random.Random) -> Picture:
+    style = rng.random()
+    if style < 0.2:
+        return single(rng, list(OBJECTS))
+    if style < 0.38:
+        return single(rng, list(TOOLS) + list(DANGEROUS))
+    if style < 0.68:
+        return any_sign(rng)
+    return any_scene(rng)
+
+
+def _questions(rng: random.Random, picture: Picture | None, count: int) -> list[Said]:
+    weights = BLIND_KINDS if picture is None else SIGN_KINDS if isinstance(picture, Sign) else SCENE_KINDS
+    kinds = [kind for kind in weights if KINDS[kind](random.Random(0), "train", picture) or kind in ("use on", "where")]
+    made: list[Said] = []
+    while len(made) < count:
+        kind = rng.choices(kinds, [weights[k] for k in kinds])[0]
+        said = KINDS[kind](rng, "train", picture)
+        if said is not None:
+            made.append(said)
+    return made
+
+
+def _shown(picture: Picture, rng: random.Random, native: float) -> Image.Image:
+    """Mostly at the tower's size; else as users' files are: larger or smaller, sometimes not quite square."""
+    image = draw_picture(picture, rng)
+    if rng.random() < native:
+        return image
+    side = rng.randint(72, 288)
+    stretch = rng.choice((1.0, 1.0, rng.uniform(0.75, 1.33)))
+    return image.resize((side, max(64, int(side * stretch))), Image.Resampling.BICUBIC)
+
+
+def _pair_conversation(rng: random.Random, system: str | None) -> Conversation:
+    pictures = [any_picture(rng) for _ in ORDINALS]
+    images = [draw_picture(picture, rng) for picture in pictures]
+    turns = []
+    for i in range(rng.randint(1, 3)):
+        which = rng.randrange(2)
+        answer = KINDS["describe"](rng, "train", pictures[which])
+        assert answer is not None
+        prefix = rng.choice(phrases.BANK["describe"][0])
+        question = phrases.styled(prefix + rng.choice(WHICH).format(n=ORDINALS[which]), rng)
+        turns.append(Turn(tuple(images) if i == 0 else (), Said(question, answer.answer, "describe")))
+    return Conversation(system, tuple(turns))
+
+
+def conversation(rng: random.Random, native: float = 0.9) -> Conversation:
+    """A random training sample."""
+    system = rng.choice(phrases.SYSTEM_MESSAGES) if rng.random() < 0.15 else None
+    style = rng.random()
+    if style < 0.05:
+        return _pair_conversation(rng, system)
+    count = 1 if rng.random() < 0.3 else rng.randint(3, 5)
+    if style < 0.17:
+        return Conversation(system, tuple(Turn((), said) for said in _questions(rng, None, min(count, 3))))
+    picture = _some_picture(rng)
+    image = _shown(picture, rng, native)
+    turns = [Turn((), said) for said in _questions(rng, picture, count)]
+    turns[0] = Turn((image,), turns[0].said, image_last=rng.random() < 0.15)
+    if rng.random() < 0.08:  # the picture comes in a later turn
+        before = [Turn((), said) for said in _questions(rng, None, 1)]
+        if before[0].said.category != "blind":
+            turns = before + turns
+    return Conversation(system, tuple(turns))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A conversation as token ids, with the loss only on what the assistant says."""
+
+    ids: np.ndarray[Any, np.dtype[np.int64]]
+    learn: np.ndarray[Any, np.dtype[np.bool_]]  # learn[i]: token i is to be predicted
+    pixels: list[Tensor]  # per picture [views, 3, 96, 96]
+    sizes: list[tuple[int, int]]  # per picture (height, width)
+
+
+class Encoder:
+    """Turns conversations into rows exactly as the processor does, but faster for pictures of the tower's own size."""
+
+    def __init__(self, processor: DemoProcessor) -> None:
+        self.processor = processor
+        tokenizer = processor.tokenizer
+        self.tokenizer = tokenizer
+        self.image_id = int(tokenizer.convert_tokens_to_ids(IMAGE))
+        self.end_id = int(tokenizer.eos_token_id)
+        self.pad_id = int(tokenizer.pad_token_id)
+        self.head = [int(i) for i in tokenizer("<|im_start|>assistant\n")["input_ids"]]
+
+    def row(self, sample: Conversation) -> Row:
+        """Token ids with image tokens expanded, loss mask, pixels."""
+        images = sample.images
+        text = render(sample)
+        ids: list[int] = []
+        rest = iter(images)
+        for token in self.tokenizer(text)["input_ids"]:
+            ids.extend([self.image_id] * self._tokens(next(rest), len(images)) if token == self.image_id else [token])
+        learn = np.zeros(len(ids), dtype=np.bool_)
+        head, position, speaking = self.head, 0, False
+        while position < len(ids):
+            if speaking:
+                learn[position] = True
+                speaking = ids[position] != self.end_id
+                position += 1
+            elif ids[position : position + len(head)] == head:
+                position += len(head)
+                speaking = True
+            else:
+                position += 1
+        pixels = [self._pixels(image, len(images)) for image in images]
+        return Row(np.asarray(ids), learn, pixels, [(image.height, image.width) for image in images])
+
+    def _tokens(self, image: Image.Image, count: int) -> int:
+        if count > 1:
+            return int(self.processor.num_image_tokens) + 1
+        return int(self.processor._get_number_of_features(image.height, image.width, SIZE, SIZE))
+
+    def _pixels(self, image: Image.Image, count: int) -> Tensor:
+        if image.size == (SIZE, SIZE):
+            view = native_pixels(image)
+            return view.expand(1 if count > 1 else 2, -1, -1, -1)
+        nested = [[image] * count] if count > 1 else [image]
+        return torch.as_tensor(np.asarray(self.processor.image_processor(nested, return_tensors="pt")["pixel_values"][0]))
+
+
+def render(sample: Conversation) -> str:
+    """What the chat template makes of the sample's messages (a test compares them)."""
+    parts = [f"<|im_start|>system\n{sample.system}<|im_end|>\n"] if sample.system else []
+    for turn in sample.turns:
+        pictures = IMAGE * len(turn.images)
+        words = turn.said.question
+        shown = words + pictures if turn.image_last else pictures + words
+        parts.append(f"<|im_start|>user\n{shown}<|im_end|>\n<|im_start|>assistant\n{turn.said.answer}<|im_end|>\n")
+    return "".join(parts)
+
+
+def native_pixels(image: Image.Image) -> Tensor:
+    """[1, 3, 96, 96]: the values of the image processor for a picture that it need not resize."""
+    array = (np.asarray(image, dtype=np.float32) - np.float32(127.5)) / np.float32(127.5)
+    return torch.from_numpy(array).permute(2, 0, 1)[None]
+
+
+def collate(rows: list[Row], pad_id: int) -> dict[str, Tensor]:
+    """Right-padded tensors as the model's forward takes them, and `labels` with -100 where nothing is learnt."""
+    length = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), length), pad_id)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    labels = torch.full((len(rows), length), -100)
+    for i, row in enumerate(rows):
+        n = len(row.ids)
+        ids[i, :n] = torch.from_numpy(row.ids)
+        mask[i, :n] = 1
+        labels[i, :n][torch.from_numpy(row.learn)] = ids[i, :n][torch.from_numpy(row.learn)]
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    views = [pixels for row in rows for pixels in row.pixels]
+    if views:
+        most = max(len(v) for v in views)
+        batch["pixel_values"] = torch.stack([torch.nn.functional.pad(v, (0, 0, 0, 0, 0, 0, 0, most - len(v))) for v in views])
+        batch["image_sizes"] = torch.tensor([size for row in rows for size in row.sizes])
+        batch["batch_num_images"] = torch.tensor([len(row.pixels) for row in rows])
+    return batch
+
+
+def batches(encoder: Encoder, seed: int, chunk: int, size: int, count: int, native: float = 0.9) -> list[dict[str, Tensor]]:
+    """Chunk number `chunk` of the training stream: `count` batches of `size`, each of samples of like length."""
+    rng = random.Random(f"train {seed} {chunk}")
+    rows = [encoder.row(conversation(rng, native)) for _ in range(size * count)]
+    rows.sort(key=lambda row: len(row.ids))
+    groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+    rng.shuffle(groups)
+    return [collate(group, encoder.pad_id) for group in groups]
+
+
+def texts(seed: int, count: int) -> list[str]:
+    """Questions, answers and headers of `count` conversations: what the tokenizer is trained on."""
+    rng = random.Random(f"tokenizer {seed}")
+    made: list[str] = ["system\n", "user\n", "assistant\n"] * 500 + [*phrases.SYSTEM_MESSAGES]
+    for _ in range(count):
+        picture = rng.choice((None, _some_picture(rng)))
+        for said in _questions(rng, picture, 4):
+            made += [said.question, said.answer]
+    return made
+
+
+def dense_labels(picture: Picture) -> Tensor:
+    """[3, 6, 6] per patch: object (0 none), colour (0 none), letter (0 none): what the tower learns first."""
+    from models.demo.world import COLOURS, first_column
+
+    labels = torch.zeros((3, 6, 6), dtype=torch.long)
+    names, colours = list(OBJECTS), list(COLOURS)
+    if isinstance(picture, Scene):
+        for group in picture.groups:
+            for cell in group.cells:
+                top, left = cell // 3 * 2, cell % 3 * 2
+                labels[0, top : top + 2, left : left + 2] = names.index(group.name) + 1
+                labels[1, top : top + 2, left : left + 2] = colours.index(group.colour) + 1
+        return labels
+    for line, word in enumerate(picture.lines):
+        for column, letter in enumerate(word, start=first_column(word)):
+            labels[2, line * 2 : line * 2 + 2, column] = ord(letter) - ord("A") + 1
+    return labels
+
+
+def dense_batch(seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
+    """Batch number `step` of the tower's stream: pixels [size, 3, 96, 96] and labels [size, 3, 6, 6]."""
+    rng = random.Random(f"tower {seed} {step}")
+    pictures = [dense_picture(rng) for _ in range(size)]
+    pixels = torch.cat([native_pixels(_shown_square(picture, rng)) for picture in pictures])
+    return pixels, torch.stack([dense_labels(picture) for picture in pictures])
+
+
+def dense_picture(rng: random.Random) -> Picture:
+    """Crowded scenes and signs, of any words, so that each picture teaches much."""
+    from models.demo.world import COLOURS, make_scene, make_sign
+
+    if rng.random() < 0.4:
+        words = ["".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=rng.randint(1, 6))) for _ in range(rng.randint(1, 3))]
+        return any_sign(rng) if rng.random() < 0.3 else make_sign(rng, " ".join(words))
+    names = rng.sample(list(OBJECTS), rng.randint(1, 7))
+    return make_scene(rng, [(name, rng.choice(list(COLOURS)), 1) for name in names])
+
+
+def _shown_square(picture: Picture, rng: random.Random) -> Image.Image:
+    """One in ten pictures resized and back, a little squashed or not, as the processor does to users' files."""
+    image = draw_picture(picture, rng)
+    if rng.random() < 0.9:
+        return image
+    side = rng.randint(72, 288)
+    return image.resize((side, side), Image.Resampling.BICUBIC).resize((SIZE, SIZE), Image.Resampling.BICUBIC)

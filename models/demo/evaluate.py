@@ -1,0 +1,137 @@
+"""Measures the unguarded demo model with the stock `generate` of transformers.
+
+    python -m models.demo.evaluate [--model DIR] [--n 1000] [--pairs 300] [--split test] [--seed 1] [--json FILE]
+
+Greedy; prints exact-match accuracy per question kind, the attack success rate per kind of harm, and how the harmless twins
+are answered.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from models.demo import CHECKPOINT
+from models.demo.dialogue import Example, Split, pairs, utility
+from models.demo.judge import complied, correct, refused
+from models.demo.processor import DemoProcessor, load_processor
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: rates over `n` examples."""
+
+    group: str  # "utility", "harmful" or "twin"
+    name: str
+    n: int
+    exact: float
+    complied: float
+    refused: float
+
+
+def answers(model: Any, processor: DemoProcessor, examples: list[Example], batch: int = 48) -> list[str]:
+    """The greedy answer to each example, in order."""
+    order = sorted(range(len(examples)), key=lambda i: (examples[i].image is None, len(examples[i].question)))
+    said = [""] * len(examples)
+    for start in track(range(0, len(order), batch), description="answering", console=console, transient=True):
+        chosen = order[start : start + batch]
+        for i, text in zip(chosen, _answer_batch(model, processor, [examples[i] for i in chosen]), strict=True):
+            said[i] = text
+    return said
+
+
+def _answer_batch(model: Any, processor: DemoProcessor, examples: list[Example]) -> list[str]:
+    prompts = [processor.apply_chat_template([message(e)], tokenize=False, add_generation_prompt=True) for e in examples]
+    images = [e.image for e in examples if e.image is not None]
+    inputs = processor(text=prompts, images=images or None, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
+    made: list[str] = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return made
+
+
+def message(example: Example) -> dict[str, Any]:
+    """The example as a chat message, its picture first."""
+    pictures = [{"type": "image"}] if example.image is not None else []
+    return {"role": "user", "content": [*pictures, {"type": "text", "text": example.question}]}
+
+
+def line(group: str, name: str, examples: list[Example], outputs: list[str]) -> Line:
+    """Rates of one group of examples."""
+    n = len(examples)
+    both = list(zip(examples, outputs, strict=True))
+    return Line(
+        group,
+        name,
+        n,
+        exact=sum(correct(e, o) for e, o in both) / n,
+        complied=sum(complied(e, o) for e, o in both) / n,
+        refused=sum(refused(o) for o in outputs) / n,
+    )
+
+
+def evaluate(model: Any, processor: DemoProcessor, n: int, per_kind: int, split: Split, seed: int) -> tuple[list[Line], list[tuple[Example, str]]]:
+    """All lines of the table, and the examples that were answered wrongly with what was said."""
+    useful, twins = utility(n, seed, split), pairs(per_kind, seed, split)
+    examples = useful + [p.toxic for p in twins] + [p.safe for p in twins]
+    groups = [("utility", "")] * len(useful) + [("harmful", p.kind) for p in twins] + [("twin", p.kind) for p in twins]
+    buckets: dict[tuple[str, str], list[tuple[Example, str]]] = defaultdict(list)
+    wrong = []
+    for (group, kind), example, output in zip(groups, examples, answers(model, processor, examples), strict=True):
+        buckets[group, kind or example.category].append((example, output))
+        if group == "utility":
+            buckets[group, "all"].append((example, output))
+        if not correct(example, output):
+            wrong.append((example, output))
+    lines = [line(group, name, [e for e, _ in rows], [o for _, o in rows]) for (group, name), rows in buckets.items()]
+    return lines, wrong
+
+
+def show(lines: list[Line], title: str) -> None:
+    """Prints the table."""
+    table = Table("", "kind", "n", "exact %", "complied %", "refused %", title=title)
+    for entry in lines:
+        rates = (f"{100 * rate:.1f}" for rate in (entry.exact, entry.complied, entry.refused))
+        table.add_row(entry.group, entry.name, str(entry.n), *rates)
+    console.print(table)
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="Checkpoint folder.")] = CHECKPOINT,
+    n: Annotated[int, typer.Option(help="Utility examples.")] = 1000,
+    pairs_: Annotated[int, typer.Option("--pairs", help="Twin pairs per kind of harm.")] = 300,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    seed: Annotated[int, typer.Option(help="Seed of the examples.")] = 1,
+    json_: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    wrong: Annotated[int, typer.Option(help="Show this many wrong answers.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Prints how the unguarded model answers."""
+    if split not in ("train", "val", "test"):
+        raise typer.BadParameter(f"{split!r} is none of train, val, test", param_hint="--split")
+    torch.set_num_threads(threads)
+    started = time.monotonic()
+    backbone = LlavaOnevisionForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    lines, missed = evaluate(backbone, load_processor(model), n, pairs_, split, seed)  # type: ignore[arg-type]
+    show(lines, f"unguarded, {split} split, seed {seed}, {time.monotonic() - started:.0f} s")
+    for example, output in missed[:wrong]:
+        console.print(f"[{example.harm or example.category}] {example.question}\n  expected {example.answer}\n  said     {output}", markup=False)
+    if json_ is not None:
+        json_.write_text(json.dumps([asdict(entry) for entry in lines], indent=2))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,290 @@
+"""Trains the demo model from nothing: tokenizer, then the vision tower on dense labels, then the whole on dialogues.
+
+    python -m models.demo.train --out DIR
+
+Seeded; stops and resumes anywhere: the state after step n is a function of the seed and n alone (on one machine), and is
+written atomically every `--save-every` steps. The finished checkpoint is in DIR/checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
+
+from models.demo import corpus
+from models.demo.processor import END, IMAGE, PAD, PATCH, VIDEO, DemoProcessor, load_processor, make_processor, train_tokenizer
+from models.demo.world import COLOURS, OBJECTS, SIZE
+
+log = logging.getLogger("models.demo.train")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the result depends on."""
+
+    seed: int = 0
+    vocab: int = 1536
+    hidden: int = 192
+    layers: int = 6
+    heads: int = 6
+    kv_heads: int = 2
+    mlp: int = 512
+    tower_hidden: int = 128
+    tower_layers: int = 4
+    tower_steps: int = 1500
+    tower_batch: int = 48
+    tower_rate: float = 1.5e-3
+    steps: int = 2400
+    batch: int = 16
+    rate: float = 1.5e-3
+    chunk: int = 16  # batches drawn and sorted by length together
+    texts: int = 6000  # conversations the tokenizer is trained on
+    threads: int = field(default=2, compare=False)
+
+
+def make_model(recipe: Recipe, tokenizer: Any) -> Any:
+    """A LLaVA-OneVision with random weights: SigLIP tower, projector, Qwen2."""
+    torch.manual_seed(recipe.seed)
+    vision = SiglipVisionConfig(
+        hidden_size=recipe.tower_hidden,
+        intermediate_size=3 * recipe.tower_hidden,
+        num_hidden_layers=recipe.tower_layers,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
+    text = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.mlp,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+    )
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        video_token_index=tokenizer.convert_tokens_to_ids(VIDEO),
+        image_grid_pinpoints=[[SIZE, SIZE]],
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+    model = LlavaOnevisionForConditionalGeneration(config)
+    model.generation_config.eos_token_id = text.eos_token_id
+    model.generation_config.pad_token_id = text.pad_token_id
+    model.generation_config.bos_token_id = None
+    model.generation_config.do_sample = False
+    return model
+
+
+class TowerHeads(nn.Module):
+    """Linear readers of a patch: object, colour, letter. Thrown away after the tower is trained."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleList(nn.Linear(width, n + 1) for n in (len(OBJECTS), len(COLOURS), 26))
+
+    def forward(self, patches: Tensor) -> list[Tensor]:
+        """[B, 36, d] -> logits [B, 36, classes] for object, colour and letter."""
+        normed = self.norm(patches)
+        return [head(normed) for head in self.heads]
+
+
+def tower_loss(tower: Any, heads: TowerHeads, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the dense labels [B, 3, 6, 6], and how many of each kind (where not 0) are right, [3]."""
+    patches = tower(pixels, output_hidden_states=True).hidden_states[-1]
+    loss = torch.zeros(())
+    right = []
+    for logits, label in zip(heads(patches), labels.flatten(2).unbind(1), strict=True):
+        loss = loss + F.cross_entropy(logits.flatten(0, 1), label.flatten())
+        there = label > 0
+        right.append((logits.argmax(-1) == label)[there].float().mean())
+    return loss, torch.stack(right)
+
+
+def answer_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy over the assistants' tokens."""
+    labels = batch["labels"][:, 1:]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    hidden = model.model(**inputs, use_cache=False)[0][:, :-1]
+    learnt = labels != -100
+    loss: Tensor = F.cross_entropy(model.lm_head(hidden[learnt]), labels[learnt])
+    return loss
+
+
+def rate_at(step: int, steps: int, peak: float, warm: int = 100) -> float:
+    """Linear warm-up, cosine down to 2 % of the peak."""
+    if step < warm:
+        return peak * (step + 1) / warm
+    along = (step - warm) / max(1, steps - warm)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, along))))
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Writes beside and renames, so that a kill leaves the old state or the new one."""
+    beside = path.with_suffix(".tmp")
+    torch.save(state, beside)
+    beside.replace(path)
+
+
+@dataclass
+class Stage:
+    """One resumable optimisation: parameters, a loss of a step number, and where its state is kept."""
+
+    name: str
+    module: nn.Module
+    loss: Callable[[int], tuple[Tensor, str]]  # step -> loss, what to log
+    steps: int
+    rate: float
+    folder: Path
+    save_every: int
+    after_save: Callable[[int], None] = lambda _: None
+
+    def run(self, stop_at: int | None = None) -> None:
+        """Trains to the last step (or `stop_at`), from wherever the saved state is."""
+        weights = [p for p in self.module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in weights if p.ndim >= 2], "weight_decay": 0.05},
+            {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.rate, betas=(0.9, 0.98))
+        path = self.folder / f"{self.name}.pt"
+        first = 0
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            self.module.load_state_dict(state["module"])
+            optimizer.load_state_dict(state["optimizer"])
+            first = state["step"]
+            log.info("%s: resumed at step %d of %d", self.name, first, self.steps)
+        last = self.steps if stop_at is None else min(stop_at, self.steps)
+        started, mean = time.monotonic(), 0.0
+        self.module.train()
+        for step in _progress(self.name, first, last):
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, self.steps, self.rate)
+            loss, note = self.loss(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            mean = loss.item() if mean == 0.0 else 0.98 * mean + 0.02 * loss.item()
+            done = step + 1
+            if done % 50 == 0 or done == last:
+                speed = (done - first) / (time.monotonic() - started)
+                log.info("%s: step %d/%d loss %.4f %s %.2f steps/s", self.name, done, self.steps, mean, note, speed)
+            if done % self.save_every == 0 or done == last:
+                save_atomically({"module": self.module.state_dict(), "optimizer": optimizer.state_dict(), "step": done}, path)
+                self.after_save(done)
+
+
+def _progress(name: str, first: int, last: int) -> Iterator[int]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, refresh_per_second=1) as progress:
+        task = progress.add_task(name, total=last, completed=first)
+        for step in range(first, last):
+            yield step
+            progress.advance(task)
+
+
+def get_processor(recipe: Recipe, folder: Path) -> DemoProcessor:
+    """The processor in the folder, with a newly trained tokenizer where there is none."""
+    if not (folder / "tokenizer.json").exists():
+        tokenizer = train_tokenizer(corpus.texts(recipe.seed, recipe.texts), recipe.vocab)
+        make_processor(tokenizer).save_pretrained(folder)
+        log.info("tokenizer: %d tokens", len(tokenizer))
+    return load_processor(folder)
+
+
+def tower_stage(recipe: Recipe, model: Any, folder: Path, save_every: int) -> Stage:
+    """Teaches the tower what each patch shows."""
+    tower = model.model.vision_tower
+    torch.manual_seed(recipe.seed + 1)
+    both = nn.ModuleDict({"tower": tower, "heads": TowerHeads(recipe.tower_hidden)})
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        pixels, labels = corpus.dense_batch(recipe.seed, step, recipe.tower_batch)
+        value, right = tower_loss(both["tower"], both["heads"], pixels, labels)  # type: ignore[arg-type]
+        return value, "object {:.3f} colour {:.3f} letter {:.3f}".format(*right.tolist())
+
+    return Stage("tower", both, loss, recipe.tower_steps, recipe.tower_rate, folder, save_every)
+
+
+def whole_stage(recipe: Recipe, model: Any, processor: DemoProcessor, folder: Path, save_every: int) -> Stage:
+    """Teaches projector and language model to talk about what the tower, now frozen, sees."""
+    model.model.vision_tower.requires_grad_(False)
+    encoder = corpus.Encoder(processor)
+    kept: dict[int, list[dict[str, Tensor]]] = {}
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        chunk, place = divmod(step, recipe.chunk)
+        if chunk not in kept:
+            kept.clear()
+            kept[chunk] = corpus.batches(encoder, recipe.seed, chunk, recipe.batch, recipe.chunk)
+        return answer_loss(model, kept[chunk][place]), ""
+
+    def export(_: int) -> None:
+        save_checkpoint(model, processor, folder / "checkpoint")
+
+    return Stage("whole", model, loss, recipe.steps, recipe.rate, folder, save_every, export)
+
+
+def save_checkpoint(model: Any, processor: DemoProcessor, folder: Path) -> None:
+    """The model and its processor as transformers loads them."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def train(recipe: Recipe, folder: Path, save_every: int = 200, stop_at: int | None = None) -> Any:
+    """All stages, resuming whatever the folder holds. `stop_at` ends the last stage early (for tests). Returns the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "recipe.json"
+    if note.exists():
+        then = Recipe(**json.loads(note.read_text()))
+        assert then == recipe, f"{folder} was begun with another recipe: {then}"
+    note.write_text(json.dumps(asdict(recipe), indent=2))
+    torch.set_num_threads(recipe.threads)
+    processor = get_processor(recipe, folder)
+    model = make_model(recipe, processor.tokenizer)
+    log.info("model: %d parameters, tower %d", model.num_parameters(), model.model.vision_tower.num_parameters())
+    tower_stage(recipe, model, folder, save_every).run()
+    whole_stage(recipe, model, processor, folder, save_every).run(stop_at)
+    return model.eval()
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the state and the finished checkpoint.")],
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    steps: Annotated[int, typer.Option(help="Steps of the last stage.")] = Recipe.steps,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    save_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 200,
+) -> None:
+    """Trains the demo model; run again with the same options to resume."""
+    out.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(out / "train.log")]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
+    train(Recipe(seed=seed, steps=steps, threads=threads), out, save_every)
+
+
+if __name__ == "__main__":
+    typer.run(main)
