@@ -1,0 +1,1 @@
+"""Backbones: frozen multimodal language models, how their prompts are built and how they are prefilled and decoded."""

@@ -1,0 +1,130 @@
+"""What differs between the supported model families, and nothing else.
+
+Everything here is a fact about a family that its config does not state. A new family is a new entry in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Chameleon separates turns with its separator token; its processor writes the last one, which starts the answer.
+_CHAMELEON_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if not loop.first and messages[loop.index0 - 1]['role'] != 'system' %}{{ sep_token }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if message['role'] == 'system' %}{{ '\n' }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def _image_token_id(config: Any) -> int:  # noqa: ANN401 - a transformers config
+    return int(config.image_token_id)
+
+
+def _chameleon_image_token_id(config: Any) -> int:  # noqa: ANN401
+    return int(config.vocabulary_map["<image>"])
+
+
+def _chameleon_banned(model: Any) -> Sequence[int]:  # noqa: ANN401
+    return list(model.model.vocabulary_mapping.image_tokens)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family. Class names are those of `transformers`, looked up when the family is loaded."""
+
+    model: str
+    processor: str
+    image_processor: str  # when the checkpoint does not name one
+    features: tuple[str, ...]  # the processor's image tensors that the model's forward takes
+    image_dim: int = 0  # the images of several rows are joined along this dimension
+    image_token_id: Callable[[Any], int] = _image_token_id
+    token_types: str | None = None  # the forward's argument that marks image tokens with 1
+    mrope: bool = False  # three-dimensional rotary positions, from the model's `get_rope_index`
+    banned: Callable[[Any], Sequence[int]] | None = None  # ids the model never answers with
+    chat_template: str | None = None  # where checkpoints come without one
+
+
+_QWEN_FEATURES = ("pixel_values", "image_grid_thw")
+
+FAMILIES: dict[str, Family] = {
+    "llava_onevision": Family(
+        model="LlavaOnevisionForConditionalGeneration",
+        processor="LlavaOnevisionProcessor",
+        image_processor="LlavaOnevisionImageProcessorPil",
+        features=("pixel_values", "image_sizes", "batch_num_images"),
+    ),
+    "chameleon": Family(
+        model="ChameleonForConditionalGeneration",
+        processor="ChameleonProcessor",
+        image_processor="ChameleonImageProcessorPil",
+        features=("pixel_values",),
+        image_token_id=_chameleon_image_token_id,
+        banned=_chameleon_banned,
+        chat_template=_CHAMELEON_TEMPLATE,
+    ),
+    "llava": Family(
+        model="LlavaForConditionalGeneration",
+        processor="LlavaProcessor",
+        image_processor="CLIPImageProcessorPil",
+        features=("pixel_values",),
+    ),
+    "llava_next": Family(
+        model="LlavaNextForConditionalGeneration",
+        processor="LlavaNextProcessor",
+        image_processor="LlavaNextImageProcessorPil",
+        features=("pixel_values", "image_sizes"),
+    ),
+    "qwen2_vl": Family(
+        model="Qwen2VLForConditionalGeneration",
+        processor="Qwen2VLProcessor",
+        image_processor="Qwen2VLImageProcessorPil",
+        features=_QWEN_FEATURES,
+        mrope=True,
+    ),
+    "qwen2_5_vl": Family(
+        model="Qwen2_5_VLForConditionalGeneration",
+        processor="Qwen2_5_VLProcessor",
+        image_processor="Qwen2VLImageProcessorPil",
+        features=_QWEN_FEATURES,
+        mrope=True,
+    ),
+    "qwen3_vl": Family(
+        model="Qwen3VLForConditionalGeneration",
+        processor="Qwen3VLProcessor",
+        image_processor="Qwen2VLImageProcessorPil",
+        features=_QWEN_FEATURES,
+        mrope=True,
+    ),
+    "idefics3": Family(
+        model="Idefics3ForConditionalGeneration",
+        processor="Idefics3Processor",
+        image_processor="Idefics3ImageProcessorPil",
+        features=("pixel_values", "pixel_attention_mask"),
+        image_dim=1,
+    ),
+    "smolvlm": Family(
+        model="SmolVLMForConditionalGeneration",
+        processor="SmolVLMProcessor",
+        image_processor="SmolVLMImageProcessorPil",
+        features=("pixel_values", "pixel_attention_mask"),
+        image_dim=1,
+    ),
+    "gemma3": Family(
+        model="Gemma3ForConditionalGeneration",
+        processor="Gemma3Processor",
+        image_processor="Gemma3ImageProcessorPil",
+        features=("pixel_values",),
+        token_types="token_type_ids",  # noqa: S106 - the name of an argument
+    ),
+    "internvl": Family(
+        model="InternVLForConditionalGeneration",
+        processor="InternVLProcessor",
+        image_processor="GotOcr2ImageProcessorPil",
+        features=("pixel_values",),
+    ),
+}

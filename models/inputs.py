@@ -1,0 +1,288 @@
+"""Chat messages and images -> token ids and processor tensors, without a model and without torchvision.
+
+A prompt is what the stock processor makes of the chat template, token for token. The one difference is deliberate: text
+that spells a special token ("<image>", "<|im_end|>") is text. It becomes neither an image placeholder nor a control
+token, whoever wrote it, so that no message can forge a turn. Such prompts are rendered with sentinels in place of all
+texts, the processor expands its own placeholders, and each text is tokenised by itself, without special tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from models.families import Family
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+
+# Private-use characters: in a rendering with sentinels there is no text of a user left that could contain them.
+_SENTINEL = "\ue0f0{}\ue0f1"
+_SENTINELS = re.compile("\ue0f0(\\d+)\ue0f1")
+
+
+class PromptError(ValueError):
+    """The messages cannot be made into a prompt for this model; the message says why, for the client."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request's model inputs, on the CPU, before batching."""
+
+    ids: list[int]  # image placeholders already expanded
+    features: Mapping[str, Tensor]  # processor tensors of this request's images ({} for text only)
+    image_tokens: int  # how many of `ids` are image tokens
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text part: what stands in its place in the rendering with sentinels, and its own words."""
+
+    where: str
+    core: str
+
+
+class InputBuilder:
+    """Chat messages + PIL images -> `Prompt`. Thread-safe: nothing is changed after construction."""
+
+    def __init__(self, processor: Any, family: Family, chat_template: str, image_token_id: int) -> None:  # noqa: ANN401
+        self._processor = processor
+        self._tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+        self._family = family
+        self._template = chat_template
+        self._image_token_id = image_token_id
+        self._special = _special_pattern(self._tokenizer)
+        self._pieces = _PieceTokenizer(self._tokenizer)
+
+    @property
+    def template_hash(self) -> str:
+        """SHA-256 of the chat template."""
+        return hashlib.sha256(self._template.encode()).hexdigest()
+
+    def build(self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> Prompt:
+        """The prompt of a chat.
+
+        `messages`: `{"role", "content": [{"type": "text", "text": ...} | {"type": "image"}, ...]}`; a string as content
+        is one text. `images` in order of appearance. Raises `PromptError`.
+        """
+        chat = [_message(message, place) for place, message in enumerate(messages)]
+        if not chat:
+            raise PromptError("messages is empty")
+        _check_image_count(chat, len(images))
+        texts: list[_Text] = []
+        skeleton = self._render(_with_sentinels(chat, texts))
+        _check_nothing_dropped(skeleton, texts)
+        self._check_placeholders(skeleton, len(images))
+        rendered = self._render(chat)
+        # The texts add a special token, alone, together or with the template's words around them?
+        hostile = self._special.findall(rendered) != self._special.findall(_SENTINELS.sub("", skeleton))
+        if hostile:
+            return self._process(self._with_pieces(texts), skeleton, images)
+        return self._process(self._processor, rendered, images)
+
+    def _render(self, chat: list[dict[str, Any]]) -> str:
+        try:
+            rendered, _ = render_jinja_template(
+                conversations=[chat],
+                chat_template=self._template,
+                add_generation_prompt=True,
+                **self._tokenizer.special_tokens_map,
+            )
+        except (jinja2.TemplateError, TypeError, KeyError, IndexError) as error:
+            raise PromptError(f"the model's chat template refuses these messages: {error}") from error
+        return str(rendered[0])
+
+    def _check_placeholders(self, skeleton: str, expected: int) -> None:
+        found = skeleton.count(self._processor.image_token)
+        if found != expected:
+            raise PromptError(f"the model's chat template shows {found} of {expected} images; move them to user turns")
+
+    def _with_pieces(self, texts: Sequence[_Text]) -> Any:  # noqa: ANN401
+        """A copy of the processor whose tokenizer knows what the sentinels stand for."""
+        processor = copy.copy(self._processor)
+        processor.tokenizer = _SentinelTokenizer(self._tokenizer, self._pieces, [text.core for text in texts])
+        return processor
+
+    def _process(self, processor: Any, text: str, images: Sequence[Image.Image]) -> Prompt:  # noqa: ANN401
+        bos = self._tokenizer.bos_token
+        options = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+        nested = [[image.convert("RGB") for image in images]] if images else None
+        data = processor(text=[text], images=nested, return_tensors="pt", **options)
+        ids = data["input_ids"][0].tolist()
+        features = {name: data[name] for name in self._family.features if name in data}
+        return Prompt(ids=ids, features=features, image_tokens=ids.count(self._image_token_id))
+
+
+def _message(message: Mapping[str, Any], place: int) -> dict[str, Any]:
+    """A message as templates expect it: a role, and a list of parts."""
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise PromptError(f"messages[{place}].role is {role!r}, not one of {', '.join(sorted(ROLES))}")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence):
+        raise PromptError(f"messages[{place}].content is neither a text nor a list of parts")
+    return {"role": role, "content": [_part(part, place) for part in content]}
+
+
+def _part(part: Mapping[str, Any], place: int) -> dict[str, str]:
+    if part.get("type") == "image":
+        return {"type": "image"}
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    raise PromptError(f"messages[{place}].content holds a part of type {part.get('type')!r}, not text or image")
+
+
+def _check_image_count(chat: Sequence[Mapping[str, Any]], count: int) -> None:
+    parts = sum(part["type"] == "image" for message in chat for part in message["content"])
+    if parts != count:
+        raise PromptError(f"the messages hold {parts} images, {count} were given")
+
+
+def _with_sentinels(chat: Sequence[Mapping[str, Any]], texts: list[_Text]) -> list[dict[str, Any]]:
+    """The chat with a sentinel for each text, listed in `texts`. White space around stays: templates trim it."""
+    out: list[dict[str, Any]] = []
+    for place, message in enumerate(chat):
+        content = []
+        for part in message["content"]:
+            if part["type"] == "image" or not (core := part["text"].strip()):
+                content.append(part)
+                continue
+            before, after = part["text"].split(core, 1)
+            content.append({"type": "text", "text": f"{before}{_SENTINEL.format(len(texts))}{after}"})
+            texts.append(_Text(where=f"messages[{place}]", core=core))
+        out.append({"role": message["role"], "content": content})
+    return out
+
+
+def _check_nothing_dropped(skeleton: str, texts: Sequence[_Text]) -> None:
+    """A template that leaves out a message (often the system's) must not do so silently."""
+    shown = {int(number) for number in _SENTINELS.findall(skeleton)}
+    for number, text in enumerate(texts):
+        if number not in shown:
+            raise PromptError(f"the model's chat template leaves out the text of {text.where}")
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Every added token, special or not, save the blank ones: line breaks are added tokens of some families."""
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    return {content: number for content, number in added.items() if not content.isspace()}
+
+
+def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    longest_first = sorted(_special_tokens(tokenizer), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+class _PieceTokenizer:
+    """Tokenises a piece of a prompt: the template's words with special tokens, a user's words without."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._plain = _backend(tokenizer, inert=False)
+        self._inert = _backend(tokenizer, inert=True)
+        self._special = _special_pattern(tokenizer)
+        self._special_ids = frozenset(_special_tokens(tokenizer).values())
+        self._newline = {id(each): _ids(each, "\n") for each in (self._plain, self._inert)}
+        self.prefix, self.suffix = _frame(tokenizer)
+
+    def template(self, text: str, *, first: bool) -> list[int]:
+        """Ids of the template's words; the special tokens in them count."""
+        return _ids(self._plain, text) if first else self._inside(self._plain, text)
+
+    def user(self, text: str, *, first: bool) -> list[int]:
+        """Ids of a user's words, none of them special."""
+        ids = _ids(self._inert, text) if first else self._inside(self._inert, text)
+        if self._special_ids.isdisjoint(ids):
+            return ids
+        return self._broken(text)
+
+    def _broken(self, text: str) -> list[int]:
+        """For vocabularies whose ordinary merges spell a special token: break each one after its first character."""
+        pieces: list[str] = []
+        last = 0
+        for match in self._special.finditer(text):
+            pieces += [text[last : match.start() + 1], text[match.start() + 1 : match.end()]]
+            last = match.end()
+        pieces.append(text[last:])
+        ids = [number for piece in pieces if piece for number in self._inside(self._inert, piece)]
+        if not self._special_ids.isdisjoint(ids):
+            raise PromptError("a text holds a special token of the model that cannot be written as plain text")
+        return ids
+
+    def _inside(self, backend: Tokenizer, text: str) -> list[int]:
+        # After a line break, which is then cut off: SentencePiece puts a space before the first word of a string.
+        newline = self._newline[id(backend)]
+        ids = _ids(backend, "\n" + text)
+        if newline and ids[: len(newline)] == newline:
+            return ids[len(newline) :]
+        return _ids(backend, text)
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase, *, inert: bool) -> Tokenizer:
+    """An own copy of the Rust tokenizer, so that no setting is shared; `inert` ones match no added token."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["truncation"] = state["padding"] = None
+    if inert:
+        for token in state["added_tokens"]:
+            token["special"] = True
+    backend = Tokenizer.from_str(json.dumps(state))
+    backend.encode_special_tokens = inert
+    return backend
+
+
+def _ids(backend: Tokenizer, text: str) -> list[int]:
+    return list(backend.encode(text, add_special_tokens=False).ids)
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer itself puts before and after a text (such as a BOS token)."""
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    full = tokenizer.encode("a")
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    raise AssertionError(f"{full} does not contain {bare}")
+
+
+class _SentinelTokenizer:
+    """Stands in for the processor's tokenizer in one call: tokenises between the sentinels, and the texts inertly."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pieces: _PieceTokenizer, texts: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._pieces = pieces
+        self._texts = texts
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: str | Sequence[str], **options: Any) -> _PieceEncoding:  # noqa: ANN401
+        samples = [text] if isinstance(text, str) else text
+        ids = [self._encode(sample, framed=options.get("add_special_tokens", True)) for sample in samples]
+        return _PieceEncoding({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
+
+    def _encode(self, sample: str, *, framed: bool) -> list[int]:
+        ids: list[int] = []
+        for place, piece in enumerate(_SENTINELS.split(sample)):  # words, number, words, number, ..., words
+            if not piece:
+                continue
+            encode: Callable[..., list[int]] = self._pieces.user if place % 2 else self._pieces.template
+            ids += encode(self._texts[int(piece)] if place % 2 else piece, first=not ids)
+        return [*self._pieces.prefix, *ids, *self._pieces.suffix] if framed else ids
+
+
+class _PieceEncoding(BatchEncoding):  # type: ignore[misc]
+    """Has no character offsets; the processors that ask use them only for token types, which we count ourselves."""
+
+    def char_to_token(self, *_args: int) -> int:
+        return 0

@@ -1,0 +1,207 @@
+"""Loading a model once: a folder or hub id -> `Backbone`. What is wrong with it is one clear line, a `LoadError`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
+
+from models.backbone import Backbone, BackboneInfo
+from models.families import FAMILIES, Family
+from models.inputs import InputBuilder
+
+
+class LoadError(RuntimeError):
+    """The model cannot be served; the message says why in one line."""
+
+
+def load_backbone(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    max_rows: int = 16,
+    revision: str | None = None,
+) -> Backbone:
+    """Load a model, frozen and in eval mode, with its processor.
+
+    `dtype` "auto" is bf16 where the device computes in it and fp32 elsewhere. Raises `LoadError`.
+    """
+    name = str(name_or_path)
+    _check_exists(name)
+    config = _config(name, revision)
+    family = _family(name, config)
+    chosen_device = _device(device)
+    chosen_dtype = _dtype(dtype, chosen_device)
+    processor, chat_template = _processor(name, family, revision)
+    model = _model(name, family, chosen_dtype, revision).to(chosen_device)
+    image_token_id = family.image_token_id(config)
+    inputs = InputBuilder(processor, family, chat_template, image_token_id)
+    text = config.get_text_config()
+    info = BackboneInfo(
+        name=name,
+        revision=revision or getattr(config, "_commit_hash", None),
+        architecture=type(model).__name__,
+        family=config.model_type,
+        hidden_size=text.hidden_size,
+        num_layers=text.num_hidden_layers,
+        vocab_size=text.vocab_size,
+        context_length=text.max_position_embeddings,
+        dtype=chosen_dtype,
+        device=chosen_device,
+        eos_ids=_eos_ids(model, config, processor.tokenizer),
+        template_hash=inputs.template_hash,
+    )
+    return Backbone(model, family, inputs, processor.tokenizer, info, image_token_id, max_rows)
+
+
+def _check_exists(name: str) -> None:
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise LoadError(f"no model in {name}: config.json is missing")
+        return
+    # A hub id is "owner/name"; anything else that is not a folder is a mistyped path.
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise LoadError(f"no such model folder: {name}")
+
+
+@contextmanager
+def _clear(what: str) -> Iterator[None]:
+    """Turn what the libraries raise into one line."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except Exception as error:  # their errors are of every type, and each one ends the start-up
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise LoadError(f"{what}: {reason}") from error
+
+
+def _config(name: str, revision: str | None) -> Any:  # noqa: ANN401
+    with _clear(f"cannot read the config of {name}"):
+        return AutoConfig.from_pretrained(name, revision=revision)
+
+
+def _family(name: str, config: Any) -> Family:  # noqa: ANN401
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise LoadError(f"{name} is a {config.model_type} model; supported are {', '.join(sorted(FAMILIES))}")
+    return family
+
+
+def _model(name: str, family: Family, dtype: torch.dtype, revision: str | None) -> nn.Module:
+    with _clear(f"cannot load the weights of {name}"):
+        model, report = getattr(transformers, family.model).from_pretrained(
+            name,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise LoadError(f"the checkpoint of {name} lacks {len(missing)} tensors, the first is {missing[0]}")
+    frozen: nn.Module = model.eval().requires_grad_(False)
+    return frozen
+
+
+def _processor(name: str, family: Family, revision: str | None) -> tuple[Any, str]:
+    """The family's processor, without torchvision and without video, and the chat template."""
+    with _clear(f"cannot load the tokenizer of {name}"):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    with _clear(f"cannot load the image processor of {name}"):
+        image_processor = _image_processor(name, family, revision)
+    with _clear(f"cannot load the processor of {name}"):
+        stock = getattr(transformers, family.processor)
+        options, _ = stock.get_processor_dict(name, revision=revision)
+        template = options.get("chat_template") or family.chat_template or tokenizer.chat_template
+        accepted = inspect.signature(stock.__init__).parameters
+        given = {key: value for key, value in options.items() if key in accepted and not key.endswith("processor")}
+        given.pop("tokenizer", None)
+        processor = image_text_class(stock)(image_processor, tokenizer, **given)
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template:
+        raise LoadError(f"{name} has no chat template (chat_template.jinja)")
+    processor.chat_template = template
+    return processor, template
+
+
+def _image_processor(name: str, family: Family, revision: str | None) -> Any:  # noqa: ANN401
+    """The PIL variant of the image processor that the checkpoint names."""
+    stock = getattr(transformers, family.image_processor)
+    options, _ = stock.get_image_processor_dict(name, revision=revision)
+    named = str(options.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
+    return getattr(transformers, f"{named}Pil", stock).from_pretrained(name, revision=revision)
+
+
+def image_text_class(stock: type) -> type:
+    """A processor class that takes an image processor and a tokenizer only: stock video processors need torchvision."""
+    if "video_processor" not in inspect.signature(stock.__init__).parameters:  # type: ignore[misc]
+        return stock
+
+    def __init__(self: Any, image_processor: Any, tokenizer: Any, **options: Any) -> None:  # noqa: ANN401, N807
+        stock.__init__(self, image_processor, tokenizer, video_processor=None, **options)  # type: ignore[misc]
+
+    overrides: dict[str, Any] = {"__init__": _init_smolvlm if stock.__name__ == "SmolVLMProcessor" else __init__}
+    return type(stock.__name__, (stock,), overrides)
+
+
+def _init_smolvlm(
+    self: Any,  # noqa: ANN401
+    image_processor: Any,  # noqa: ANN401
+    tokenizer: PreTrainedTokenizerBase,
+    image_seq_len: int = 169,
+    chat_template: str | None = None,
+) -> None:
+    """The stock constructor, without its demand for a package that only videos need."""
+    self.fake_image_token = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
+    self.image_token = getattr(tokenizer, "image_token", "<image>")
+    self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+    self.end_of_utterance_token = getattr(tokenizer, "end_of_utterance_token", "<end_of_utterance>")
+    self.global_image_token = getattr(tokenizer, "global_image_token", "<global-img>")
+    self.image_seq_len = image_seq_len
+    self.video_token = getattr(tokenizer, "video_token", "<video>")
+    ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device != "auto":
+        with _clear(f"no device {device}"):
+            return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        named = getattr(torch, {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}.get(dtype, dtype), None)
+        if not isinstance(named, torch.dtype):
+            raise LoadError(f"no dtype {dtype}")
+        return named
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    # Without instructions for it, a CPU's bf16 matrix product is hundreds of times slower than its fp32 one.
+    return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def _eos_ids(model: Any, config: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:  # noqa: ANN401
+    """Every token that the checkpoint calls an end."""
+    found: set[int] = set()
+    for source in (model.generation_config, config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found.update([] if ids is None else [ids] if isinstance(ids, int) else ids)
+    if not found:
+        raise LoadError("the checkpoint names no end-of-sequence token")
+    return frozenset(found)
