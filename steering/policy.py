@@ -1,0 +1,83 @@
+"""Policies and decisions: what is done about a score. One decision per row, never one for the batch. Holds no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Mode(StrEnum):
+    """What a policy does with a flagged request."""
+
+    OFF = "off"  # nothing is scored
+    MONITOR = "monitor"  # scored and counted, answered unchanged
+    STEER = "steer"  # bent towards a refusal by the Refusal Head
+    BLOCK = "block"  # answered with the policy's refusal text, without decoding
+
+
+class Verdict(StrEnum):
+    """What became of one request."""
+
+    PASS = "pass"  # noqa: S105  not a password
+    MONITORED = "monitored"
+    STEERED = "steered"
+    BLOCKED = "blocked"
+
+
+_FLAGGED = {Mode.MONITOR: Verdict.MONITORED, Mode.STEER: Verdict.STEERED, Mode.BLOCK: Verdict.BLOCKED}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How requests are judged.
+
+    `threshold` in [0, 1]: a score at or above it is flagged. `eps` > 0: strength of steering. Raises ValueError.
+    """
+
+    name: str
+    mode: Mode
+    threshold: float
+    eps: float
+    refusal: str
+    expose_scores: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
+        if not 0.0 <= self.eps < float("inf"):
+            raise ValueError(f"eps must be a finite number, 0 or more, not {self.eps}")
+        if self.mode is Mode.STEER and self.eps == 0.0:
+            raise ValueError("eps must be more than 0 in mode steer: 0 steers nothing")
+        if self.mode is Mode.BLOCK and not self.refusal:
+            raise ValueError("refusal must not be empty in mode block")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the policy made of one row's score. `score` is None where nothing was scored; `eps` 0 where nothing is steered."""
+
+    verdict: Verdict
+    score: float | None
+    eps: float
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the score reached the threshold, also where that was only counted."""
+        return self.verdict is not Verdict.PASS
+
+
+def decide(scores: Sequence[float], policies: Sequence[Policy]) -> list[Decision]:
+    """One decision per row, from its own score and its own policy.
+
+    A score that is no number is flagged: a guard that cannot read a state must not wave it through.
+    """
+    return [_decide(score, policy) for score, policy in zip(scores, policies, strict=True)]
+
+
+def _decide(score: float, policy: Policy) -> Decision:
+    if policy.mode is Mode.OFF:
+        return Decision(Verdict.PASS, None, 0.0)
+    if score < policy.threshold:
+        return Decision(Verdict.PASS, score, 0.0)
+    return Decision(_FLAGGED[policy.mode], score, policy.eps if policy.mode is Mode.STEER else 0.0)
