@@ -1,0 +1,138 @@
+"""What a client can be told, in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+
+ApiError
+├── BadRequest         400  invalid_request_error
+│   └── ContextLengthExceeded
+├── Forbidden          403  permission_error
+├── NotFound           404  not_found_error
+├── BodyTooLarge       413  invalid_request_error
+├── UnsupportedBody    415  invalid_request_error
+├── TooManyRequests    429  rate_limit_error
+├── ServerFault        500  server_error
+└── Unavailable        503  server_error
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+SHOWN_CHARACTERS = 80
+
+
+def shown(value: object) -> str:
+    """A value as it is repeated to the client: short, whatever its size."""
+    if isinstance(value, str):
+        value = value[: SHOWN_CHARACTERS + 1]
+    elif isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    elif isinstance(value, dict):
+        return f"an object of {len(value)} fields"
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+
+
+class ApiError(Exception):
+    """An answer that is an error; `reason` is its bounded label in the metrics."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    reason: ClassVar[str] = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON body of the answer."""
+        return error_body(self.message, self.type, self.param, self.code)
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's error object."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class BadRequest(ApiError):
+    """The request cannot be served as it stands."""
+
+    status = 400
+    type = "invalid_request_error"
+    reason = "invalid_request"
+
+
+class ContextLengthExceeded(BadRequest):
+    """Prompt, or prompt and answer together, are longer than the model's context."""
+
+    reason = "context_length_exceeded"
+
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class Forbidden(ApiError):
+    """The caller may not do this."""
+
+    status = 403
+    type = "permission_error"
+    reason = "forbidden"
+
+
+class NotFound(ApiError):
+    """No such model or route."""
+
+    status = 404
+    type = "not_found_error"
+    reason = "not_found"
+
+
+class BodyTooLarge(ApiError):
+    """The body passes the limit; it is not read to its end."""
+
+    status = 413
+    type = "invalid_request_error"
+    reason = "body_too_large"
+
+
+class UnsupportedBody(ApiError):
+    """The body is not JSON by its own account."""
+
+    status = 415
+    type = "invalid_request_error"
+    reason = "unsupported_body"
+
+
+class TooManyRequests(ApiError):
+    """The queue is full."""
+
+    status = 429
+    type = "rate_limit_error"
+    reason = "queue_full"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message, code="queue_full", headers={"retry-after": str(retry_after)})
+
+
+class ServerFault(ApiError):
+    """The request failed through no fault of the client."""
+
+
+class Unavailable(ApiError):
+    """The model is loading, has failed, or the server is going down."""
+
+    status = 503
+    reason = "not_ready"
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer began; nobody is left to be told."""

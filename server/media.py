@@ -1,0 +1,144 @@
+"""Image parts -> PIL images in RGB, from data URLs only, under limits of count, bytes and pixels.
+
+The pixel limit is checked on the header, before anything is decoded. No PIL global is touched, and nothing lazy leaves
+this module: an image that is returned is decoded. Runs in worker threads.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = {
+    "image/png": "PNG",
+    "image/jpeg": "JPEG",
+    "image/jpg": "JPEG",
+    "image/webp": "WEBP",
+    "image/gif": "GIF",
+    "image/bmp": "BMP",
+}
+ALLOWED = sorted(set(FORMATS.values()))
+DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
+MAX_PROGRESSIVE_SCANS = 100  # each scan of a progressive JPEG passes over all pixels; cameras write about ten
+
+
+class MediaError(Exception):
+    """An image that is refused; the message says what it is and what the limit is."""
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """What one request may bring. `pixels` and `bytes` are per image."""
+
+    images: int
+    bytes: int
+    pixels: int
+
+
+def load_image(url: str, limits: MediaLimits) -> Image.Image:
+    """A data URL's image, decoded, upright, RGB (first frame; transparency on white). Raises MediaError."""
+    return decode_image(read_data_url(url, limits.bytes), limits.pixels)
+
+
+def read_data_url(url: str, max_bytes: int) -> bytes:
+    """The bytes of a base64 data URL. Raises MediaError."""
+    scheme = url[:32].split(":", 1)[0].strip().lower()
+    if scheme in {"http", "https"}:
+        raise MediaError("fetching images from http(s) URLs is off on this server; send the image as a data URL")
+    header = DATA_URL.match(url, 0, 256)
+    if header is None:
+        raise MediaError("only data URLs are accepted: data:image/png;base64,...")
+    kind, parameters = header[1].lower(), header[2].lower().split(";")
+    if kind not in FORMATS:
+        raise MediaError(f"the media type {kind[:40]!r} is not supported; supported are {', '.join(FORMATS)}")
+    if parameters[-1] != "base64":
+        raise MediaError("a data URL must be base64-encoded: data:image/png;base64,...")
+    payload = url[header.end() :]
+    if len(payload) * 3 // 4 - 2 > max_bytes:
+        raise MediaError(f"the image has about {len(payload) * 3 // 4} bytes, the limit is {max_bytes}")
+    try:
+        data = base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise MediaError("the data URL is not valid base64") from None
+    if not data:
+        raise MediaError("the data URL holds no data")
+    if len(data) > max_bytes:
+        raise MediaError(f"the image has {len(data)} bytes, the limit is {max_bytes}")
+    return data
+
+
+def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Encoded bytes as a decoded RGB image. Raises MediaError."""
+    if (size := _webp_size(data)) is not None:
+        _check_pixels(size, max_pixels)  # PIL reserves the canvas of a WebP when it opens it
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_PROGRESSIVE_SCANS:
+        raise MediaError(f"a JPEG may have at most {MAX_PROGRESSIVE_SCANS} scans")
+    try:
+        with Image.open(io.BytesIO(data), formats=ALLOWED) as image:
+            _check_pixels(image.size, max_pixels)
+            image.load()
+            _check_pixels(image.size, max_pixels)
+            return _to_rgb(_upright(image))
+    except MediaError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise MediaError(f"the image has more pixels than the limit of {max_pixels}") from None
+    except UnidentifiedImageError:
+        raise MediaError(f"the data is not an image of a supported format ({', '.join(ALLOWED)})") from None
+    except Exception as error:  # noqa: BLE001  PIL's decoders raise nearly anything on hostile bytes
+        raise MediaError(f"the image is broken or truncated ({type(error).__name__})") from None
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise MediaError(f"the image is empty: {width} x {height}")
+    if width * height > max_pixels:
+        raise MediaError(
+            f"the image has {width} x {height} = {width * height} pixels, more than the limit of {max_pixels}"
+        )
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Canvas of a WebP from its first chunk (RFC 9649, sections 2.5 to 2.7); `None` if it is not one."""
+    if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return None
+    match data[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+        case b"VP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"VP8 ":
+            return (
+                int.from_bytes(data[26:28], "little") & 0x3FFF,
+                int.from_bytes(data[28:30], "little") & 0x3FFF,
+            )
+    return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; broken EXIF data says nothing about it."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001  EXIF of hostile files raises nearly anything, and the pixels are fine
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits of grey: PIL's own conversion clips at 255 where it should scale.
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        return white.convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()

@@ -1,0 +1,121 @@
+"""Prometheus metrics: vLLM's names and buckets under our prefix, and the guard's own. Labels are bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from server.request import Finish, Request
+
+TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+)  # fmt: skip
+ITL_BUCKETS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+LATENCY_BUCKETS = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
+)  # fmt: skip
+SCORE_BUCKETS = tuple(step / 20 for step in range(1, 21))
+GUARD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """One server's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(f"autosteer_{name}", text, labels, buckets=buckets, registry=registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"autosteer_{name}", text, labels, registry=registry)
+
+        self.time_to_first_token = histogram(
+            "time_to_first_token_seconds", "From the arrival of a request to its first token.", TTFT_BUCKETS
+        )
+        self.inter_token_latency = histogram(
+            "inter_token_latency_seconds", "Between two tokens of a request.", ITL_BUCKETS
+        )
+        self.e2e_latency = histogram(
+            "e2e_request_latency_seconds", "From the arrival of a request to its end.", LATENCY_BUCKETS
+        )
+        self.queue_time = histogram(
+            "request_queue_time_seconds", "From the arrival of a request until its prompt is computed.", LATENCY_BUCKETS
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of accepted requests.")
+        self.generation_tokens = counter("generation_tokens", "Generated tokens.")
+        self.finished = counter("request_success", "Accepted requests, by how each ended.", ("finished_reason",))
+        self.rejections = counter("admission_rejections", "Requests refused before they were accepted.", ("reason",))
+        self.decisions = counter(
+            "guard_decisions", "The guard's decisions.", ("policy", "mode", "decision", "modality")
+        )
+        self.score = histogram("guard_score", "The prober's score, 1 = toxic.", SCORE_BUCKETS, ("policy",))
+        self.guard_overhead = histogram(
+            "guard_overhead_seconds", "Time the guard took to score one prefill batch.", GUARD_BUCKETS
+        )
+        self.model_info = Info("autosteer_model", "The loaded model and its guard.", registry=registry)
+        for finish in Finish:
+            self.finished.labels(finish.value)
+
+    def watch(self, running: Callable[[], int], waiting: Callable[[], int], cache_usage: Callable[[], float]) -> None:
+        """Read the engine's load whenever the metrics are."""
+        self.registry.register(_Load(running, waiting, cache_usage))
+
+    def render(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def accepted(self, request: Request) -> None:
+        """A request was handed to the engine."""
+        self.prompt_tokens.inc(len(request.prompt.ids))
+
+    def decided(self, request: Request) -> None:
+        """The first event of a request is there, and with it the guard's decision."""
+        if request.timings.scheduled is not None:
+            self.queue_time.observe(request.timings.scheduled - request.timings.arrived)
+        if (decision := request.decision) is None:
+            return
+        policy = request.policy
+        modality = "image" if request.prompt.image_tokens else "text"
+        self.decisions.labels(policy.name, policy.mode.value, decision.verdict.value, modality).inc()
+        if decision.score is not None:
+            self.score.labels(policy.name).observe(decision.score)
+            self.guard_overhead.observe(request.timings.guard_seconds)
+
+    def token(self, before: float | None, now: float, arrived: float) -> None:
+        """One token of a request; `before` is when its previous one came."""
+        self.generation_tokens.inc()
+        if before is None:
+            self.time_to_first_token.observe(now - arrived)
+        else:
+            self.inter_token_latency.observe(now - before)
+
+    def ended(self, finish: Finish, seconds: float) -> None:
+        """An accepted request reached its one outcome."""
+        self.finished.labels(finish.value).inc()
+        self.e2e_latency.observe(seconds)
+
+
+class _Load(Collector):
+    """The engine's load at the time of a scrape."""
+
+    def __init__(
+        self, running: Callable[[], int], waiting: Callable[[], int], cache_usage: Callable[[], float]
+    ) -> None:
+        self._gauges: list[tuple[str, str, Callable[[], float]]] = [
+            ("autosteer_num_requests_running", "Requests in the running batch.", running),
+            ("autosteer_num_requests_waiting", "Accepted requests that wait for a row.", waiting),
+            ("autosteer_kv_cache_usage_ratio", "Share of the key-value cache that is filled, 0 to 1.", cache_usage),
+        ]
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """Read all gauges now."""
+        return [GaugeMetricFamily(name, text, value=read()) for name, text, read in self._gauges]

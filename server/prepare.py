@@ -1,0 +1,131 @@
+"""A validated chat request -> the engine's `Request`: images, prompt, limits, sampling. Blocks: for worker threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from models.inputs import Prompt, PromptError
+from models.sampling import RowSampler, SamplingParams
+from server.config import Settings
+from server.errors import BadRequest, ContextLengthExceeded
+from server.media import MediaError, load_image
+from server.request import Request, Timings
+from server.schemas import ChatCompletionRequest, ImagePart, TextPart, parts_of
+from server.serving import Served
+
+
+def prepare(
+    chat: ChatCompletionRequest, served: Served, settings: Settings, request_id: str, arrived: float
+) -> Request:
+    """Everything the engine needs. Raises BadRequest naming the field and the limit."""
+    sampling = sampling_params(chat, served.info.vocab_size)
+    prompt = build_prompt(chat, served, settings)
+    return Request(
+        id=request_id,
+        prompt=prompt,
+        sampler=RowSampler(sampling, prompt.ids),
+        max_tokens=answer_limit(chat, len(prompt.ids), served.info.context_length, settings.default_max_tokens),
+        policy=served.policy,
+        timings=Timings(arrived=arrived),
+    )
+
+
+def build_prompt(chat: ChatCompletionRequest, served: Served, settings: Settings) -> Prompt:
+    """Decode the images, render the template. Raises BadRequest."""
+    messages, images = template_messages(chat, settings)
+    try:
+        return served.inputs.build(messages, images)
+    except PromptError as error:
+        raise BadRequest(f"The model cannot take these messages: {error}.", param="messages") from error
+
+
+def template_messages(
+    chat: ChatCompletionRequest, settings: Settings
+) -> tuple[list[dict[str, Any]], list[Image.Image]]:
+    """Messages as the chat template wants them, and the images in order of appearance. Raises BadRequest."""
+    _check_amounts(chat, settings)
+    messages: list[dict[str, Any]] = []
+    images: list[Image.Image] = []
+    for i, message in enumerate(chat.messages):
+        content: list[dict[str, Any]] = []
+        for j, part in enumerate(parts_of(message)):
+            if isinstance(part, ImagePart):
+                param = f"messages.{i}.content.{j}.image_url.url"
+                try:
+                    images.append(load_image(part.image_url.url, settings.media_limits))
+                except MediaError as error:
+                    raise BadRequest(
+                        f"Invalid image in '{param}': {error}.", param=param, code="invalid_image"
+                    ) from error
+                content.append({"type": "image"})
+            else:
+                content.append({"type": "text", "text": part.text if isinstance(part, TextPart) else part.refusal})
+        role = "system" if message.role == "developer" else message.role
+        messages.append({"role": role, "content": content})
+    return messages, images
+
+
+def _check_amounts(chat: ChatCompletionRequest, settings: Settings) -> None:
+    """Refuse too much of anything before any work is done."""
+    parts = [part for message in chat.messages for part in parts_of(message)]
+    images = sum(isinstance(part, ImagePart) for part in parts)
+    if images > settings.max_images:
+        raise BadRequest(
+            f"The request has {images} images, the limit is {settings.max_images}.",
+            param="messages",
+            code="too_many_images",
+        )
+    characters = sum(
+        len(part.text if isinstance(part, TextPart) else part.refusal)
+        for part in parts
+        if not isinstance(part, ImagePart)
+    )
+    if characters > settings.max_prompt_characters:
+        raise ContextLengthExceeded(
+            f"The messages have {characters} characters, the limit is {settings.max_prompt_characters}.",
+            param="messages",
+        )
+
+
+def answer_limit(chat: ChatCompletionRequest, prompt_tokens: int, context: int, default: int) -> int:
+    """How many tokens may be generated. Raises ContextLengthExceeded if the prompt or the wish does not fit."""
+    room = context - prompt_tokens
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"The prompt has {prompt_tokens} tokens; the model's context of {context} tokens holds prompt and answer.",
+            param="messages",
+        )
+    if chat.limit is None:
+        return min(room, default)
+    name, wanted = chat.limit
+    if wanted > room:
+        raise ContextLengthExceeded(
+            f"'{name}' is {wanted}, but the prompt's {prompt_tokens} tokens leave room for {room} "
+            f"in the model's context of {context} tokens.",
+            param=name,
+        )
+    return wanted
+
+
+def sampling_params(chat: ChatCompletionRequest, vocab_size: int) -> SamplingParams:
+    """The request's sampling. Raises BadRequest for biases of tokens that the model does not have."""
+    for token in chat.logit_bias or ():
+        if token >= vocab_size:
+            raise BadRequest(
+                f"Invalid value for 'logit_bias': token id {token} is not below the vocabulary size {vocab_size}.",
+                param="logit_bias",
+            )
+    given: dict[str, Any] = {
+        "temperature": chat.temperature,
+        "top_p": chat.top_p,
+        "top_k": None if chat.top_k is None else max(chat.top_k, 0),
+        "min_p": chat.min_p,
+        "seed": chat.seed,
+        "repetition_penalty": chat.repetition_penalty,
+        "frequency_penalty": chat.frequency_penalty,
+        "presence_penalty": chat.presence_penalty,
+        "logit_bias": chat.logit_bias,
+    }
+    return SamplingParams(**{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,395 @@
+"""OpenAI's chat completion request. A field is honoured or refused: none is silently ignored.
+
+`null` for a field that is not supported counts as absent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from server.errors import BadRequest, shown
+
+MAX_FIELDS = 128
+MAX_MESSAGES = 2048
+MAX_PARTS = 1024
+MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 1024
+MAX_BIASES = 1024
+MAX_METADATA = 16
+INT64 = 2**63
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise PydanticCustomError("nul", "the text must not hold the character U+0000")
+    return text
+
+
+def _not_supported(value: JsonValue) -> None:
+    if value is not None:
+        raise PydanticCustomError("not_supported", "this server does not support it; leave it out")
+
+
+def _only(*allowed: JsonValue, why: str) -> BeforeValidator:
+    """Accept null and the given values alone: those that ask for nothing this server cannot do."""
+
+    def check(value: JsonValue) -> JsonValue:
+        if value is None or any(type(value) is type(a) and value == a for a in allowed):
+            return value
+        raise PydanticCustomError("not_supported", why)
+
+    return BeforeValidator(check)
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise PydanticCustomError("number", "must be a number")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_no_nul)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1, lt=INT64)]
+NotSupported = Annotated[None, BeforeValidator(_not_supported)]
+
+
+class Strict(BaseModel):
+    """Unknown fields are refused, and types are not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:  # noqa: ANN401  JSON of any shape
+        # An object of a million unknown fields would be a million errors.
+        if isinstance(data, dict) and len(data) > MAX_FIELDS:
+            raise PydanticCustomError("fields", f"an object here has at most {MAX_FIELDS} fields")
+        return data
+
+
+# messages ----------------------------------------------------------------------------------------------------------
+
+
+class TextPart(Strict):
+    """Words."""
+
+    type: Literal["text"]
+    text: Text
+    prompt_cache_breakpoint: NotSupported = None
+
+
+class RefusalPart(Strict):
+    """An earlier refusal of the assistant."""
+
+    type: Literal["refusal"]
+    refusal: Text
+
+
+class ImageURL(Strict):
+    """Where the image is; `server.media` says what is accepted."""
+
+    url: str
+    detail: Annotated[
+        Literal["auto"] | None, _only("auto", why="only 'auto' is supported: the model decides on the resolution")
+    ] = None
+
+
+class ImagePart(Strict):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+    prompt_cache_breakpoint: NotSupported = None
+
+
+def _text_or_parts(value: object) -> str | None:
+    return "text" if isinstance(value, str) else "parts" if isinstance(value, list) else None
+
+
+# A discriminator of our own, because a plain union reports the errors of both its sides.
+_EITHER = Discriminator(
+    _text_or_parts, custom_error_type="content", custom_error_message="must be a string or a list of content parts"
+)
+_SIZE = Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)
+_TextParts = Annotated[list[TextPart], _SIZE]
+_UserParts = Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], _SIZE]
+_AssistantParts = Annotated[list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]], _SIZE]
+_TextContent = Annotated[Annotated[Text, Tag("text")] | Annotated[_TextParts, Tag("parts")], _EITHER]
+_UserContent = Annotated[Annotated[Text, Tag("text")] | Annotated[_UserParts, Tag("parts")], _EITHER]
+_AssistantContent = Annotated[Annotated[Text, Tag("text")] | Annotated[_AssistantParts, Tag("parts")], _EITHER]
+
+
+class SystemMessage(Strict):
+    """Instructions; `developer` is OpenAI's newer name for `system`."""
+
+    role: Literal["system", "developer"]
+    content: _TextContent
+    name: NotSupported = None
+
+
+class UserMessage(Strict):
+    """What the user says and shows."""
+
+    role: Literal["user"]
+    content: _UserContent
+    name: NotSupported = None
+
+
+class AssistantMessage(Strict):
+    """An earlier answer; a refusal stands in for absent content."""
+
+    role: Literal["assistant"]
+    content: _AssistantContent | None = None
+    refusal: Text | None = None
+    name: NotSupported = None
+    audio: NotSupported = None
+    function_call: NotSupported = None
+    tool_calls: NotSupported = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and self.refusal is None:
+            raise PydanticCustomError("content", "an assistant message needs content or refusal")
+        return self
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+Part = TextPart | ImagePart | RefusalPart
+
+
+def parts_of(message: SystemMessage | UserMessage | AssistantMessage) -> Sequence[Part]:
+    """A message's content as parts, whichever way it was written."""
+    content = message.content
+    if isinstance(message, AssistantMessage) and (content is None or content == ""):
+        content = message.refusal or ""
+    if isinstance(content, str):
+        return [TextPart(type="text", text=content)]
+    assert content is not None
+    return content
+
+
+# options -----------------------------------------------------------------------------------------------------------
+
+
+class StreamOptions(Strict):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[Literal[False] | None, _only(False, why="obfuscation is not supported")] = None
+
+
+class ResponseFormat(Strict):
+    """Plain text only."""
+
+    type: Annotated[Literal["text"], _only("text", why="only 'text' is supported")]
+
+
+class ModerationStage(Strict):
+    """What moderation does; blocking is the server's policy, not the request's."""
+
+    mode: Annotated[Literal["score"], _only("score", why="only 'score' is supported: the server's policy decides")]
+
+
+class ModerationPolicy(Strict):
+    """Which side is scored: the input, by the guard."""
+
+    input: ModerationStage | None = None
+    output: NotSupported = None
+
+
+class Moderation(Strict):
+    """Ask for the guard's score of this request; `model` is the served model."""
+
+    model: str
+    policy: ModerationPolicy | None = None
+
+
+def _stops(value: object) -> object:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(stop, str) for stop in value):
+        raise PydanticCustomError("stop", "must be a string or a list of strings")
+    if len(value) > MAX_STOPS:
+        raise PydanticCustomError("stop", f"at most {MAX_STOPS} stop strings are allowed, not {len(value)}")
+    if not all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in value):
+        raise PydanticCustomError("stop", f"a stop string has 1 to {MAX_STOP_CHARACTERS} characters")
+    return value
+
+
+def _biases(value: object) -> object:
+    if not isinstance(value, dict):
+        raise PydanticCustomError("logit_bias", "must be an object of token id -> bias")
+    if len(value) > MAX_BIASES:
+        raise PydanticCustomError("logit_bias", f"at most {MAX_BIASES} biases are allowed, not {len(value)}")
+    for token, bias in value.items():
+        if not re.fullmatch(r"[0-9]{1,9}", token):
+            raise PydanticCustomError("logit_bias", "the key {key} is not a token id", {"key": shown(token)})
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
+            raise PydanticCustomError(
+                "logit_bias",
+                "the bias of token {key} must be a number from -100 to 100, not {bias}",
+                {"key": token, "bias": shown(bias)},
+            )
+    return {int(token): float(bias) for token, bias in value.items()}
+
+
+def _metadata(value: object) -> object:
+    if not isinstance(value, dict):
+        raise PydanticCustomError("metadata", "must be an object of strings")
+    if len(value) > MAX_METADATA:
+        raise PydanticCustomError("metadata", f"at most {MAX_METADATA} pairs are allowed, not {len(value)}")
+    for key, text in value.items():
+        if len(key) > 64 or not isinstance(text, str) or len(text) > 512:
+            raise PydanticCustomError(
+                "metadata", "keys have at most 64 characters and values are strings of at most 512"
+            )
+    return value
+
+
+def _unless_null(check: Any) -> BeforeValidator:  # noqa: ANN401  any validator
+    return BeforeValidator(lambda value: None if value is None else check(value))
+
+
+class ChatCompletionRequest(Strict):
+    """The body of `POST /v1/chat/completions`."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=INT64)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[int, float] | None, _unless_null(_biases)] = None
+    stop: Annotated[list[Text] | None, _unless_null(_stops)] = None
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    moderation: Moderation | None = None
+    response_format: ResponseFormat | None = None
+    user: Annotated[Text, Field(max_length=512)] | None = None
+    safety_identifier: Annotated[Text, Field(max_length=512)] | None = None
+    metadata: Annotated[dict[str, Text] | None, _unless_null(_metadata)] = None
+
+    n: Annotated[int | None, _only(1, why="only n = 1 is supported")] = None
+    logprobs: Annotated[Literal[False] | None, _only(False, why="log-probabilities are not supported")] = None
+    top_logprobs: Annotated[Literal[0] | None, _only(0, why="log-probabilities are not supported")] = None
+    modalities: Annotated[list[Literal["text"]] | None, _only(["text"], why="only ['text'] is supported")] = None
+    store: Annotated[Literal[False] | None, _only(False, why="answers are not stored")] = None
+
+    audio: NotSupported = None
+    function_call: NotSupported = None
+    functions: NotSupported = None
+    parallel_tool_calls: NotSupported = None
+    prediction: NotSupported = None
+    prompt_cache_key: NotSupported = None
+    prompt_cache_options: NotSupported = None
+    prompt_cache_retention: NotSupported = None
+    reasoning_effort: NotSupported = None
+    service_tier: NotSupported = None
+    tool_choice: NotSupported = None
+    tools: NotSupported = None
+    verbosity: NotSupported = None
+    web_search_options: NotSupported = None
+
+    @property
+    def limit(self) -> tuple[str, int] | None:
+        """Name and value of the field that limits the answer."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return None if self.max_tokens is None else ("max_tokens", self.max_tokens)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+# parsing -----------------------------------------------------------------------------------------------------------
+
+
+PLAINER = {
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "list_type": "must be a list",
+    "string_type": "must be a string",
+    "bool_type": "must be true or false",
+    "int_type": "must be an integer",
+}
+
+
+def parse_chat_request(data: object) -> ChatCompletionRequest:
+    """A decoded JSON body as a request; raises BadRequest naming the first field that is wrong."""
+    if not isinstance(data, dict):
+        raise BadRequest(f"The body must be a JSON object, not {shown(data)}.")
+    try:
+        chat = ChatCompletionRequest.model_validate(data)
+    except ValidationError as error:
+        raise _bad_field(data, error) from None
+    if chat.stream_options is not None and not chat.stream:
+        raise BadRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+    if chat.max_tokens is not None and chat.max_completion_tokens not in (None, chat.max_tokens):
+        raise BadRequest(
+            f"'max_tokens' ({chat.max_tokens}) and 'max_completion_tokens' ({chat.max_completion_tokens}) "
+            "say different things; give one of them.",
+            param="max_tokens",
+        )
+    return chat
+
+
+def _bad_field(data: Mapping[str, Any], error: ValidationError) -> BadRequest:
+    first = error.errors(include_url=False)[0]
+    kind = first["type"]
+    param = ".".join(_path(data, first["loc"], missing=kind == "missing"))
+    match kind:
+        case "missing":
+            message = f"Missing required field '{param}'."
+        case "extra_forbidden":
+            message = f"Unknown field '{param[:200]}'."
+        case "union_tag_invalid" | "union_tag_not_found":
+            field = first["ctx"]["discriminator"].strip("'")
+            param = f"{param}.{field}"
+            known = first["ctx"].get("expected_tags")
+            value = first["input"].get(field) if isinstance(first["input"], dict) else None
+            message = (
+                f"Invalid value for '{param}': {shown(value)}; expected one of {known}."
+                if known
+                else f"Missing required field '{param}'."
+            )
+        case _:
+            message = f"Invalid value for '{param}': {PLAINER.get(kind, first['msg'])}; got {shown(first['input'])}."
+    return BadRequest(message, param=param[:200])
+
+
+def _path(data: object, location: Sequence[str | int], *, missing: bool) -> Iterator[str]:
+    """The keys of a pydantic location that are the client's; tags of unions are ours."""
+    for number, key in enumerate(location):
+        if (isinstance(data, list) and isinstance(key, int) and key < len(data)) or (
+            isinstance(data, dict) and key in data
+        ):
+            data = data[key]  # type: ignore[index]
+            yield str(key)
+        elif missing and number == len(location) - 1:
+            yield str(key)

@@ -1,0 +1,201 @@
+"""An engine that says what a test wants, behind the real application: HTTP without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
+
+from models.inputs import Prompt, PromptError
+from server.config import Settings
+from server.engine_thread import Deliver, NotReady, QueueFull
+from server.request import EngineError, Event, Finish, Request
+from steering.policy import Decision, Mode, Policy, Verdict
+from tests.server.fakes import as_any
+
+MODEL = "scripted"
+REFUSAL = "I can't help with that."
+CONTEXT = 4096
+IMAGE_TOKENS = 7
+EOS = 256
+SECRET_SPECIAL = 257
+
+
+def byte_characters() -> dict[int, str]:
+    """GPT-2's printable stand-in for every byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {byte: chr(byte) for byte in printable}
+    rest = [byte for byte in range(256) if byte not in table]
+    return table | {byte: chr(256 + number) for number, byte in enumerate(rest)}
+
+
+def byte_tokenizer() -> Any:
+    """One token per byte, id = byte value, as byte-level BPE without merges; then two special tokens."""
+    vocabulary = {character: byte for byte, character in byte_characters().items()}
+    tokenizer = Tokenizer(tokenizer_models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<eos>", special=True), AddedToken("<image>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@dataclass
+class Script:
+    """What the engine does with a request."""
+
+    tokens: Sequence[int] = ()
+    finish: Finish | None = Finish.STOP  # None: it never ends by itself
+    verdict: Verdict = Verdict.PASS
+    score: float | None = 0.25
+    error: EngineError | None = None
+    pause: float = 0.0
+
+    @classmethod
+    def saying(cls, text: str, **options: Any) -> Script:
+        return cls(tokens=list(text.encode()), **options)
+
+
+class ScriptedInputs:
+    """Prompt ids are the bytes of all texts."""
+
+    fault: Exception | None = None
+    messages: Sequence[Mapping[str, Any]] = ()
+    images: Sequence[Image.Image] = ()
+
+    def build(self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> Prompt:
+        self.messages, self.images = messages, images
+        if self.fault is not None:
+            raise self.fault
+        if messages[0]["role"] == "assistant":
+            raise PromptError("the first message must not be the assistant's")
+        text = "".join(part.get("text", "") for message in messages for part in message["content"])
+        return Prompt(list(text.encode()) + [257] * IMAGE_TOKENS * len(images), {}, IMAGE_TOKENS * len(images))
+
+
+class ScriptedGuard:
+    layer = 3
+
+    def policy(self, name: str = "default", mode: Mode = Mode.STEER, **options: Any) -> Policy:
+        threshold = 0.5 if options["threshold"] is None else options["threshold"]
+        return Policy(name, mode, threshold, 1.0, options["refusal"] or REFUSAL, options["expose_scores"])
+
+
+@dataclass(eq=False)
+class ScriptedRunner:
+    """Stands in for `EngineThread`: answers every request by a script chosen from the prompt's text."""
+
+    answer: Callable[[str], Script] = lambda text: Script.saying(text)
+    guarded: bool = True
+    max_live: int = 1000
+    ready: bool = True
+    state: str = "ready"
+    aborted: list[str] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self.inputs = ScriptedInputs()
+        self.tokenizer = byte_tokenizer()
+        info = SimpleNamespace(
+            name="test/scripted", revision=None, architecture="Scripted", vocab_size=258, context_length=CONTEXT,
+            dtype="torch.float32", device="cpu", num_layers=4,
+        )  # fmt: skip
+        backbone = SimpleNamespace(info=info, inputs=self.inputs, tokenizer=self.tokenizer, cached_tokens=0)
+        self.engine: Any = SimpleNamespace(
+            backbone=backbone,
+            guard=ScriptedGuard() if self.guarded else None,
+            scheduler=SimpleNamespace(running={}, waiting=[]),
+        )
+        self._tasks: dict[str, tuple[asyncio.Task[None], Deliver]] = {}
+
+    def start(self) -> None:
+        pass
+
+    async def loaded(self) -> Any:
+        return self.engine
+
+    async def drain(self, seconds: float) -> bool:
+        self.ready, self.state = False, "stopping"
+        tasks = [task for task, _ in self._tasks.values()]
+        return not tasks or not (await asyncio.wait(tasks, timeout=seconds))[1]
+
+    async def stop(self) -> None:
+        self.stopped, self.ready = True, False
+        for request in list(self.requests):
+            self._end(request)
+        await asyncio.sleep(0)
+
+    @property
+    def live(self) -> int:
+        return len(self._tasks)
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        if not self.ready:
+            raise NotReady(self.state)
+        if self.live >= self.max_live:
+            raise QueueFull(self.live, self.max_live, 3)
+        self.requests.append(request)
+        self._tasks[request.id] = asyncio.ensure_future(self._play(request, deliver)), deliver
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        for request in self.requests:
+            if request.id == request_id:
+                asyncio.get_running_loop().call_soon(self._end, request)
+
+    def _end(self, request: Request) -> None:
+        if (running := self._tasks.pop(request.id, None)) is not None:
+            running[0].cancel()
+            running[1]([Event(request, finish=Finish.ABORT)])
+
+    async def _play(self, request: Request, deliver: Deliver) -> None:
+        text = bytes(i for i in request.prompt.ids if i < 256).decode()
+        script = self.answer(text)
+        await asyncio.sleep(0)
+        request.timings.scheduled = request.timings.arrived
+        request.decision = Decision(script.verdict, script.score, 1.0 if script.verdict is Verdict.STEERED else 0.0)
+        for token in list(script.tokens)[: request.max_tokens]:
+            deliver([Event(request, token=token)])
+            await asyncio.sleep(script.pause)
+        if script.finish is None:
+            await asyncio.Event().wait()
+        finish = Finish.LENGTH if len(script.tokens) > request.max_tokens else script.finish
+        del self._tasks[request.id]
+        deliver([Event(request, finish=finish, error=script.error)])
+
+
+def settings(**options: Any) -> Settings:
+    return Settings(**options)
+
+
+def runner_as_any(runner: ScriptedRunner) -> Any:
+    return as_any(runner)
+
+
+def png(width: int = 8, height: int = 8, colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def body(text: str = "hello", *urls: str, **options: Any) -> dict[str, Any]:
+    """A chat request of one user message."""
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}],
+        **options,
+    }
