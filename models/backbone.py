@@ -41,6 +41,7 @@ class BackboneInfo:
     device: torch.device
     eos_ids: frozenset[int]
     template_hash: str
+    weights_hash: str  # fingerprint of the weights, the same in every dtype
 
 
 class Row:
@@ -64,7 +65,7 @@ class Backbone:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,  # noqa: ANN401 - a transformers model with a head
         family: Family,
         inputs: InputBuilder,
         tokenizer: PreTrainedTokenizerBase,
@@ -76,10 +77,9 @@ class Backbone:
         self.inputs = inputs
         self.tokenizer = tokenizer
         self.max_rows = max_rows
-        self._model: Any = model
         self._body: Any = model.model
-        self._decoder: Any = self._model.get_decoder()
-        self._head: nn.Module = self._model.get_output_embeddings()
+        self._decoder: Any = model.get_decoder()
+        self._head: Any = model.get_output_embeddings()
         self._family = family
         self._image_token_id = image_token_id
         self._cache = KVCache(info.num_layers, max_rows, info.context_length)
@@ -154,7 +154,6 @@ class Backbone:
         hidden: Tensor = output.last_hidden_state[:, 0]
         return hidden if in_order else _restored(hidden, view.order)
 
-    @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[B, V]` of hidden states `[B, d]`: the model's head, and what the family does after it."""
         logits: Tensor = self._head(hidden)

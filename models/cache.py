@@ -223,13 +223,14 @@ class DecodeView(CacheView):
 
     def mask(self, device: torch.device, window: int | None = None) -> Tensor | None:
         """Boolean `[B, 1, 1, L]` of what each row may see, `window` tokens back at most; None where that is all."""
-        windowed = window is not None and self._total > window
-        if self._even and not windowed:
-            return None
+        if window is None or window >= self._total:
+            window = None
+            if self._even:
+                return None
         places = torch.arange(self._total, device=device)
         ends = self.positions(device)[:, None]
         seen = places <= ends
-        if windowed:
+        if window is not None:
             seen &= places > ends - window
         return seen[:, None, None, :]
 

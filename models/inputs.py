@@ -180,6 +180,15 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {content: number for content, number in added.items() if not content.isspace()}
 
 
+def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that no user's words may turn into. The unknown token is one only where it doubles as another."""
+    tokens = _special_tokens(tokenizer)
+    others = {token for name, token in tokenizer.special_tokens_map.items() if name != "unk_token"}
+    if tokenizer.unk_token not in others:
+        tokens.pop(str(tokenizer.unk_token), None)
+    return frozenset(tokens.values())
+
+
 def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     longest_first = sorted(_special_tokens(tokenizer), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -192,7 +201,7 @@ class _PieceTokenizer:
         self._plain = _backend(tokenizer, inert=False)
         self._inert = _backend(tokenizer, inert=True)
         self._special = _special_pattern(tokenizer)
-        self._special_ids = frozenset(_special_tokens(tokenizer).values())
+        self._special_ids = _control_ids(tokenizer)
         self._newline = {id(each): _ids(each, "\n") for each in (self._plain, self._inert)}
         self.prefix, self.suffix = _frame(tokenizer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,8 +60,16 @@ def load_backbone(
         device=chosen_device,
         eos_ids=_eos_ids(model, config, processor.tokenizer),
         template_hash=inputs.template_hash,
+        weights_hash=weights_hash(model),
     )
     return Backbone(model, family, inputs, processor.tokenizer, info, image_token_id, max_rows)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over a few values of every parameter, rounded to bf16 so that the loaded dtype does not matter."""
+    samples = [parameter.detach().flatten()[:16] for _, parameter in sorted(model.named_parameters())]
+    values = torch.cat([sample.to(torch.bfloat16).cpu() for sample in samples])
+    return hashlib.sha256(values.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _check_exists(name: str) -> None:

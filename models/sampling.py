@@ -7,7 +7,7 @@ row's tokens depend on its seed and its logits, and neither on its neighbours no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -110,41 +110,49 @@ def sample(logits: Tensor, samplers: Sequence[RowSampler]) -> list[int]:
 
 def _penalised(logits: Tensor, samplers: Sequence[RowSampler]) -> Tensor:
     """Penalties and biases, for all rows in one scatter each. Returns `logits` itself where no row has any."""
-    repeated: list[tuple[int, int, float]] = []
-    shifted: list[tuple[int, int, float]] = []
+    repeated, shifted = _Entries(), _Entries()
     for row, sampler in enumerate(samplers):
         params = sampler.params
         if params.plain:
             continue
-        repeated += [(row, token, params.repetition_penalty) for token in sampler.seen]
+        repeated.add(row, sampler.seen, [params.repetition_penalty] * len(sampler.seen))
         if params.frequency_penalty or params.presence_penalty:
-            shifted += [
-                (row, token, -(count * params.frequency_penalty + params.presence_penalty))
-                for token, count in sampler.counts.items()
-            ]
-        shifted += [(row, token, bias) for token, bias in params.logit_bias.items()]
-    if not repeated and not shifted:
+            losses = [-(n * params.frequency_penalty + params.presence_penalty) for n in sampler.counts.values()]
+            shifted.add(row, sampler.counts, losses)
+        shifted.add(row, params.logit_bias, list(params.logit_bias.values()))
+    if not repeated.rows and not shifted.rows:
         return logits
     logits = logits.float().clone()
-    if repeated:
-        rows, tokens, factors = _scatter(repeated, logits)
-        scores = logits[rows, tokens]
-        logits[rows, tokens] = torch.where(scores < 0, scores * factors, scores / factors)
-    if shifted:
-        rows, tokens, amounts = _scatter(shifted, logits)
-        logits.index_put_((rows, tokens), amounts, accumulate=True)
+    if repeated.rows:
+        place, factors = repeated.tensors(logits)
+        scores = logits[place]
+        logits[place] = torch.where(scores < 0, scores * factors, scores / factors)
+    if shifted.rows:
+        place, amounts = shifted.tensors(logits)
+        logits.index_put_(place, amounts, accumulate=True)
     return logits
 
 
-def _scatter(entries: Sequence[tuple[int, int, float]], logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    vocabulary = logits.shape[-1]
-    rows, tokens, amounts = zip(*(entry for entry in entries if 0 <= entry[1] < vocabulary), strict=True)
-    device = logits.device
-    return (
-        torch.tensor(rows, device=device),
-        torch.tensor(tokens, device=device),
-        torch.tensor(amounts, device=device, dtype=logits.dtype),
-    )
+class _Entries:
+    """Amounts at (row, token) places of the logits, collected over the rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.tokens: list[int] = []
+        self.amounts: list[float] = []
+
+    def add(self, row: int, tokens: Collection[int], amounts: Sequence[float]) -> None:
+        self.rows += [row] * len(tokens)
+        self.tokens += tokens
+        self.amounts += amounts
+
+    def tensors(self, logits: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Places and amounts on the device of the logits. A token that the vocabulary lacks gets nothing."""
+        tokens = torch.tensor(self.tokens)
+        known = (tokens >= 0) & (tokens < logits.shape[-1])
+        rows = torch.tensor(self.rows)[known].to(logits.device)
+        amounts = torch.tensor(self.amounts, dtype=logits.dtype)[known].to(logits.device)
+        return (rows, tokens[known].to(logits.device)), amounts
 
 
 def _draw(logits: Tensor, samplers: Sequence[RowSampler]) -> Tensor:

@@ -1,0 +1,101 @@
+"""Layer `l` is `hidden_states[l]` of transformers: every family, every `l`, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from models.backbone import Backbone
+from models.tap import Tap
+from tests.reference import stock
+from tests.tiny import CHATS, LAYERS, TinyModels, pictures
+
+EVERY = range(LAYERS + 1)
+
+
+def _hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_every_layer_of_padded_rows(tiny_models: TinyModels, family: str, side: str) -> None:
+    model = stock.load_model(family, tiny_models.folder(family))
+    processor = tiny_models.backbone(family).inputs._processor
+    chats = [
+        (CHATS[name], pictures(CHATS[name], seed)) for seed, name in enumerate(("one image", "turns", "two images"))
+    ]
+    data = stock.batch(processor, chats, side)
+    lengths = data["attention_mask"].sum(-1)
+    assert len(set(lengths.tolist())) > 1
+    last = lengths - 1 if side == "right" else torch.full_like(lengths, data["input_ids"].shape[1] - 1)
+    rows = torch.arange(len(chats))
+    with torch.no_grad():
+        expected = [states[rows, last] for states in model(**data, output_hidden_states=True).hidden_states]
+        assert len(expected) == LAYERS + 1
+        assert len({float(states.sum()) for states in expected}) == LAYERS + 1
+        before = _hooks(model)  # those of transformers' own recording stay
+        several = Tap(model.get_decoder(), list(EVERY))
+        with several.at(last):
+            model(**data)
+        for layer in EVERY:
+            single = Tap(model.get_decoder(), layer)
+            with single.at(last):
+                model(**data)
+            assert torch.equal(single.states, expected[layer]), layer
+            assert torch.equal(several.states[:, layer], expected[layer]), layer
+    assert _hooks(model) == before
+
+
+def test_prefill_inside_the_tap(tiny_models: TinyModels, backbone: Backbone, family: str) -> None:
+    model = stock.load_model(family, tiny_models.folder(family))
+    for messages in CHATS.values():
+        images = pictures(messages)
+        with torch.no_grad():
+            data = stock.inputs(backbone.inputs._processor, messages, images)
+            expected = [states[:, -1] for states in model(**data, output_hidden_states=True).hidden_states]
+        row = backbone.open_row(backbone.inputs.build(messages, images), 1)
+        with backbone.tap(list(EVERY)) as tap, backbone.tap(1) as one:
+            hidden = backbone.prefill([row])
+        backbone.close_row(row)
+        for layer in EVERY:
+            assert torch.equal(tap.states[:, layer], expected[layer]), layer
+        assert torch.equal(one.states, expected[1])
+        assert torch.equal(tap.states[:, LAYERS], hidden)
+
+
+class TestHooks:
+    @pytest.fixture
+    def family(self) -> str:
+        return "llava_onevision"
+
+    @pytest.fixture
+    def decoder(self, backbone: Backbone) -> Iterator[nn.Module]:
+        before = _hooks(backbone._decoder)
+        yield backbone._decoder
+        assert _hooks(backbone._decoder) == before
+
+    def test_no_such_layer(self, backbone: Backbone) -> None:
+        with pytest.raises(ValueError, match="layer 5 is not one of"), backbone.tap(LAYERS + 1):
+            pass
+
+    def test_removed_after_an_exception(self, decoder: nn.Module) -> None:
+        tap = Tap(decoder, 2)
+        with pytest.raises(RuntimeError, match="boom"), tap.at(torch.tensor([0])):
+            raise RuntimeError("boom")
+
+    def test_backbone_forgets_a_tap_after_an_exception(self, backbone: Backbone, decoder: nn.Module) -> None:
+        with pytest.raises(RuntimeError, match="boom"), backbone.tap(2):
+            raise RuntimeError("boom")
+        assert not backbone._taps
+
+    def test_decode_does_not_touch_the_states(self, backbone: Backbone, decoder: nn.Module) -> None:
+        row = backbone.open_row(backbone.inputs.build(CHATS["text"], []), 2)
+        with backbone.tap(2) as tap:
+            backbone.prefill([row])
+            states = tap.states.clone()
+            backbone.decode([row], torch.tensor([5]))
+            assert torch.equal(tap.states, states)
+        backbone.close_row(row)

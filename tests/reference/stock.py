@@ -1,0 +1,70 @@
+"""What `transformers` itself makes of a chat: its processor, its forward pass, its `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+from transformers.processing_utils import ProcessorMixin
+
+from models.families import FAMILIES
+
+Messages = list[dict[str, Any]]
+
+
+def load_model(family: str, folder: Path) -> Any:
+    """The stock model, which never ends an answer by itself."""
+    model = getattr(transformers, FAMILIES[family].model).from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def with_images(messages: Messages, images: Sequence[Image.Image]) -> Messages:
+    """Messages with the images inside, as `apply_chat_template` takes them."""
+    left = iter(images)
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                {"type": "image", "image": next(left)} if part["type"] == "image" else part
+                for part in message["content"]
+            ],
+        }
+        for message in messages
+    ]
+
+
+def inputs(processor: Any, messages: Messages, images: Sequence[Image.Image]) -> dict[str, Any]:
+    """The processor's tensors for one chat."""
+    # Unbound: SmolVLM's own method asks for its video processor first.
+    data = ProcessorMixin.apply_chat_template(
+        processor,
+        with_images(messages, images),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        processor_kwargs={"return_tensors": "pt"},
+    )
+    return dict(data)
+
+
+def batch(processor: Any, chats: Sequence[tuple[Messages, Sequence[Image.Image]]], side: str) -> dict[str, Any]:
+    """The processor's tensors for several chats with images, padded on the `side`."""
+    texts = [
+        ProcessorMixin.apply_chat_template(processor, messages, add_generation_prompt=True) for messages, _ in chats
+    ]
+    nested = [list(images) for _, images in chats]
+    processor.tokenizer.padding_side = side
+    return dict(processor(text=texts, images=nested, padding=True, padding_side=side, return_tensors="pt"))
+
+
+def generate(model: Any, data: dict[str, Any], tokens: int) -> list[int]:
+    """The stock greedy answer."""
+    with torch.no_grad():
+        output: Tensor = model.generate(**data, do_sample=False, max_new_tokens=tokens)
+    return [int(token) for token in output[0, data["input_ids"].shape[1] :]]
