@@ -55,7 +55,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the policy made of one row's score. `score` is None where nothing was scored; `eps` 0 where nothing is steered."""
+    """What the policy made of one row: `score` is None where nothing was scored, `eps` 0 where nothing is steered."""
 
     verdict: Verdict
     score: float | None

@@ -36,5 +36,5 @@ class Prober(nn.Module):
     @torch.no_grad()
     def fold(self, mean: Tensor, scale: Tensor) -> None:
         """Make a prober that was fitted on `(x - mean) / scale` read `x` itself. `mean`, `scale` `[d]`."""
-        self.first.bias -= self.first.weight @ (mean / scale)
-        self.first.weight /= scale
+        self.first.bias.sub_(self.first.weight @ (mean / scale))
+        self.first.weight.div_(scale)

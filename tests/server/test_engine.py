@@ -110,8 +110,8 @@ def test_end_of_sequence_ends_a_row_without_a_token() -> None:
 @pytest.mark.parametrize("when", ["prefill", "decode"])
 def test_a_failing_row_fails_alone(when: str) -> None:
     backbone = FakeBackbone()
-    backbone.poison = 33 if when == "prefill" else expected([20], 2)[1]
-    bad, good = request("bad", [33] if when == "prefill" else [20]), request("good", [2])
+    backbone.poison = 34 if when == "prefill" else expected([20], 2)[1]
+    bad, good = request("bad", [34] if when == "prefill" else [20]), request("good", [2])
     assert backbone.poison not in expected([2], 5)
     events = run(engine_of(backbone), bad, good)
     assert events["bad"][-1].finish is Finish.ERROR

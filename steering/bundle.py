@@ -1,0 +1,197 @@
+"""Guard bundles: a folder of `guard.json` and `guard.safetensors`, bound to one model. No pickle.
+
+What binds is what the numbers depend on: architecture, width, depth, vocabulary, chat template, and a fingerprint of
+the weights. The name is kept for people; a model may be served from another folder than it was fitted in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from models.backbone import BackboneInfo
+from steering.head import RefusalHead
+from steering.prober import Prober
+
+if TYPE_CHECKING:
+    from steering.guard import Guard
+
+MANIFEST = "guard.json"
+TENSORS = "guard.safetensors"
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class BundleError(ValueError):
+    """A bundle cannot be used; the message names the file, or what differs from the model, in one line."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelBinding(_Frozen):
+    """The model that a guard was fitted on."""
+
+    name: str
+    revision: str | None
+    architecture: str
+    hidden_size: int = Field(gt=0)
+    num_layers: int = Field(gt=0)
+    vocab_size: int = Field(gt=0)
+    dtype: str
+    template_hash: str
+    weights_hash: str
+
+    @classmethod
+    def of(cls, info: BackboneInfo) -> ModelBinding:
+        """Describe a loaded model."""
+        return cls(
+            name=info.name,
+            revision=info.revision,
+            architecture=info.architecture,
+            hidden_size=info.hidden_size,
+            num_layers=info.num_layers,
+            vocab_size=info.vocab_size,
+            dtype=str(info.dtype).removeprefix("torch."),
+            template_hash=info.template_hash,
+            weights_hash=info.weights_hash,
+        )
+
+    def check(self, info: BackboneInfo) -> None:
+        """Raise BundleError naming everything in which the loaded model differs."""
+        loaded = self.of(info)
+        binding = ("architecture", "hidden_size", "num_layers", "vocab_size", "template_hash", "weights_hash")
+        wrong = [name for name in binding if getattr(self, name) != getattr(loaded, name)]
+        if wrong:
+            differences = ", ".join(f"{name} {getattr(self, name)} (loaded: {getattr(loaded, name)})" for name in wrong)
+            raise BundleError(f"the guard was fitted on {self.name}, which differs from {info.name}: {differences}")
+
+
+class LayerFigures(_Frozen):
+    """What validation says of one layer."""
+
+    layer: int = Field(ge=0)
+    sas: float
+    auroc: Rate
+
+
+class Threshold(_Frozen):
+    """A threshold for a target false-positive rate, from `samples` held-out safe scores (split conformal)."""
+
+    target_fpr: Rate
+    threshold: Rate
+    samples: int = Field(ge=0)
+
+
+class Manifest(_Frozen):
+    """Everything of a bundle but its tensors."""
+
+    format_version: Literal[1] = 1
+    model: ModelBinding
+    layer: int = Field(ge=0)
+    probe_position: Literal["last_prompt_token"] = "last_prompt_token"
+    prober_hidden: int = Field(ge=0)
+    head_rank: int | None = Field(default=None, gt=0)
+    layers: list[LayerFigures]
+    thresholds: list[Threshold]
+    threshold: Rate  # the default one
+    eps: float = Field(gt=0, allow_inf_nan=False)
+    refusal: str = Field(min_length=1)
+    validation: dict[str, float]
+    data_hash: str
+    data_size: int = Field(ge=0)
+    versions: dict[str, str]
+    date: str
+    tensors_hash: str
+
+
+def save_bundle(
+    folder: Path, manifest: Manifest, prober: Prober, head: RefusalHead, calibration: Mapping[str, Tensor]
+) -> None:
+    """Write a bundle; each file appears whole or not at all. `calibration`: held-out scores, by name, `[N]`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"prober": prober.state_dict(), "head": head.state_dict(), "calibration": calibration}
+    named = {
+        f"{part}.{name}": t.detach().cpu().contiguous() for part, state in parts.items() for name, t in state.items()
+    }
+    data = save_tensors(named)
+    manifest = manifest.model_copy(update={"tensors_hash": _hash(data)})
+    _write(folder / TENSORS, data)
+    _write(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def load_guard(folder: Path, info: BackboneInfo) -> Guard:
+    """Load a bundle for a loaded model. Raises BundleError where it is damaged or does not fit."""
+    from steering.guard import Guard
+
+    manifest = load_manifest(folder)
+    manifest.model.check(info)
+    if manifest.layer > info.num_layers:
+        raise BundleError(f"{folder / MANIFEST}: layer {manifest.layer} is not one of 0..{info.num_layers}")
+    data = _read(folder / TENSORS)
+    if _hash(data) != manifest.tensors_hash:
+        raise BundleError(f"{folder / TENSORS} is not the file that {MANIFEST} was written with")
+    try:
+        tensors = load_tensors(data)
+    except SafetensorError as error:
+        raise BundleError(f"{folder / TENSORS}: {error}") from error
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise BundleError(f"{folder / TENSORS}: {name} holds values that are no numbers")
+    prober = Prober(info.hidden_size, manifest.prober_hidden)
+    head = RefusalHead(info.hidden_size, manifest.head_rank)
+    try:
+        prober.load_state_dict(_part(tensors, "prober"))
+        head.load_state_dict(_part(tensors, "head"))
+    except RuntimeError as error:
+        raise BundleError(f"{folder / TENSORS}: {' '.join(str(error).split())}") from error
+    guard = Guard(manifest, prober, head, _part(tensors, "calibration"))
+    return guard.to(info.device).requires_grad_(requires_grad=False)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a bundle's manifest. Raises BundleError."""
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(_read(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: {where}: {first['msg']}, not {str(first['input'])[:80]!r}") from error
+
+
+def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = part + "."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read the guard bundle's {path}: {error.strerror}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)

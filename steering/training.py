@@ -1,0 +1,118 @@
+"""Fitting the prober and the Refusal Head on states that were collected once; the backbone never runs in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steering.calibration import fit_temperature
+from steering.head import RefusalHead
+from steering.prober import HIDDEN, Prober
+
+
+@dataclass(frozen=True)
+class States:
+    """Labelled states of one layer: `x` `[N, d]`, `y` `[N]` with 1 for toxic."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How long and how fast to fit; training ends early once the held-out loss has not fallen for `patience` epochs."""
+
+    epochs: int = 60
+    batch: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    patience: int = 8
+    seed: int = 0
+
+
+def fit_prober(
+    train: States, held_out: States, *, hidden: int = HIDDEN, optimisation: Optimisation = Optimisation()
+) -> tuple[Prober, list[float]]:
+    """A calibrated prober and its held-out loss per epoch: BCE with logits, classes weighted to equal mass."""
+    torch.manual_seed(optimisation.seed)
+    prober = Prober(train.x.shape[1], hidden)
+    mean, scale = train.x.mean(0), train.x.std(0).clamp_min(1e-6)
+    x, held_x = (train.x - mean) / scale, (held_out.x - mean) / scale
+    weight = (train.y == 0).sum() / (train.y == 1).sum().clamp_min(1)
+
+    def loss(rows: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(prober(x[rows]), train.y[rows].float(), pos_weight=weight)
+
+    def held_out_loss() -> Tensor:
+        return F.binary_cross_entropy_with_logits(prober(held_x), held_out.y.float(), pos_weight=weight)
+
+    losses = _descend(prober, len(x), loss, held_out_loss, optimisation)
+    with torch.no_grad():
+        prober.temperature.fill_(fit_temperature(prober(held_x), held_out.y))
+    prober.fold(mean, scale)
+    return prober.requires_grad_(requires_grad=False), losses
+
+
+def fit_head(
+    train: Tensor,
+    held_out: Tensor,
+    targets: Tensor,
+    logits: Callable[[Tensor], Tensor],
+    *,
+    rank: int | None = None,
+    optimisation: Optimisation = Optimisation(epochs=30, batch=32),
+) -> tuple[RefusalHead, list[float]]:
+    """A head that says `targets` `[T]` at eps 1, and its held-out loss per epoch.
+
+    `train`, `held_out` `[N, T, d]`: hidden states of prompts with the refusal teacher-forced, in the places that
+    predict it. They do not depend on W, which sits after the last norm, so they are computed once.
+    `logits`: `[B, d] -> [B, V]`, the backbone's.
+    """
+    torch.manual_seed(optimisation.seed)
+    head = RefusalHead(train.shape[-1], rank)
+
+    def loss_on(hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return F.cross_entropy(logits(flat + head(flat)).float(), targets.repeat(len(hidden)))
+
+    losses = _descend(head, len(train), lambda rows: loss_on(train[rows]), lambda: loss_on(held_out), optimisation)
+    return head.requires_grad_(requires_grad=False), losses
+
+
+def _descend(
+    module: nn.Module,
+    size: int,
+    loss: Callable[[Tensor], Tensor],
+    held_out_loss: Callable[[], Tensor],
+    optimisation: Optimisation,
+) -> list[float]:
+    """AdamW with early stop; the module ends with its best held-out weights."""
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay
+    )
+    generator = torch.Generator().manual_seed(optimisation.seed)
+    losses: list[float] = []
+    best = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    for _ in range(optimisation.epochs):
+        for rows in _batches(size, optimisation.batch, generator):
+            optimizer.zero_grad()
+            loss(rows).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        with torch.no_grad():
+            losses.append(float(held_out_loss()))
+        if losses[-1] == min(losses):
+            best = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        elif len(losses) - losses.index(min(losses)) > optimisation.patience:
+            break
+    module.load_state_dict(best)
+    return losses
+
+
+def _batches(size: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    order = torch.randperm(size, generator=generator)
+    for start in range(0, size, batch):
+        yield order[start : start + batch]
