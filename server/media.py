@@ -6,7 +6,6 @@ this module: an image that is returned is decoded. Runs in worker threads.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import io
 import re
@@ -63,7 +62,7 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
     if len(payload) * 3 // 4 - 2 > max_bytes:
         raise MediaError(f"the image has about {len(payload) * 3 // 4} bytes, the limit is {max_bytes}")
     try:
-        data = base64.b64decode(payload, validate=True)
+        data = binascii.a2b_base64(payload, strict_mode=True)
     except (binascii.Error, ValueError):
         raise MediaError("the data URL is not valid base64") from None
     if not data:
