@@ -84,9 +84,7 @@ class Backbone:
         self._image_token_id = image_token_id
         self._cache = KVCache(info.num_layers, max_rows, info.context_length)
         self._taps: list[Tap] = []
-        text = self._decoder.config
-        sliding = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-        self._window: int | None = text.sliding_window if sliding else None
+        self._window, self._layers_differ = _window(self._decoder.config)
         banned = family.banned(model) if family.banned else ()
         self._banned = torch.tensor(list(banned), dtype=torch.long, device=info.device)
 
@@ -237,10 +235,19 @@ class Backbone:
         return positions.expand(3, *positions.shape)
 
     def _decode_mask(self, view: DecodeView) -> Tensor | dict[str, Tensor | None] | None:
-        full = view.mask(self.info.device)
-        if self._window is None:
-            return full
-        return {"full_attention": full, "sliding_attention": view.mask(self.info.device, self._window)}
+        windowed = view.mask(self.info.device, self._window)
+        if not self._layers_differ:
+            return windowed
+        return {"full_attention": view.mask(self.info.device), "sliding_attention": windowed}
+
+
+def _window(text: Any) -> tuple[int | None, bool]:  # noqa: ANN401 - the decoder's config
+    """How many tokens back a layer sees (None: all), and whether that holds for some layers only."""
+    window = getattr(text, "sliding_window", None)
+    layer_types = getattr(text, "layer_types", None)
+    if layer_types is None:
+        return window, False  # Mistral's window holds for every layer
+    return (window, True) if "sliding_attention" in layer_types else (None, False)
 
 
 def _slot(row: Row) -> Slot:

@@ -4,6 +4,7 @@ A prompt is what the stock processor makes of the chat template, token for token
 that spells a special token ("<image>", "<|im_end|>") is text. It becomes neither an image placeholder nor a control
 token, whoever wrote it, so that no message can forge a turn. Such prompts are rendered with sentinels in place of all
 texts, the processor expands its own placeholders, and each text is tokenised by itself, without special tokens.
+(Where a template marks turns with ordinary words, such as "USER:", there is no token to take their power from.)
 """
 
 from __future__ import annotations

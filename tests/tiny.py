@@ -409,11 +409,13 @@ def _widen(model: torch.nn.Module, seed: int) -> None:
         parameter.data.normal_(0.0, scale, generator=generator)
 
 
-def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:
-    """Write a tiny random model of the family into `folder`, as a checkpoint."""
+def make_tiny(family: str, folder: Path, seed: int = 0, text: dict[str, Any] | None = None) -> Path:
+    """Write a tiny random model of the family into `folder`, as a checkpoint; `text` changes its text config."""
     tiny, facts = TINY[family], FAMILIES[family]
     tokenizer = make_tokenizer(tiny)
     config = tiny.config(tokenizer)
+    if text is not None:
+        config = type(config)(**{**config.to_dict(), "text_config": {**config.text_config.to_dict(), **text}})
     torch.manual_seed(seed)
     model = getattr(transformers, facts.model)(config)
     _widen(model, seed)
