@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +15,24 @@ from torch import Tensor
 from models.backbone import Backbone, Row
 from models.inputs import Prompt
 from steering.guard import Guard
-from steering.policy import Decision, Policy, Verdict, decide
+from steering.policy import Decision, Mode, Policy, Verdict, decide
 
 
 @dataclass(frozen=True)
 class Question:
-    """One user turn: its words, and the images before them."""
+    """One user turn: its words, and the images before them; files are opened when they are needed."""
 
     text: str
-    images: Sequence[Image.Image] = ()
+    images: Sequence[Image.Image | Path] = ()
+
+    def pictures(self) -> list[Image.Image]:
+        """The images, decoded."""
+        return [_opened(image) if isinstance(image, Path) else image for image in self.images]
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ def prompt_of(backbone: Backbone, question: Question) -> Prompt:
     """The prompt of a chat with this one turn. Raises PromptError."""
     content: list[dict[str, Any]] = [{"type": "image"} for _ in question.images]
     return backbone.inputs.build(
-        [{"role": "user", "content": [*content, {"type": "text", "text": question.text}]}], list(question.images)
+        [{"role": "user", "content": [*content, {"type": "text", "text": question.text}]}], question.pictures()
     )
 
 
@@ -86,7 +96,9 @@ def answer(
     with open_rows(backbone, questions, max_tokens) as rows:
         with backbone.tap(guard.layer) as tap:
             hidden = backbone.prefill(rows)
-        decisions = decide(guard.score(tap.states).tolist(), [policy] * len(rows))
+        policies = [policy] * len(rows)
+        scores = [0.0] * len(rows) if policy.mode is Mode.OFF else guard.score(tap.states).tolist()
+        decisions = decide(scores, policies)
         eps = torch.tensor([decision.eps for decision in decisions], device=hidden.device)
         outputs: list[list[int]] = [[] for _ in rows]
         live = list(range(len(rows)))
