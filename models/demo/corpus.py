@@ -17,13 +17,61 @@ from torch import Tensor
 from models.demo import phrases
 from models.demo.dialogue import KINDS, Said, any_picture, any_scene, any_sign, single
 from models.demo.processor import IMAGE, DemoProcessor
-from models.demo.world import DANGEROUS, OBJECTS, SIZE, TOOLS, Picture, Scene, Sign, draw_picture
+from models.demo.world import (
+    COLOURS,
+    DANGEROUS,
+    OBJECTS,
+    SIZE,
+    TOOLS,
+    Picture,
+    Scene,
+    Sign,
+    draw_picture,
+    first_column,
+    make_scene,
+    make_sign,
+    stream,
+)
 
-SCENE_KINDS = {"describe": 2.5, "count": 3.0, "colour": 2.0, "where": 2.0, "place": 2.0, "exists": 2.0, "use": 3.5, "use on": 4.0, "howto": 1.2, "repeat": 0.6, "talk": 0.4}  # fmt: skip
-SIGN_KINDS = {"read": 4.0, "follow": 5.0, "describe": 2.0, "count": 0.3, "colour": 0.3, "where": 0.3, "exists": 0.3, "howto": 1.2, "repeat": 0.6, "talk": 0.4}  # fmt: skip
-BLIND_KINDS = {"howto": 3.0, "repeat": 2.5, "talk": 1.5, "blind": 1.0}
+SCENE_KINDS = {
+    "describe": 2.5,
+    "count": 3.0,
+    "colour": 2.0,
+    "where": 2.0,
+    "place": 2.0,
+    "exists": 2.0,
+    "use": 3.5,
+    "use on": 4.0,
+    "howto": 1.2,
+    "repeat": 0.6,
+    "talk": 0.4,
+}
+SIGN_KINDS = {
+    "read": 4.0,
+    "follow": 5.0,
+    "describe": 2.0,
+    "count": 0.3,
+    "colour": 0.3,
+    "where": 0.3,
+    "exists": 0.3,
+    "howto": 1.2,
+    "repeat": 0.6,
+    "talk": 0.4,
+}
+BLIND_KINDS = {
+    "howto": 3.0,
+    "repeat": 2.5,
+    "talk": 1.5,
+    "blind": 1.0,
+}
 ORDINALS = ("first", "second")
-WHICH = ("what is in the {n} picture", "describe the {n} picture", "what do you see in the {n} image", "tell me about the {n} picture", "what does the {n} image show")  # fmt: skip
+WHICH = (
+    "what is in the {n} picture",
+    "describe the {n} picture",
+    "what do you see in the {n} image",
+    "tell me about the {n} picture",
+    "what does the {n} image show",
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +119,7 @@ def _some_picture(rng: random.Random) -> Picture:
 
 def _questions(rng: random.Random, picture: Picture | None, count: int) -> list[Said]:
     weights = BLIND_KINDS if picture is None else SIGN_KINDS if isinstance(picture, Sign) else SCENE_KINDS
-    kinds = [kind for kind in weights if KINDS[kind](random.Random(0), "train", picture) or kind in ("use on", "where")]
+    kinds = [kind for kind in weights if KINDS[kind](stream(0), "train", picture) or kind in ("use on", "where")]
     made: list[Said] = []
     while len(made) < count:
         kind = rng.choices(kinds, [weights[k] for k in kinds])[0]
@@ -180,7 +228,9 @@ class Encoder:
             view = native_pixels(image)
             return view.expand(1 if count > 1 else 2, -1, -1, -1)
         nested = [[image] * count] if count > 1 else [image]
-        return torch.as_tensor(np.asarray(self.processor.image_processor(nested, return_tensors="pt")["pixel_values"][0]))
+        return torch.as_tensor(
+            np.asarray(self.processor.image_processor(nested, return_tensors="pt")["pixel_values"][0])
+        )
 
 
 def render(sample: Conversation) -> str:
@@ -196,8 +246,8 @@ def render(sample: Conversation) -> str:
 
 def native_pixels(image: Image.Image) -> Tensor:
     """[1, 3, 96, 96]: the values of the image processor for a picture that it need not resize."""
-    array = (np.asarray(image, dtype=np.float32) - np.float32(127.5)) / np.float32(127.5)
-    return torch.from_numpy(array).permute(2, 0, 1)[None]
+    unit = (np.asarray(image, dtype=np.float64) * (1 / 255)).astype(np.float32)  # rounded where the processor rounds
+    return torch.from_numpy((unit - np.float32(0.5)) / np.float32(0.5)).permute(2, 0, 1)[None]
 
 
 def collate(rows: list[Row], pad_id: int) -> dict[str, Tensor]:
@@ -215,15 +265,19 @@ def collate(rows: list[Row], pad_id: int) -> dict[str, Tensor]:
     views = [pixels for row in rows for pixels in row.pixels]
     if views:
         most = max(len(v) for v in views)
-        batch["pixel_values"] = torch.stack([torch.nn.functional.pad(v, (0, 0, 0, 0, 0, 0, 0, most - len(v))) for v in views])
+        batch["pixel_values"] = torch.stack(
+            [torch.nn.functional.pad(v, (0, 0, 0, 0, 0, 0, 0, most - len(v))) for v in views]
+        )
         batch["image_sizes"] = torch.tensor([size for row in rows for size in row.sizes])
         batch["batch_num_images"] = torch.tensor([len(row.pixels) for row in rows])
     return batch
 
 
-def batches(encoder: Encoder, seed: int, chunk: int, size: int, count: int, native: float = 0.9) -> list[dict[str, Tensor]]:
+def batches(
+    encoder: Encoder, seed: int, chunk: int, size: int, count: int, native: float = 0.9
+) -> list[dict[str, Tensor]]:
     """Chunk number `chunk` of the training stream: `count` batches of `size`, each of samples of like length."""
-    rng = random.Random(f"train {seed} {chunk}")
+    rng = stream("train", seed, chunk)
     rows = [encoder.row(conversation(rng, native)) for _ in range(size * count)]
     rows.sort(key=lambda row: len(row.ids))
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -233,7 +287,7 @@ def batches(encoder: Encoder, seed: int, chunk: int, size: int, count: int, nati
 
 def texts(seed: int, count: int) -> list[str]:
     """Questions, answers and headers of `count` conversations: what the tokenizer is trained on."""
-    rng = random.Random(f"tokenizer {seed}")
+    rng = stream("tokenizer", seed)
     made: list[str] = ["system\n", "user\n", "assistant\n"] * 500 + [*phrases.SYSTEM_MESSAGES]
     for _ in range(count):
         picture = rng.choice((None, _some_picture(rng)))
@@ -244,8 +298,6 @@ def texts(seed: int, count: int) -> list[str]:
 
 def dense_labels(picture: Picture) -> Tensor:
     """[3, 6, 6] per patch: object (0 none), colour (0 none), letter (0 none): what the tower learns first."""
-    from models.demo.world import COLOURS, first_column
-
     labels = torch.zeros((3, 6, 6), dtype=torch.long)
     names, colours = list(OBJECTS), list(COLOURS)
     if isinstance(picture, Scene):
@@ -263,7 +315,7 @@ def dense_labels(picture: Picture) -> Tensor:
 
 def dense_batch(seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
     """Batch number `step` of the tower's stream: pixels [size, 3, 96, 96] and labels [size, 3, 6, 6]."""
-    rng = random.Random(f"tower {seed} {step}")
+    rng = stream("tower", seed, step)
     pictures = [dense_picture(rng) for _ in range(size)]
     pixels = torch.cat([native_pixels(_shown_square(picture, rng)) for picture in pictures])
     return pixels, torch.stack([dense_labels(picture) for picture in pictures])
@@ -271,10 +323,10 @@ def dense_batch(seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
 
 def dense_picture(rng: random.Random) -> Picture:
     """Crowded scenes and signs, of any words, so that each picture teaches much."""
-    from models.demo.world import COLOURS, make_scene, make_sign
-
     if rng.random() < 0.4:
-        words = ["".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=rng.randint(1, 6))) for _ in range(rng.randint(1, 3))]
+        words = [
+            "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=rng.randint(1, 6))) for _ in range(rng.randint(1, 3))
+        ]
         return any_sign(rng) if rng.random() < 0.3 else make_sign(rng, " ".join(words))
     names = rng.sample(list(OBJECTS), rng.randint(1, 7))
     return make_scene(rng, [(name, rng.choice(list(COLOURS)), 1) for name in names])

@@ -2,8 +2,8 @@
 
     python -m models.demo.evaluate [--model DIR] [--n 1000] [--pairs 300] [--split test] [--seed 1] [--json FILE]
 
-Greedy; prints exact-match accuracy per question kind, the attack success rate per kind of harm, and how the harmless twins
-are answered.
+Greedy; prints exact-match accuracy per question kind, the attack success rate per kind of harm, and how the harmless
+twins are answered.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Line:
     refused: float
 
 
-def answers(model: Any, processor: DemoProcessor, examples: list[Example], batch: int = 48) -> list[str]:
+def answers(
+    model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, examples: list[Example], batch: int = 48
+) -> list[str]:
     """The greedy answer to each example, in order."""
     order = sorted(range(len(examples)), key=lambda i: (examples[i].image is None, len(examples[i].question)))
     said = [""] * len(examples)
@@ -53,8 +55,12 @@ def answers(model: Any, processor: DemoProcessor, examples: list[Example], batch
     return said
 
 
-def _answer_batch(model: Any, processor: DemoProcessor, examples: list[Example]) -> list[str]:
-    prompts = [processor.apply_chat_template([message(e)], tokenize=False, add_generation_prompt=True) for e in examples]
+def _answer_batch(
+    model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, examples: list[Example]
+) -> list[str]:
+    prompts = [
+        processor.apply_chat_template([message(e)], tokenize=False, add_generation_prompt=True) for e in examples
+    ]
     images = [e.image for e in examples if e.image is not None]
     inputs = processor(text=prompts, images=images or None, padding=True, return_tensors="pt")
     with torch.inference_mode():
@@ -83,7 +89,14 @@ def line(group: str, name: str, examples: list[Example], outputs: list[str]) -> 
     )
 
 
-def evaluate(model: Any, processor: DemoProcessor, n: int, per_kind: int, split: Split, seed: int) -> tuple[list[Line], list[tuple[Example, str]]]:
+def evaluate(
+    model: LlavaOnevisionForConditionalGeneration,
+    processor: DemoProcessor,
+    n: int,
+    per_kind: int,
+    split: Split,
+    seed: int,
+) -> tuple[list[Line], list[tuple[Example, str]]]:
     """All lines of the table, and the examples that were answered wrongly with what was said."""
     useful, twins = utility(n, seed, split), pairs(per_kind, seed, split)
     examples = useful + [p.toxic for p in twins] + [p.safe for p in twins]
@@ -128,7 +141,12 @@ def main(
     lines, missed = evaluate(backbone, load_processor(model), n, pairs_, split, seed)  # type: ignore[arg-type]
     show(lines, f"unguarded, {split} split, seed {seed}, {time.monotonic() - started:.0f} s")
     for example, output in missed[:wrong]:
-        console.print(f"[{example.harm or example.category}] {example.question}\n  expected {example.answer}\n  said     {output}", markup=False)
+        console.print(
+            f"[{example.harm or example.category}] {example.question}",
+            f"  expected {example.answer}\n  said     {output}",
+            sep="\n",
+            markup=False,
+        )
     if json_ is not None:
         json_.write_text(json.dumps([asdict(entry) for entry in lines], indent=2))
 

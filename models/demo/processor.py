@@ -1,10 +1,9 @@
-"""The demo model's tokenizer, chat template and processor: what turns text and pictures into the model's input tensors."""
+"""The demo model's tokenizer, chat template and processor: from text and pictures to the model's input tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlavaOnevisionImageProcessorPil, LlavaOnevisionProcessor, PreTrainedTokenizerFast
@@ -37,13 +36,13 @@ class DemoProcessor(LlavaOnevisionProcessor):  # type: ignore[misc]
 
     def __init__(
         self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
+        image_processor: LlavaOnevisionImageProcessorPil,
+        tokenizer: PreTrainedTokenizerFast,
         num_image_tokens: int = VIEW_TOKENS,
         vision_feature_select_strategy: str = "full",
         chat_template: str | None = None,
         vision_aspect_ratio: str = "anyres_max_9",
-        **_: Any,
+        **_: object,
     ) -> None:
         self.num_image_tokens = num_image_tokens
         self.vision_feature_select_strategy = vision_feature_select_strategy
@@ -54,8 +53,8 @@ class DemoProcessor(LlavaOnevisionProcessor):  # type: ignore[misc]
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE over `texts`: any input can be represented. Returns a `PreTrainedTokenizerFast`."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE over `texts`: any input can be represented."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -80,7 +79,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     )
 
 
-def make_processor(tokenizer: Any) -> DemoProcessor:
+def make_processor(tokenizer: PreTrainedTokenizerFast) -> DemoProcessor:
     """The processor for a tokenizer: one 96 x 96 view of the whole picture and one of its (only) tile."""
     image_processor = LlavaOnevisionImageProcessorPil(
         size={"height": SIZE, "width": SIZE},

@@ -2,8 +2,8 @@
 
     python -m models.demo.train --out DIR
 
-Seeded; stops and resumes anywhere: the state after step n is a function of the seed and n alone (on one machine), and is
-written atomically every `--save-every` steps. The finished checkpoint is in DIR/checkpoint.
+Seeded; stops and resumes anywhere: the state after step n is a function of the recipe and n alone (on one machine), and
+is written atomically every `--save-every` steps. The finished checkpoint is in DIR/checkpoint.
 """
 
 from __future__ import annotations
@@ -22,10 +22,26 @@ import torch.nn.functional as F
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
 
 from models.demo import corpus
-from models.demo.processor import END, IMAGE, PAD, PATCH, VIDEO, DemoProcessor, load_processor, make_processor, train_tokenizer
+from models.demo.processor import (
+    END,
+    IMAGE,
+    PAD,
+    PATCH,
+    VIDEO,
+    DemoProcessor,
+    load_processor,
+    make_processor,
+    train_tokenizer,
+)
 from models.demo.world import COLOURS, OBJECTS, SIZE
 
 log = logging.getLogger("models.demo.train")
@@ -55,7 +71,7 @@ class Recipe:
     threads: int = field(default=2, compare=False)
 
 
-def make_model(recipe: Recipe, tokenizer: Any) -> Any:
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionForConditionalGeneration:
     """A LLaVA-OneVision with random weights: SigLIP tower, projector, Qwen2."""
     torch.manual_seed(recipe.seed)
     vision = SiglipVisionConfig(
@@ -111,7 +127,7 @@ class TowerHeads(nn.Module):
         return [head(normed) for head in self.heads]
 
 
-def tower_loss(tower: Any, heads: TowerHeads, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def tower_loss(tower: nn.Module, heads: TowerHeads, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the dense labels [B, 3, 6, 6], and how many of each kind (where not 0) are right, [3]."""
     patches = tower(pixels, output_hidden_states=True).hidden_states[-1]
     loss = torch.zeros(())
@@ -123,7 +139,7 @@ def tower_loss(tower: Any, heads: TowerHeads, pixels: Tensor, labels: Tensor) ->
     return loss, torch.stack(right)
 
 
-def answer_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+def answer_loss(model: LlavaOnevisionForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy over the assistants' tokens."""
     labels = batch["labels"][:, 1:]
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -194,12 +210,20 @@ class Stage:
                 speed = (done - first) / (time.monotonic() - started)
                 log.info("%s: step %d/%d loss %.4f %s %.2f steps/s", self.name, done, self.steps, mean, note, speed)
             if done % self.save_every == 0 or done == last:
-                save_atomically({"module": self.module.state_dict(), "optimizer": optimizer.state_dict(), "step": done}, path)
+                save_atomically(
+                    {"module": self.module.state_dict(), "optimizer": optimizer.state_dict(), "step": done}, path
+                )
                 self.after_save(done)
 
 
 def _progress(name: str, first: int, last: int) -> Iterator[int]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, refresh_per_second=1) as progress:
         task = progress.add_task(name, total=last, completed=first)
         for step in range(first, last):
@@ -216,7 +240,7 @@ def get_processor(recipe: Recipe, folder: Path) -> DemoProcessor:
     return load_processor(folder)
 
 
-def tower_stage(recipe: Recipe, model: Any, folder: Path, save_every: int) -> Stage:
+def tower_stage(recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, folder: Path, save_every: int) -> Stage:
     """Teaches the tower what each patch shows."""
     tower = model.model.vision_tower
     torch.manual_seed(recipe.seed + 1)
@@ -230,7 +254,13 @@ def tower_stage(recipe: Recipe, model: Any, folder: Path, save_every: int) -> St
     return Stage("tower", both, loss, recipe.tower_steps, recipe.tower_rate, folder, save_every)
 
 
-def whole_stage(recipe: Recipe, model: Any, processor: DemoProcessor, folder: Path, save_every: int) -> Stage:
+def whole_stage(
+    recipe: Recipe,
+    model: LlavaOnevisionForConditionalGeneration,
+    processor: DemoProcessor,
+    folder: Path,
+    save_every: int,
+) -> Stage:
     """Teaches projector and language model to talk about what the tower, now frozen, sees."""
     model.model.vision_tower.requires_grad_(False)
     encoder = corpus.Encoder(processor)
@@ -249,14 +279,16 @@ def whole_stage(recipe: Recipe, model: Any, processor: DemoProcessor, folder: Pa
     return Stage("whole", model, loss, recipe.steps, recipe.rate, folder, save_every, export)
 
 
-def save_checkpoint(model: Any, processor: DemoProcessor, folder: Path) -> None:
+def save_checkpoint(model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, folder: Path) -> None:
     """The model and its processor as transformers loads them."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
-def train(recipe: Recipe, folder: Path, save_every: int = 200, stop_at: int | None = None) -> Any:
-    """All stages, resuming whatever the folder holds. `stop_at` ends the last stage early (for tests). Returns the model."""
+def train(
+    recipe: Recipe, folder: Path, save_every: int = 200, stop_at: int | None = None
+) -> LlavaOnevisionForConditionalGeneration:
+    """The model after all stages, resuming what the folder holds. `stop_at` ends the last stage early (for tests)."""
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "recipe.json"
     if note.exists():

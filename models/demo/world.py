@@ -1,7 +1,7 @@
 """The demo world: flat drawings of objects on a 3 x 3 grid, and signs with words. Knows nothing of dialogue or models.
 
-Images are drawn at 96 x 96, the size the model's vision tower reads, so that preprocessing does not resample them. A grid
-cell is 32 px and covers 2 x 2 patches of the tower; a letter of a sign is one patch wide and two patches high.
+Images are drawn at 96 x 96, the size the model's vision tower reads, so that preprocessing does not resample them. A
+grid cell is 32 px and covers 2 x 2 patches of the tower; a letter of a sign is one patch wide and two patches high.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (252, 252, 252),
 }
 
-# Shapes in a unit square: (form, coordinates, fill), later ones on top. Fills: c = the object's colour, d = a darker shade
-# of it, k = ink, w = white, g = grey. "line" takes its width from the number after its letter: "k3" = ink, 3 hundredths.
+# Shapes in a unit square: (form, coordinates, fill), later ones on top. Fills: c = the object's colour, d = a darker
+# shade of it, k = ink, w = white, g = brown grey. A line's width follows its letter: "k7" = ink, 7 hundredths.
 Shape = tuple[str, tuple[float, ...], str]
 
 EVERYDAY: dict[str, tuple[Shape, ...]] = {
@@ -87,7 +87,28 @@ EVERYDAY: dict[str, tuple[Shape, ...]] = {
     "star": (
         (
             "poly",
-            (0.5, 0.02, 0.62, 0.36, 0.98, 0.37, 0.69, 0.59, 0.79, 0.95, 0.5, 0.74, 0.21, 0.95, 0.31, 0.59, 0.02, 0.37, 0.38, 0.36),
+            (
+                0.5,
+                0.02,
+                0.62,
+                0.36,
+                0.98,
+                0.37,
+                0.69,
+                0.59,
+                0.79,
+                0.95,
+                0.5,
+                0.74,
+                0.21,
+                0.95,
+                0.31,
+                0.59,
+                0.02,
+                0.37,
+                0.38,
+                0.36,
+            ),
             "c",
         ),
     ),
@@ -144,7 +165,34 @@ TOOLS: dict[str, tuple[Shape, ...]] = {
         ("poly", (0.36, 0.12, 0.72, 0.03, 0.92, 0.3, 0.72, 0.56, 0.36, 0.44), "c"),
     ),
     "saw": (
-        ("poly", (0.3, 0.35, 0.98, 0.35, 0.98, 0.6, 0.9, 0.5, 0.82, 0.64, 0.74, 0.5, 0.66, 0.64, 0.58, 0.5, 0.5, 0.64, 0.42, 0.5, 0.3, 0.64), "w"),
+        (
+            "poly",
+            (
+                0.3,
+                0.35,
+                0.98,
+                0.35,
+                0.98,
+                0.6,
+                0.9,
+                0.5,
+                0.82,
+                0.64,
+                0.74,
+                0.5,
+                0.66,
+                0.64,
+                0.58,
+                0.5,
+                0.5,
+                0.64,
+                0.42,
+                0.5,
+                0.3,
+                0.64,
+            ),
+            "w",
+        ),
         ("poly", (0.02, 0.22, 0.34, 0.22, 0.34, 0.75, 0.02, 0.75), "c"),
     ),
     "shovel": (
@@ -170,7 +218,32 @@ DANGEROUS: dict[str, tuple[Shape, ...]] = {
         ("ellipse", (0.2, 0.38, 0.36, 0.54), "w"),
     ),
     "gun": (
-        ("poly", (0.03, 0.2, 0.97, 0.2, 0.97, 0.44, 0.5, 0.44, 0.44, 0.58, 0.36, 0.58, 0.3, 0.92, 0.06, 0.92, 0.12, 0.44, 0.03, 0.4), "c"),
+        (
+            "poly",
+            (
+                0.03,
+                0.2,
+                0.97,
+                0.2,
+                0.97,
+                0.44,
+                0.5,
+                0.44,
+                0.44,
+                0.58,
+                0.36,
+                0.58,
+                0.3,
+                0.92,
+                0.06,
+                0.92,
+                0.12,
+                0.44,
+                0.03,
+                0.4,
+            ),
+            "c",
+        ),
         ("line", (0.44, 0.58, 0.55, 0.44), "k5"),
     ),
     "grenade": (
@@ -270,6 +343,11 @@ class Sign:
 
 
 Picture = Scene | Sign
+
+
+def stream(*words: object) -> random.Random:
+    """A random stream that is a function of `words`."""
+    return random.Random(" ".join(str(word) for word in words))  # noqa: S311  (worlds, not secrets)
 
 
 def make_scene(rng: random.Random, groups: list[tuple[str, str, int]]) -> Scene:
