@@ -6,9 +6,6 @@ the weights. The name is kept for people; a model may be served from another fol
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from models.backbone import BackboneInfo
+from steering.files import digest, write_whole
 from steering.head import RefusalHead
 from steering.prober import Prober
 
@@ -85,6 +83,9 @@ class LayerFigures(_Frozen):
     layer: int = Field(ge=0)
     sas: float
     auroc: Rate
+    sas_low: float | None = None  # 95 % bootstrap interval
+    sas_high: float | None = None
+    accuracy: Rate | None = None  # balanced, at even odds
 
 
 class Threshold(_Frozen):
@@ -127,9 +128,9 @@ def save_bundle(
         f"{part}.{name}": t.detach().cpu().contiguous() for part, state in parts.items() for name, t in state.items()
     }
     data = save_tensors(named)
-    manifest = manifest.model_copy(update={"tensors_hash": _hash(data)})
-    _write(folder / TENSORS, data)
-    _write(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+    manifest = manifest.model_copy(update={"tensors_hash": digest(data)})
+    write_whole(folder / TENSORS, data)
+    write_whole(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
 def load_guard(folder: Path, info: BackboneInfo) -> Guard:
@@ -141,7 +142,7 @@ def load_guard(folder: Path, info: BackboneInfo) -> Guard:
     if manifest.layer > info.num_layers:
         raise BundleError(f"{folder / MANIFEST}: layer {manifest.layer} is not one of 0..{info.num_layers}")
     data = _read(folder / TENSORS)
-    if _hash(data) != manifest.tensors_hash:
+    if digest(data) != manifest.tensors_hash:
         raise BundleError(f"{folder / TENSORS} is not the file that {MANIFEST} was written with")
     try:
         tensors = load_tensors(data)
@@ -177,26 +178,8 @@ def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise BundleError(f"cannot read the guard bundle's {path}: {error.strerror}") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        beside = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            beside.chmod(0o644)
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -15,7 +15,10 @@ from torch import Tensor
 from models.backbone import Backbone, Row
 from models.inputs import Prompt
 from steering.guard import Guard
+from steering.head import RefusalHead
 from steering.policy import Decision, Mode, Policy, Verdict, decide
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,10 @@ def prompt_of(backbone: Backbone, question: Question) -> Prompt:
     )
 
 
-def batches(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
+def batches(things: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Consecutive groups of `size`."""
-    for start in range(0, len(questions), size):
-        yield questions[start : start + size]
+    for start in range(0, len(things), size):
+        yield things[start : start + size]
 
 
 @contextmanager
@@ -73,10 +76,10 @@ def open_rows(backbone: Backbone, questions: Sequence[Question], max_tokens: int
 
 @torch.no_grad()
 def prompt_states(backbone: Backbone, questions: Sequence[Question], layers: Sequence[int]) -> Tensor:
-    """States `[B, layers, d]` of a batch at the last prompt token, in fp32 on the CPU."""
+    """States `[B, layers, d]` of a batch at the last prompt token, on the CPU."""
     with open_rows(backbone, questions, 1) as rows, backbone.tap(layers) as tap:
         backbone.prefill(rows)
-        return tap.states.float().cpu()
+        return tap.states.cpu()
 
 
 @torch.no_grad()
@@ -89,6 +92,47 @@ def forced_states(backbone: Backbone, questions: Sequence[Question], ids: Sequen
 
 
 @torch.no_grad()
+def score_batch(backbone: Backbone, guard: Guard, questions: Sequence[Question]) -> list[float]:
+    """The guard's scores of a batch."""
+    with open_rows(backbone, questions, 1) as rows, backbone.tap(guard.layer) as tap:
+        backbone.prefill(rows)
+        return guard.score(tap.states).tolist()
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A greedy answer: its tokens, and the unguarded model's mean log-probability of them and the end."""
+
+    ids: list[int]
+    log_probability: float
+
+
+@torch.no_grad()
+def generate(
+    backbone: Backbone, rows: Sequence[Row], hidden: Tensor, head: RefusalHead | None, eps: Tensor, max_tokens: int
+) -> list[Generated]:
+    """Decode prefilled rows greedily, from `hidden` `[B, d]`, steered by eps `[B]`."""
+    outputs: list[list[int]] = [[] for _ in rows]
+    likely: list[list[float]] = [[] for _ in rows]
+    live = list(range(len(rows)))
+    while live:
+        steered = hidden if head is None else head.steer(hidden, eps[live])
+        chosen = backbone.logits(steered).argmax(-1)
+        plain = backbone.logits(hidden).float().log_softmax(-1)
+        tokens, gains = chosen.tolist(), plain.gather(1, chosen[:, None])[:, 0].tolist()
+        going = []
+        for place, (token, gain) in enumerate(zip(tokens, gains, strict=True)):
+            likely[live[place]].append(gain)
+            if token not in backbone.info.eos_ids:
+                outputs[live[place]].append(token)
+                if len(outputs[live[place]]) < max_tokens:
+                    going.append(place)
+        live = [live[place] for place in going]
+        if live:
+            hidden = backbone.decode([rows[i] for i in live], torch.tensor([outputs[i][-1] for i in live]))
+    return [Generated(ids, sum(gains) / len(gains)) for ids, gains in zip(outputs, likely, strict=True)]
+
+
 def answer(
     backbone: Backbone, questions: Sequence[Question], guard: Guard, policy: Policy, max_tokens: int
 ) -> list[Answered]:
@@ -100,21 +144,8 @@ def answer(
         scores = [0.0] * len(rows) if policy.mode is Mode.OFF else guard.score(tap.states).tolist()
         decisions = decide(scores, policies)
         eps = torch.tensor([decision.eps for decision in decisions], device=hidden.device)
-        outputs: list[list[int]] = [[] for _ in rows]
-        live = list(range(len(rows)))
-        while live:
-            tokens = backbone.logits(guard.steer(hidden, eps[live])).argmax(-1).tolist()
-            going = [
-                place
-                for place, token in enumerate(tokens)
-                if token not in backbone.info.eos_ids and len(outputs[live[place]]) < max_tokens
-            ]
-            for place in going:
-                outputs[live[place]].append(tokens[place])
-            live = [live[place] for place in going]
-            if live:
-                hidden = backbone.decode([rows[i] for i in live], torch.tensor([outputs[i][-1] for i in live]))
-    texts = [backbone.tokenizer.decode(ids, skip_special_tokens=True) for ids in outputs]
+        outputs = generate(backbone, rows, hidden, guard.head, eps, max_tokens)
+    texts = [backbone.tokenizer.decode(output.ids, skip_special_tokens=True) for output in outputs]
     return [
         Answered(policy.refusal if decision.verdict is Verdict.BLOCKED else text, decision)
         for text, decision in zip(texts, decisions, strict=True)

@@ -28,6 +28,10 @@ class PairsError(ValueError):
     """A file of pairs or prompts cannot be used; the message names file and row."""
 
 
+class FitError(ValueError):
+    """The data cannot carry a guard; the message says what is missing."""
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -224,9 +228,9 @@ def check(items: Sequence[Item]) -> list[Problem]:
     for item in items:
         if times[item.id] > 1:
             problems.append(Problem(item.where, item.id, f"the id is used {times[item.id]} times"))
-        for picture in {image for side in item.questions for image in side.images if isinstance(image, Path)}:
-            if not picture.is_file():
-                problems.append(Problem(item.where, item.id, f"no image {picture}"))
+        pictures = {image for side in item.questions for image in side.images if isinstance(image, Path)}
+        missing = sorted(picture for picture in pictures if not picture.is_file())
+        problems += [Problem(item.where, item.id, f"no image {picture}") for picture in missing]
         if item.toxic is not None and item.toxic == item.safe:
             problems.append(Problem(item.where, item.id, "toxic and safe are the same prompt"))
     return problems

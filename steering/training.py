@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,29 +57,50 @@ def fit_prober(
     return prober.requires_grad_(requires_grad=False), losses
 
 
+@dataclass(frozen=True)
+class Forced:
+    """Places in teacher-forced refusals: hidden states `[M, d]` and the token that follows each, `[M]`."""
+
+    hidden: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, hidden: Tensor, ids: Sequence[int]) -> Forced:
+        """The places of one refusal `ids` `[T]` after each of `N` prompts; hidden `[N, T, d]`."""
+        return cls(hidden.flatten(0, 1), torch.tensor(ids, device=hidden.device).repeat(len(hidden)))
+
+    @classmethod
+    def join(cls, parts: Sequence[Forced]) -> Forced:
+        """All places of several refusals."""
+        return cls(torch.cat([part.hidden for part in parts]), torch.cat([part.targets for part in parts]))
+
+
 def fit_head(
-    train: Tensor,
-    held_out: Tensor,
-    targets: Tensor,
+    train: Forced,
+    held_out: Forced,
     logits: Callable[[Tensor], Tensor],
     *,
     rank: int | None = None,
-    optimisation: Optimisation = Optimisation(epochs=30, batch=32),
+    optimisation: Optimisation = Optimisation(epochs=30),
 ) -> tuple[RefusalHead, list[float]]:
-    """A head that says `targets` `[T]` at eps 1, and its held-out loss per epoch.
+    """A head that says the refusals at eps 1, and its held-out loss per epoch.
 
-    `train`, `held_out` `[N, T, d]`: hidden states of prompts with the refusal teacher-forced, in the places that
-    predict it. They do not depend on W, which sits after the last norm, so they are computed once.
-    `logits`: `[B, d] -> [B, V]`, the backbone's.
+    The hidden states do not depend on W, which sits after the last norm, so they are computed once.
+    `logits`: `[M, d] -> [M, V]`, the backbone's.
     """
     torch.manual_seed(optimisation.seed)
-    head = RefusalHead(train.shape[-1], rank)
+    head = RefusalHead(train.hidden.shape[-1], rank).to(train.hidden.device)
 
-    def loss_on(hidden: Tensor) -> Tensor:
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        return F.cross_entropy(logits(flat + head(flat)).float(), targets.repeat(len(hidden)))
+    def loss_on(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits(hidden + head(hidden)).float(), targets)
 
-    losses = _descend(head, len(train), lambda rows: loss_on(train[rows]), lambda: loss_on(held_out), optimisation)
+    losses = _descend(
+        head,
+        len(train.targets),
+        lambda rows: loss_on(train.hidden[rows], train.targets[rows]),
+        lambda: loss_on(held_out.hidden, held_out.targets),
+        optimisation,
+    )
     return head.requires_grad_(requires_grad=False), losses
 
 
