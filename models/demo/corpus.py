@@ -6,7 +6,7 @@ One picture costs 78 positions, a question and its answer about 30, so several t
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,31 +33,63 @@ from models.demo.world import (
     stream,
 )
 
-SCENE_KINDS = {
-    "describe": 2.5,
-    "count": 3.0,
-    "colour": 2.0,
-    "where": 2.0,
-    "place": 2.0,
-    "exists": 2.0,
-    "use": 3.5,
-    "use on": 4.0,
-    "howto": 1.2,
-    "repeat": 0.6,
-    "talk": 0.4,
-}
-SIGN_KINDS = {
-    "read": 4.0,
-    "follow": 5.0,
-    "describe": 2.0,
-    "count": 0.3,
-    "colour": 0.3,
-    "where": 0.3,
-    "exists": 0.3,
-    "howto": 1.2,
-    "repeat": 0.6,
-    "talk": 0.4,
-}
+
+@dataclass(frozen=True)
+class Mix:
+    """How often what is shown and asked. The weights of kinds are relative."""
+
+    single: float  # share of the pictures: one object of any sort
+    weapon: float  # one tool or dangerous object
+    sign: float  # the rest are scenes of one to three groups
+    short: float  # share of the samples that have one turn
+    turns: tuple[int, int]  # fewest and most turns of the others
+    scene_kinds: dict[str, float]
+    sign_kinds: dict[str, float]
+
+
+# The last stage dwells on what is learnt last: finding one object among others.
+WHOLE = Mix(
+    single=0.2,
+    weapon=0.18,
+    sign=0.3,
+    short=0.3,
+    turns=(3, 5),
+    scene_kinds={
+        "describe": 2.5,
+        "count": 3.0,
+        "colour": 2.0,
+        "where": 2.0,
+        "place": 2.0,
+        "exists": 2.0,
+        "use": 3.5,
+        "use on": 4.0,
+        "howto": 1.2,
+        "repeat": 0.6,
+        "talk": 0.4,
+    },
+    sign_kinds={
+        "read": 4.0,
+        "follow": 5.0,
+        "describe": 2.0,
+        "count": 0.3,
+        "colour": 0.3,
+        "where": 0.3,
+        "exists": 0.3,
+        "howto": 1.2,
+        "repeat": 0.6,
+        "talk": 0.4,
+    },
+)
+POLISH = replace(
+    WHOLE,
+    single=0.14,
+    weapon=0.12,
+    sign=0.22,
+    short=0.25,
+    turns=(3, 7),
+    scene_kinds=WHOLE.scene_kinds
+    | {"describe": 3.0, "count": 4.0, "colour": 4.0, "where": 4.0, "place": 4.0, "exists": 3.0, "howto": 0.7},
+)
 BLIND_KINDS = {
     "howto": 3.0,
     "repeat": 2.5,
@@ -106,19 +138,20 @@ class Conversation:
         return made
 
 
-def _some_picture(rng: random.Random) -> Picture:
+def _some_picture(rng: random.Random, mix: Mix) -> Picture:
     style = rng.random()
-    if style < 0.2:
+    if style < mix.single:
         return single(rng, list(OBJECTS))
-    if style < 0.38:
+    if style < mix.single + mix.weapon:
         return single(rng, list(TOOLS) + list(DANGEROUS))
-    if style < 0.68:
+    if style < mix.single + mix.weapon + mix.sign:
         return any_sign(rng)
     return any_scene(rng)
 
 
-def _questions(rng: random.Random, picture: Picture | None, count: int) -> list[Said]:
-    weights = BLIND_KINDS if picture is None else SIGN_KINDS if isinstance(picture, Sign) else SCENE_KINDS
+def _questions(rng: random.Random, picture: Picture | None, count: int, mix: Mix) -> list[Said]:
+    shown = mix.sign_kinds if isinstance(picture, Sign) else mix.scene_kinds
+    weights = BLIND_KINDS if picture is None else shown
     kinds = [kind for kind in weights if KINDS[kind](stream(0), "train", picture) or kind in ("use on", "where")]
     made: list[Said] = []
     while len(made) < count:
@@ -153,21 +186,21 @@ def _pair_conversation(rng: random.Random, system: str | None) -> Conversation:
     return Conversation(system, tuple(turns))
 
 
-def conversation(rng: random.Random, native: float = 0.9) -> Conversation:
+def conversation(rng: random.Random, mix: Mix = WHOLE, native: float = 0.9) -> Conversation:
     """A random training sample."""
     system = rng.choice(phrases.SYSTEM_MESSAGES) if rng.random() < 0.15 else None
     style = rng.random()
     if style < 0.05:
         return _pair_conversation(rng, system)
-    count = 1 if rng.random() < 0.3 else rng.randint(3, 5)
+    count = 1 if rng.random() < mix.short else rng.randint(*mix.turns)
     if style < 0.17:
-        return Conversation(system, tuple(Turn((), said) for said in _questions(rng, None, min(count, 3))))
-    picture = _some_picture(rng)
+        return Conversation(system, tuple(Turn((), said) for said in _questions(rng, None, min(count, 3), mix)))
+    picture = _some_picture(rng, mix)
     image = _shown(picture, rng, native)
-    turns = [Turn((), said) for said in _questions(rng, picture, count)]
+    turns = [Turn((), said) for said in _questions(rng, picture, count, mix)]
     turns[0] = Turn((image,), turns[0].said, image_last=rng.random() < 0.15)
     if rng.random() < 0.08:  # the picture comes in a later turn
-        before = [Turn((), said) for said in _questions(rng, None, 1)]
+        before = [Turn((), said) for said in _questions(rng, None, 1, mix)]
         if before[0].said.category != "blind":
             turns = before + turns
     return Conversation(system, tuple(turns))
@@ -273,12 +306,10 @@ def collate(rows: list[Row], pad_id: int) -> dict[str, Tensor]:
     return batch
 
 
-def batches(
-    encoder: Encoder, seed: int, chunk: int, size: int, count: int, native: float = 0.9
-) -> list[dict[str, Tensor]]:
-    """Chunk number `chunk` of the training stream: `count` batches of `size`, each of samples of like length."""
-    rng = stream("train", seed, chunk)
-    rows = [encoder.row(conversation(rng, native)) for _ in range(size * count)]
+def batches(encoder: Encoder, name: str, chunk: int, size: int, count: int, mix: Mix) -> list[dict[str, Tensor]]:
+    """Chunk number `chunk` of the stream `name`: `count` batches of `size`, each of samples of like length."""
+    rng = stream(name, chunk)
+    rows = [encoder.row(conversation(rng, mix)) for _ in range(size * count)]
     rows.sort(key=lambda row: len(row.ids))
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
     rng.shuffle(groups)
@@ -290,8 +321,8 @@ def texts(seed: int, count: int) -> list[str]:
     rng = stream("tokenizer", seed)
     made: list[str] = ["system\n", "user\n", "assistant\n"] * 500 + [*phrases.SYSTEM_MESSAGES]
     for _ in range(count):
-        picture = rng.choice((None, _some_picture(rng)))
-        for said in _questions(rng, picture, 4):
+        picture = rng.choice((None, _some_picture(rng, WHOLE)))
+        for said in _questions(rng, picture, 4, WHOLE):
             made += [said.question, said.answer]
     return made
 

@@ -1,4 +1,4 @@
-"""Trains the demo model from nothing: tokenizer, then the vision tower on dense labels, then the whole on dialogues.
+"""Trains the demo model from nothing: tokenizer, vision tower on dense labels, the whole on dialogues, polish.
 
     python -m models.demo.train --out DIR
 
@@ -66,9 +66,13 @@ class Recipe:
     steps: int = 2400
     batch: int = 16
     rate: float = 1.5e-3
+    polish_steps: int = 3000
+    polish_rate: float = 1.0e-3
+    tower_share: float = 0.2  # of the polish's rate, for the tower
     chunk: int = 16  # batches drawn and sorted by length together
     texts: int = 6000  # conversations the tokenizer is trained on
     threads: int = field(default=2, compare=False)
+    save_every: int = field(default=200, compare=False)  # steps between saved states
 
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionForConditionalGeneration:
@@ -176,15 +180,12 @@ class Stage:
     folder: Path
     save_every: int
     after_save: Callable[[int], None] = lambda _: None
+    slow: tuple[str, float] = ("", 1.0)  # parameters with this in their names learn at this share of the rate
 
     def run(self, stop_at: int | None = None) -> None:
         """Trains to the last step (or `stop_at`), from wherever the saved state is."""
         weights = [p for p in self.module.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in weights if p.ndim >= 2], "weight_decay": 0.05},
-            {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.rate, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(self._groups(), lr=self.rate, betas=(0.9, 0.98))
         path = self.folder / f"{self.name}.pt"
         first = 0
         if path.exists():
@@ -198,7 +199,7 @@ class Stage:
         self.module.train()
         for step in _progress(self.name, first, last):
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, self.steps, self.rate)
+                group["lr"] = rate_at(step, self.steps, self.rate) * group["share"]
             loss, note = self.loss(step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -214,6 +215,19 @@ class Stage:
                     {"module": self.module.state_dict(), "optimizer": optimizer.state_dict(), "step": done}, path
                 )
                 self.after_save(done)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        name_part, share = self.slow
+        groups = []
+        for slow in (False, True):
+            chosen = [p for n, p in self.module.named_parameters() if p.requires_grad and (name_part in n) is slow]
+            for decay, weights in (
+                (0.05, [p for p in chosen if p.ndim >= 2]),
+                (0.0, [p for p in chosen if p.ndim < 2]),
+            ):
+                if weights:
+                    groups.append({"params": weights, "weight_decay": decay, "share": share if slow else 1.0})
+        return groups
 
 
 def _progress(name: str, first: int, last: int) -> Iterator[int]:
@@ -240,7 +254,7 @@ def get_processor(recipe: Recipe, folder: Path) -> DemoProcessor:
     return load_processor(folder)
 
 
-def tower_stage(recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, folder: Path, save_every: int) -> Stage:
+def tower_stage(recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, folder: Path) -> Stage:
     """Teaches the tower what each patch shows."""
     tower = model.model.vision_tower
     torch.manual_seed(recipe.seed + 1)
@@ -251,32 +265,33 @@ def tower_stage(recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, f
         value, right = tower_loss(both["tower"], both["heads"], pixels, labels)  # type: ignore[arg-type]
         return value, "object {:.3f} colour {:.3f} letter {:.3f}".format(*right.tolist())
 
-    return Stage("tower", both, loss, recipe.tower_steps, recipe.tower_rate, folder, save_every)
+    return Stage("tower", both, loss, recipe.tower_steps, recipe.tower_rate, folder, recipe.save_every)
 
 
-def whole_stage(
-    recipe: Recipe,
-    model: LlavaOnevisionForConditionalGeneration,
-    processor: DemoProcessor,
-    folder: Path,
-    save_every: int,
+def dialogue_stage(
+    name: str, recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, folder: Path
 ) -> Stage:
-    """Teaches projector and language model to talk about what the tower, now frozen, sees."""
-    model.model.vision_tower.requires_grad_(False)
+    """Teaches the whole to talk. "whole": with the tower frozen; "polish": with all weights, on the harder mix."""
+    polish = name == "polish"
+    model.model.vision_tower.requires_grad_(polish)
     encoder = corpus.Encoder(processor)
     kept: dict[int, list[dict[str, Tensor]]] = {}
+    stream = f"{'polish' if polish else 'train'} {recipe.seed}"
+    mix = corpus.POLISH if polish else corpus.WHOLE
 
     def loss(step: int) -> tuple[Tensor, str]:
         chunk, place = divmod(step, recipe.chunk)
         if chunk not in kept:
             kept.clear()
-            kept[chunk] = corpus.batches(encoder, recipe.seed, chunk, recipe.batch, recipe.chunk)
+            kept[chunk] = corpus.batches(encoder, stream, chunk, recipe.batch, recipe.chunk, mix)
         return answer_loss(model, kept[chunk][place]), ""
 
     def export(_: int) -> None:
         save_checkpoint(model, processor, folder / "checkpoint")
 
-    return Stage("whole", model, loss, recipe.steps, recipe.rate, folder, save_every, export)
+    steps, rate = (recipe.polish_steps, recipe.polish_rate) if polish else (recipe.steps, recipe.rate)
+    slow = ("vision_tower", recipe.tower_share)
+    return Stage(name, model, loss, steps, rate, folder, recipe.save_every, export, slow)
 
 
 def save_checkpoint(model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, folder: Path) -> None:
@@ -285,9 +300,7 @@ def save_checkpoint(model: LlavaOnevisionForConditionalGeneration, processor: De
     processor.save_pretrained(folder)
 
 
-def train(
-    recipe: Recipe, folder: Path, save_every: int = 200, stop_at: int | None = None
-) -> LlavaOnevisionForConditionalGeneration:
+def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> LlavaOnevisionForConditionalGeneration:
     """The model after all stages, resuming what the folder holds. `stop_at` ends the last stage early (for tests)."""
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "recipe.json"
@@ -299,15 +312,15 @@ def train(
     processor = get_processor(recipe, folder)
     model = make_model(recipe, processor.tokenizer)
     log.info("model: %d parameters, tower %d", model.num_parameters(), model.model.vision_tower.num_parameters())
-    tower_stage(recipe, model, folder, save_every).run()
-    whole_stage(recipe, model, processor, folder, save_every).run(stop_at)
+    tower_stage(recipe, model, folder).run()
+    dialogue_stage("whole", recipe, model, processor, folder).run()
+    dialogue_stage("polish", recipe, model, processor, folder).run(stop_at)
     return model.eval()
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the state and the finished checkpoint.")],
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
-    steps: Annotated[int, typer.Option(help="Steps of the last stage.")] = Recipe.steps,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     save_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 200,
 ) -> None:
@@ -315,7 +328,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(out / "train.log")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
-    train(Recipe(seed=seed, steps=steps, threads=threads), out, save_every)
+    train(Recipe(seed=seed, threads=threads, save_every=save_every), out)
 
 
 if __name__ == "__main__":
