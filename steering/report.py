@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
@@ -98,7 +99,7 @@ def _layers(manifest: Manifest) -> Figure:
     right.set(xlabel="layer", ylim=(0.45, 1.02), title="Prober, validation part")
     for axes in (left, right):
         axes.axvline(manifest.layer, color=ACCENT, linestyle=":", label=f"guarded layer {manifest.layer}")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
     return figure
 
@@ -245,15 +246,14 @@ def summary(report: Mapping[str, Any], manifest: Manifest) -> list[str]:
     model = f"{manifest.model.architecture} with {manifest.model.num_layers} layers"
     rate, caught = f"{report['default_fpr']:.1%}", f"{figures['tpr']:.1%}"
     exact, begun = f"{best['exact']:.1%}", f"{best['begins']:.1%}"
+    fresh = f"AUROC {figures['auroc']:.4f}, calibration error {figures['calibration_error']:.3f}"
     return [
-        f"Fitted on {report['pairs']} training pairs, {manifest.data_size} prompts in all, {manifest.date}, on {model}.",
+        f"Fitted on {report['pairs']} training pairs, {manifest.data_size} prompts in all, on {model}.",
         f"It reads layer {manifest.layer} ({report['chosen_by']}). {agreement}",
-        f"Fresh prompts (calibration part): AUROC {figures['auroc']:.4f}, calibration error "
-         f"{figures['calibration_error']:.3f}.",
-        f"The default threshold {manifest.threshold:.4g} aims at a false-positive rate of {rate}. Expect it to catch "
-         f"{caught} of prompts like the toxic ones here; nothing is promised about prompts unlike these.",
-        f"A flagged answer is steered with eps {manifest.eps:g}: of toxic validation prompts {exact} then got exactly a "
-         f"refusal, {begun} began like one.",
+        f"Fresh prompts (the calibration part): {fresh}.",
+        f"The default threshold {manifest.threshold:.4g} aims at a false-positive rate of {rate}.",
+        f"Expect it to catch {caught} of prompts like the toxic ones here; about others nothing is promised.",
+        f"Steered with eps {manifest.eps:g}, {exact} of toxic prompts (validation) got exactly a refusal, {begun} its start.",
         f"A bag of words alone reaches AUROC {report['words_auroc']:.3f} on the same fresh prompts.",
     ]
 

@@ -86,7 +86,7 @@ def test_bad_files_are_refused_by_row(tmp_path: Path, text: str, says: str) -> N
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PairsError, match="nothing.jsonl"):
+    with pytest.raises(PairsError, match=r"nothing\.jsonl"):
         read_pairs(tmp_path / "nothing.jsonl")
 
 

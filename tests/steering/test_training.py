@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from steering.prober import Prober
-from steering.training import Optimisation, States, fit_head, fit_prober
+from steering.training import Forced, Optimisation, States, fit_head, fit_prober
 from tests.reference import prober as reference
 
 
@@ -97,12 +97,11 @@ def test_the_head_learns_to_say_the_refusal(vocabulary: Tensor, rank: int | None
     places = 2 * torch.randn(4, 24, generator=generator)
     hidden = [places + 0.3 * torch.randn(n, 4, 24, generator=generator) for n in (64, 16)]
     head, losses = fit_head(
-        hidden[0],
-        hidden[1],
-        targets,
+        Forced.of(hidden[0], targets.tolist()),
+        Forced.of(hidden[1], targets.tolist()),
         lambda h: h @ vocabulary.T,
         rank=rank,
-        optimisation=Optimisation(epochs=60, batch=16, learning_rate=1e-2),
+        optimisation=Optimisation(epochs=60, batch=64, learning_rate=1e-2),
     )
     fresh = places + 0.3 * torch.randn(20, 4, 24, generator=generator)
     said = (head.steer(fresh.flatten(0, 1), torch.ones(80)) @ vocabulary.T).argmax(-1)
@@ -116,9 +115,8 @@ def test_the_head_keeps_its_best_epoch(vocabulary: Tensor) -> None:
     held_out = torch.randn(8, 2, 24, generator=generator)  # nothing in common: it can only overfit
     targets = torch.tensor([3, 17])
     head, losses = fit_head(
-        hidden,
-        held_out,
-        targets,
+        Forced.of(hidden, targets.tolist()),
+        Forced.of(held_out, targets.tolist()),
         lambda h: h @ vocabulary.T,
         optimisation=Optimisation(epochs=50, batch=4, learning_rate=1e-1, patience=3),
     )
