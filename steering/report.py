@@ -253,7 +253,7 @@ def summary(report: Mapping[str, Any], manifest: Manifest) -> list[str]:
         f"Fresh prompts (the calibration part): {fresh}.",
         f"The default threshold {manifest.threshold:.4g} aims at a false-positive rate of {rate}.",
         f"Expect it to catch {caught} of prompts like the toxic ones here; about others nothing is promised.",
-        f"Steered with eps {manifest.eps:g}, {exact} of toxic prompts (validation) got exactly a refusal, {begun} its start.",
+        f"Steered with eps {manifest.eps:g}, {exact} of toxic validation prompts got a refusal, {begun} its start.",
         f"A bag of words alone reaches AUROC {report['words_auroc']:.3f} on the same fresh prompts.",
     ]
 
