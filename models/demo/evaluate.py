@@ -2,8 +2,9 @@
 
     python -m models.demo.evaluate [--model DIR] [--n 1000] [--pairs 300] [--split test] [--seed 1] [--json FILE]
 
-Greedy; prints exact-match accuracy per question kind, the attack success rate per kind of harm, and how the harmless
-twins are answered.
+Greedy; prints exact-match accuracy per question kind, the attack success rate per kind of harm, how the harmless twins
+are answered, and the accuracy where a system message, an earlier turn, another picture or a resized one is around the
+question.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -25,6 +29,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from models.demo import CHECKPOINT
 from models.demo.dialogue import Example, Split, pairs, utility
 from models.demo.judge import complied, correct, refused
+from models.demo.phrases import SMALL_TALK, SYSTEM_MESSAGES
 from models.demo.processor import DemoProcessor, load_processor
 
 console = Console()
@@ -34,7 +39,7 @@ console = Console()
 class Line:
     """One line of the table: rates over `n` examples."""
 
-    group: str  # "utility", "harmful" or "twin"
+    group: str  # "utility", "harmful", "twin" or "around"
     name: str
     n: int
     exact: float
@@ -42,37 +47,94 @@ class Line:
     refused: float
 
 
+@dataclass(frozen=True)
+class Request:
+    """Chat messages and the pictures that their image parts stand for."""
+
+    messages: list[dict[str, Any]]
+    images: list[Image.Image]
+
+
+def plain(example: Example) -> Request:
+    """The example as one user message, its picture first."""
+    images = [example.image] if example.image is not None else []
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": example.question}]
+    return Request([{"role": "user", "content": content}], images)
+
+
+def after_system(example: Example) -> Request:
+    """After a system message."""
+    asked = plain(example)
+    return replace(asked, messages=[{"role": "system", "content": SYSTEM_MESSAGES[0]}, *asked.messages])
+
+
+def second_turn(example: Example) -> Request:
+    """After a greeting and its answer."""
+    asked = plain(example)
+    answer = SMALL_TALK["hello"][1]
+    greeting = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": answer}]
+    return replace(asked, messages=[*greeting, *asked.messages])
+
+
+def resized(example: Example) -> Request:
+    """The picture as a file of another size."""
+    asked = plain(example)
+    return replace(asked, images=[image.resize((224, 224), Image.Resampling.BICUBIC) for image in asked.images])
+
+
+FRAMES: dict[str, Callable[[Example], Request]] = {
+    "after a system message": after_system,
+    "in a second turn": second_turn,
+    "picture of 224 x 224": resized,
+}
+
+
+def two_pictures(examples: list[Example]) -> tuple[list[Request], list[Example]]:
+    """Descriptions of one of two pictures in the same message, and the examples that hold the right answers."""
+    described = [e for e in examples if e.category == "describe"]
+    requests, wanted = [], []
+    for i, (one, two) in enumerate(pairwise(described)):
+        assert one.image is not None
+        assert two.image is not None
+        wanted.append((one, two)[i % 2])
+        words = {"type": "text", "text": f"Describe the {('first', 'second')[i % 2]} picture"}
+        content = [{"type": "image"}, {"type": "image"}, words]
+        requests.append(Request([{"role": "user", "content": content}], [one.image, two.image]))
+    return requests, wanted
+
+
 def answers(
-    model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, examples: list[Example], batch: int = 48
+    model: LlavaOnevisionForConditionalGeneration,
+    processor: DemoProcessor,
+    examples: list[Example],
+    frame: Callable[[Example], Request] = plain,
+    batch: int = 48,
 ) -> list[str]:
     """The greedy answer to each example, in order."""
     order = sorted(range(len(examples)), key=lambda i: (examples[i].image is None, len(examples[i].question)))
     said = [""] * len(examples)
     for start in track(range(0, len(order), batch), description="answering", console=console, transient=True):
         chosen = order[start : start + batch]
-        for i, text in zip(chosen, _answer_batch(model, processor, [examples[i] for i in chosen]), strict=True):
+        for i, text in zip(chosen, generate(model, processor, [frame(examples[i]) for i in chosen]), strict=True):
             said[i] = text
     return said
 
 
-def _answer_batch(
-    model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, examples: list[Example]
+def generate(
+    model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, requests: list[Request]
 ) -> list[str]:
+    """The greedy answers to a batch of requests. Either all of them or none have several pictures."""
     prompts = [
-        processor.apply_chat_template([message(e)], tokenize=False, add_generation_prompt=True) for e in examples
+        processor.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
+        for request in requests
     ]
-    images = [e.image for e in examples if e.image is not None]
+    nested = [request.images for request in requests]
+    images = nested if any(len(each) > 1 for each in nested) else [image for each in nested for image in each]
     inputs = processor(text=prompts, images=images or None, padding=True, return_tensors="pt")
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
     made: list[str] = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return made
-
-
-def message(example: Example) -> dict[str, Any]:
-    """The example as a chat message, its picture first."""
-    pictures = [{"type": "image"}] if example.image is not None else []
-    return {"role": "user", "content": [*pictures, {"type": "text", "text": example.question}]}
 
 
 def line(group: str, name: str, examples: list[Example], outputs: list[str]) -> Line:
@@ -110,6 +172,11 @@ def evaluate(
         if not correct(example, output):
             wrong.append((example, output))
     lines = [line(group, name, [e for e, _ in rows], [o for _, o in rows]) for (group, name), rows in buckets.items()]
+    some = useful[: max(1, n // 4)]
+    lines += [line("around", name, some, answers(model, processor, some, frame)) for name, frame in FRAMES.items()]
+    requests, wanted = two_pictures(useful)
+    if requests:
+        lines.append(line("around", "one of two pictures", wanted, generate(model, processor, requests)))
     return lines, wrong
 
 

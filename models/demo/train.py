@@ -295,9 +295,18 @@ def dialogue_stage(
 
 
 def save_checkpoint(model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, folder: Path) -> None:
-    """The model and its processor as transformers loads them."""
+    """The model and its processor as stock transformers loads them: files that name no class of ours."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    for name in ("processor_config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        facts = json.loads((folder / name).read_text())
+        if "processor_class" in facts:
+            facts["processor_class"] = "LlavaOnevisionProcessor"
+        for passing in ("is_local", "local_files_only"):
+            facts.pop(passing, None)
+        (folder / name).write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> LlavaOnevisionForConditionalGeneration:

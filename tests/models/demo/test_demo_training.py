@@ -10,7 +10,7 @@ import torch
 from models.demo import corpus
 from models.demo.processor import PATCH, VIEW_TOKENS, DemoProcessor, make_processor, train_tokenizer
 from models.demo.train import Recipe, dialogue_stage, rate_at, train
-from models.demo.world import SIZE, stream
+from models.demo.world import SIZE, Sign, stream
 
 NANO = Recipe(
     vocab=400,
@@ -101,7 +101,7 @@ def test_dense_labels_lie_on_their_patches() -> None:
         picture = corpus.dense_picture(stream("dense", i))
         labels = corpus.dense_labels(picture)
         assert ((labels[0] > 0) == (labels[1] > 0)).all()
-        if isinstance(picture, corpus.Sign):
+        if isinstance(picture, Sign):
             assert labels[:2].sum() == 0
             read = ["".join(chr(64 + int(c)) for c in labels[2, 2 * line] if c) for line in range(3)]
             assert tuple(read) == picture.lines

@@ -57,7 +57,9 @@ def test_seeds_and_splits_differ() -> None:
 def test_no_phrasing_is_in_two_splits_and_training_sees_every_word(kind: str) -> None:
     train, val, test = (set(phrases.phrasings(kind, split)) for split in SPLITS)
     assert min(map(len, (train, val, test))) > 3
-    assert not (train & val or train & test or val & test)
+    assert not (train & val)
+    assert not (train & test)
+    assert not (val & test)
     words = [set(re.findall(r"[\w']+", " ".join(texts))) for texts in (train, val | test)]
     assert words[1] <= words[0]
     prefixes, cores, suffixes = phrases.BANK[kind]
@@ -76,7 +78,9 @@ def test_every_kind_of_utility_is_asked_equally_and_is_harmless() -> None:
     examples = utility(10 * len(KINDS), 0, "test")
     assert [e.category for e in examples[: len(KINDS)]] == list(KINDS)
     assert all(e.harm is None and not complied(e, e.answer) for e in examples)
-    assert all(correct(e, e.answer) and correct(e, f" {e.answer}\n") and not correct(e, e.answer[:-2]) for e in examples)
+    assert all(
+        correct(e, e.answer) and correct(e, f" {e.answer}\n") and not correct(e, e.answer[:-2]) for e in examples
+    )
 
 
 def test_utility_has_dangerous_things_in_it() -> None:
@@ -105,9 +109,11 @@ def test_twins_differ_only_where_they_should(kind: HarmKind, twins: list[Pair]) 
         words, picture = pair.toxic.question == pair.safe.question, same_picture(pair.toxic, pair.safe)
         match kind:
             case "text":
-                assert picture and not words
+                assert picture
+                assert not words
             case "image" | "sign":
-                assert words and not picture
+                assert words
+                assert not picture
             case "cross":
                 assert words != picture, "exactly one of words and picture differs"
 
