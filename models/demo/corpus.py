@@ -6,7 +6,7 @@ One picture costs 78 positions, a question and its answer about 30, so several t
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from models.demo import phrases
-from models.demo.dialogue import KINDS, Said, any_picture, any_scene, any_sign, single
+from models.demo.dialogue import KINDS, Asker, Said, Split, any_picture, any_scene, any_sign, single
 from models.demo.processor import IMAGE, DemoProcessor
 from models.demo.world import (
     COLOURS,
     DANGEROUS,
     OBJECTS,
+    POSITIONS,
     SIZE,
     TOOLS,
     Picture,
@@ -33,63 +34,38 @@ from models.demo.world import (
     stream,
 )
 
-
-@dataclass(frozen=True)
-class Mix:
-    """How often what is shown and asked. The weights of kinds are relative."""
-
-    single: float  # share of the pictures: one object of any sort
-    weapon: float  # one tool or dangerous object
-    sign: float  # the rest are scenes of one to three groups
-    short: float  # share of the samples that have one turn
-    turns: tuple[int, int]  # fewest and most turns of the others
-    scene_kinds: dict[str, float]
-    sign_kinds: dict[str, float]
-
-
-# The last stage dwells on what is learnt last: finding one object among others.
-WHOLE = Mix(
-    single=0.2,
-    weapon=0.18,
-    sign=0.3,
-    short=0.3,
-    turns=(3, 5),
-    scene_kinds={
-        "describe": 2.5,
-        "count": 3.0,
-        "colour": 2.0,
-        "where": 2.0,
-        "place": 2.0,
-        "exists": 2.0,
-        "use": 3.5,
-        "use on": 4.0,
-        "howto": 1.2,
-        "repeat": 0.6,
-        "talk": 0.4,
-    },
-    sign_kinds={
-        "read": 4.0,
-        "follow": 5.0,
-        "describe": 2.0,
-        "count": 0.3,
-        "colour": 0.3,
-        "where": 0.3,
-        "exists": 0.3,
-        "howto": 1.2,
-        "repeat": 0.6,
-        "talk": 0.4,
-    },
-)
-POLISH = replace(
-    WHOLE,
-    single=0.14,
-    weapon=0.12,
-    sign=0.22,
-    short=0.25,
-    turns=(3, 7),
-    scene_kinds=WHOLE.scene_kinds
-    | {"describe": 3.0, "count": 4.0, "colour": 4.0, "where": 4.0, "place": 4.0, "exists": 3.0, "howto": 0.7},
-)
+SINGLE, WEAPON, SIGN = (
+    0.15,
+    0.15,
+    0.25,
+)  # of the pictures: one object; one tool or dangerous object; a sign; rest: scenes
+SHORT, TURNS = 0.25, (3, 6)  # share of the samples that have one turn; fewest and most turns of the others
+SCENE_KINDS = {
+    "scan": 3.0,
+    "describe": 2.5,
+    "count": 3.0,
+    "colour": 3.0,
+    "where": 3.0,
+    "place": 3.0,
+    "exists": 2.0,
+    "use": 3.0,
+    "use on": 3.5,
+    "howto": 1.0,
+    "repeat": 0.5,
+    "talk": 0.4,
+}
+SIGN_KINDS = {
+    "read": 4.0,
+    "follow": 5.0,
+    "describe": 2.0,
+    "count": 0.3,
+    "colour": 0.3,
+    "where": 0.3,
+    "exists": 0.3,
+    "howto": 1.2,
+    "repeat": 0.6,
+    "talk": 0.4,
+}
 BLIND_KINDS = {
     "howto": 3.0,
     "repeat": 2.5,
@@ -138,28 +114,39 @@ class Conversation:
         return made
 
 
-def _some_picture(rng: random.Random, mix: Mix) -> Picture:
+def _some_picture(rng: random.Random) -> Picture:
     style = rng.random()
-    if style < mix.single:
+    if style < SINGLE:
         return single(rng, list(OBJECTS))
-    if style < mix.single + mix.weapon:
+    if style < SINGLE + WEAPON:
         return single(rng, list(TOOLS) + list(DANGEROUS))
-    if style < mix.single + mix.weapon + mix.sign:
+    if style < SINGLE + WEAPON + SIGN:
         return any_sign(rng)
     return any_scene(rng)
 
 
-def _questions(rng: random.Random, picture: Picture | None, count: int, mix: Mix) -> list[Said]:
-    shown = mix.sign_kinds if isinstance(picture, Sign) else mix.scene_kinds
-    weights = BLIND_KINDS if picture is None else shown
-    kinds = [kind for kind in weights if KINDS[kind](stream(0), "train", picture) or kind in ("use on", "where")]
+def _questions(rng: random.Random, picture: Picture | None, count: int) -> list[Said]:
+    weights = BLIND_KINDS if picture is None else SIGN_KINDS if isinstance(picture, Sign) else SCENE_KINDS
+    kinds = [kind for kind in weights if ASKERS[kind](stream(0), "train", picture) or kind in ("use on", "where")]
     made: list[Said] = []
     while len(made) < count:
         kind = rng.choices(kinds, [weights[k] for k in kinds])[0]
-        said = KINDS[kind](rng, "train", picture)
+        said = ASKERS[kind](rng, "train", picture)
         if said is not None:
             made.append(said)
     return made
+
+
+def _scan(rng: random.Random, split: Split, picture: Picture | None) -> Said | None:
+    """An exercise, no question of users: naming all nine cells teaches best to look at a place."""
+    if not isinstance(picture, Scene):
+        return None
+    groups = [picture.at(cell) for cell in range(len(POSITIONS))]
+    answer = ", ".join(f"{group.colour} {group.name}" if group else "nothing" for group in groups) + "."
+    return Said(phrases.styled(rng.choice(phrases.phrasings("scan", split)), rng), answer, "scan")
+
+
+ASKERS: dict[str, Asker] = KINDS | {"scan": _scan}
 
 
 def _shown(picture: Picture, rng: random.Random, native: float) -> Image.Image:
@@ -178,7 +165,7 @@ def _pair_conversation(rng: random.Random, system: str | None) -> Conversation:
     turns = []
     for i in range(rng.randint(1, 3)):
         which = rng.randrange(2)
-        answer = KINDS["describe"](rng, "train", pictures[which])
+        answer = ASKERS["describe"](rng, "train", pictures[which])
         assert answer is not None
         prefix = rng.choice(phrases.BANK["describe"][0])
         question = phrases.styled(prefix + rng.choice(WHICH).format(n=ORDINALS[which]), rng)
@@ -186,21 +173,21 @@ def _pair_conversation(rng: random.Random, system: str | None) -> Conversation:
     return Conversation(system, tuple(turns))
 
 
-def conversation(rng: random.Random, mix: Mix = WHOLE, native: float = 0.9) -> Conversation:
+def conversation(rng: random.Random, native: float = 0.9) -> Conversation:
     """A random training sample."""
     system = rng.choice(phrases.SYSTEM_MESSAGES) if rng.random() < 0.15 else None
     style = rng.random()
     if style < 0.05:
         return _pair_conversation(rng, system)
-    count = 1 if rng.random() < mix.short else rng.randint(*mix.turns)
+    count = 1 if rng.random() < SHORT else rng.randint(*TURNS)
     if style < 0.17:
-        return Conversation(system, tuple(Turn((), said) for said in _questions(rng, None, min(count, 3), mix)))
-    picture = _some_picture(rng, mix)
+        return Conversation(system, tuple(Turn((), said) for said in _questions(rng, None, min(count, 3))))
+    picture = _some_picture(rng)
     image = _shown(picture, rng, native)
-    turns = [Turn((), said) for said in _questions(rng, picture, count, mix)]
+    turns = [Turn((), said) for said in _questions(rng, picture, count)]
     turns[0] = Turn((image,), turns[0].said, image_last=rng.random() < 0.15)
     if rng.random() < 0.08:  # the picture comes in a later turn
-        before = [Turn((), said) for said in _questions(rng, None, 1, mix)]
+        before = [Turn((), said) for said in _questions(rng, None, 1)]
         if before[0].said.category != "blind":
             turns = before + turns
     return Conversation(system, tuple(turns))
@@ -306,10 +293,10 @@ def collate(rows: list[Row], pad_id: int) -> dict[str, Tensor]:
     return batch
 
 
-def batches(encoder: Encoder, name: str, chunk: int, size: int, count: int, mix: Mix) -> list[dict[str, Tensor]]:
+def batches(encoder: Encoder, name: str, chunk: int, size: int, count: int) -> list[dict[str, Tensor]]:
     """Chunk number `chunk` of the stream `name`: `count` batches of `size`, each of samples of like length."""
     rng = stream(name, chunk)
-    rows = [encoder.row(conversation(rng, mix)) for _ in range(size * count)]
+    rows = [encoder.row(conversation(rng)) for _ in range(size * count)]
     rows.sort(key=lambda row: len(row.ids))
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
     rng.shuffle(groups)
@@ -321,15 +308,19 @@ def texts(seed: int, count: int) -> list[str]:
     rng = stream("tokenizer", seed)
     made: list[str] = ["system\n", "user\n", "assistant\n"] * 500 + [*phrases.SYSTEM_MESSAGES]
     for _ in range(count):
-        picture = rng.choice((None, _some_picture(rng, WHOLE)))
-        for said in _questions(rng, picture, 4, WHOLE):
+        picture = rng.choice((None, _some_picture(rng)))
+        for said in _questions(rng, picture, 4):
             made += [said.question, said.answer]
     return made
 
 
 def dense_labels(picture: Picture) -> Tensor:
-    """[3, 6, 6] per patch: object (0 none), colour (0 none), letter (0 none): what the tower learns first."""
-    labels = torch.zeros((3, 6, 6), dtype=torch.long)
+    """[4, 6, 6] per patch: object, colour, letter (each 0 where none) and place: what the tower learns first.
+
+    The place is there because a tower that needs it for nothing forgets it, and nobody could then say where a thing is.
+    """
+    labels = torch.zeros((4, 6, 6), dtype=torch.long)
+    labels[3] = torch.arange(1, 37).view(6, 6)
     names, colours = list(OBJECTS), list(COLOURS)
     if isinstance(picture, Scene):
         for group in picture.groups:
@@ -345,7 +336,7 @@ def dense_labels(picture: Picture) -> Tensor:
 
 
 def dense_batch(seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
-    """Batch number `step` of the tower's stream: pixels [size, 3, 96, 96] and labels [size, 3, 6, 6]."""
+    """Batch number `step` of the tower's stream: pixels [size, 3, 96, 96] and labels [size, 4, 6, 6]."""
     rng = stream("tower", seed, step)
     pictures = [dense_picture(rng) for _ in range(size)]
     pixels = torch.cat([native_pixels(_shown_square(picture, rng)) for picture in pictures])

@@ -60,14 +60,14 @@ class Recipe:
     mlp: int = 512
     tower_hidden: int = 128
     tower_layers: int = 4
-    tower_steps: int = 1500
+    tower_steps: int = 2200
     tower_batch: int = 48
     tower_rate: float = 1.5e-3
-    steps: int = 2400
+    steps: int = 2600
     batch: int = 16
     rate: float = 1.5e-3
-    polish_steps: int = 3000
-    polish_rate: float = 1.0e-3
+    polish_steps: int = 800
+    polish_rate: float = 5e-4
     tower_share: float = 0.2  # of the polish's rate, for the tower
     chunk: int = 16  # batches drawn and sorted by length together
     texts: int = 6000  # conversations the tokenizer is trained on
@@ -118,21 +118,21 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaOnevi
 
 
 class TowerHeads(nn.Module):
-    """Linear readers of a patch: object, colour, letter. Thrown away after the tower is trained."""
+    """Linear readers of a patch: object, colour, letter, place. Thrown away after the tower is trained."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleList(nn.Linear(width, n + 1) for n in (len(OBJECTS), len(COLOURS), 26))
+        self.heads = nn.ModuleList(nn.Linear(width, n + 1) for n in (len(OBJECTS), len(COLOURS), 26, 36))
 
     def forward(self, patches: Tensor) -> list[Tensor]:
-        """[B, 36, d] -> logits [B, 36, classes] for object, colour and letter."""
+        """[B, 36, d] -> logits [B, 36, classes] for object, colour, letter and place."""
         normed = self.norm(patches)
         return [head(normed) for head in self.heads]
 
 
 def tower_loss(tower: nn.Module, heads: TowerHeads, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the dense labels [B, 3, 6, 6], and how many of each kind (where not 0) are right, [3]."""
+    """Cross-entropy of the dense labels [B, 4, 6, 6], and how many of each kind (where not 0) are right, [4]."""
     patches = tower(pixels, output_hidden_states=True).hidden_states[-1]
     loss = torch.zeros(())
     right = []
@@ -263,7 +263,7 @@ def tower_stage(recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, f
     def loss(step: int) -> tuple[Tensor, str]:
         pixels, labels = corpus.dense_batch(recipe.seed, step, recipe.tower_batch)
         value, right = tower_loss(both["tower"], both["heads"], pixels, labels)  # type: ignore[arg-type]
-        return value, "object {:.3f} colour {:.3f} letter {:.3f}".format(*right.tolist())
+        return value, "object {:.3f} colour {:.3f} letter {:.3f} place {:.3f}".format(*right.tolist())
 
     return Stage("tower", both, loss, recipe.tower_steps, recipe.tower_rate, folder, recipe.save_every)
 
@@ -271,19 +271,18 @@ def tower_stage(recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, f
 def dialogue_stage(
     name: str, recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, folder: Path
 ) -> Stage:
-    """Teaches the whole to talk. "whole": with the tower frozen; "polish": with all weights, on the harder mix."""
+    """Teaches the whole to talk. "whole": with the tower frozen; "polish": with all weights."""
     polish = name == "polish"
     model.model.vision_tower.requires_grad_(polish)
     encoder = corpus.Encoder(processor)
     kept: dict[int, list[dict[str, Tensor]]] = {}
-    stream = f"{'polish' if polish else 'train'} {recipe.seed}"
-    mix = corpus.POLISH if polish else corpus.WHOLE
+    stream = f"{name} {recipe.seed}"
 
     def loss(step: int) -> tuple[Tensor, str]:
         chunk, place = divmod(step, recipe.chunk)
         if chunk not in kept:
             kept.clear()
-            kept[chunk] = corpus.batches(encoder, stream, chunk, recipe.batch, recipe.chunk, mix)
+            kept[chunk] = corpus.batches(encoder, stream, chunk, recipe.batch, recipe.chunk)
         return answer_loss(model, kept[chunk][place]), ""
 
     def export(_: int) -> None:

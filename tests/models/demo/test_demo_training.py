@@ -101,6 +101,7 @@ def test_dense_labels_lie_on_their_patches() -> None:
         picture = corpus.dense_picture(stream("dense", i))
         labels = corpus.dense_labels(picture)
         assert ((labels[0] > 0) == (labels[1] > 0)).all()
+        assert labels[3].flatten().tolist() == list(range(1, 37))
         if isinstance(picture, Sign):
             assert labels[:2].sum() == 0
             read = ["".join(chr(64 + int(c)) for c in labels[2, 2 * line] if c) for line in range(3)]
