@@ -47,7 +47,7 @@ def fit(
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the Refusal Head. Default: full.")] = None,
     refusal: Annotated[list[str] | None, typer.Option(help="What a steered answer says. May be given again.")] = None,
     target_fpr: Annotated[
-        float | None, typer.Option(help="False-positive rate of the default threshold: 0.001, 0.01 or 0.05.")
+        float | None, typer.Option(help="The default threshold's at most: 0.001, 0.01 (default) or 0.05.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of splits and weights.")] = 0,
     batch: Batch = 16,

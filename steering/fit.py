@@ -46,6 +46,7 @@ from steering.training import Forced, Optimisation, States, fit_head, fit_prober
 
 TARGET_FPRS = (0.001, 0.01, 0.05)
 EPS_SWEEP = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+EVEN_ODDS = 0.5  # below it a prompt is likelier safe: where the promise allows less, that is not used up
 NEAR_MOST = 0.01  # share of refusals that counts as the best's
 NEAR_CLEAREST = 1.05  # factor of perplexity that counts as the best's
 MIN_PROMPTS = 4  # of each label in each part
@@ -402,9 +403,10 @@ def _assemble(
         if (threshold := conformal_threshold(safe_scores, rate)) is not None
     ]
     rate = threshold_rate(settings.target_fpr, len(safe_scores))
-    default = next((known.threshold for known in thresholds if known.target_fpr == rate), None)
-    if default is None:
+    promised = next((known.threshold for known in thresholds if known.target_fpr == rate), None)
+    if promised is None:
         raise FitError(f"safe calibration prompts score as high as scores go: no threshold promises an FPR of {rate:g}")
+    default = max(promised, EVEN_ODDS)
     sweep = [EpsPoint(**row) for row in load_json(folders["eps"] / "sweep.json")]
     validation = judge(prompts, scores, default)
     manifest = Manifest(

@@ -251,7 +251,7 @@ def summary(report: Mapping[str, Any], manifest: Manifest) -> list[str]:
         f"Fitted on {report['pairs']} training pairs, {manifest.data_size} prompts in all, on {model}.",
         f"It reads layer {manifest.layer} ({report['chosen_by']}). {agreement}",
         f"Fresh prompts (the calibration part): {fresh}.",
-        f"The default threshold {manifest.threshold:.4g} aims at a false-positive rate of {rate}.",
+        f"The default threshold {manifest.threshold:.4g} keeps the false-positive rate at {rate} or less.",
         f"Expect it to catch {caught} of prompts like the toxic ones here; about others nothing is promised.",
         f"Steered with eps {manifest.eps:g}, {exact} of toxic validation prompts got a refusal, {begun} its start.",
         f"A bag of words alone reaches AUROC {report['words_auroc']:.3f} on the same fresh prompts.",
