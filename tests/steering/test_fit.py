@@ -21,9 +21,9 @@ from models.load import load_backbone
 from steering.bundle import MANIFEST, TENSORS, load_guard
 from steering.cli import app
 from steering.files import write_whole
-from steering.fit import EpsPoint, FitError, Fitted, Prompts, Settings, choose_eps, fit, threshold_rate
+from steering.fit import EpsPoint, Fitted, Prompts, Settings, choose_eps, fit, threshold_rate
 from steering.offline import Question
-from steering.pairs import Item, Part, split
+from steering.pairs import FitError, Item, Part, split
 from tests.tiny import TinyModels, picture
 
 REFUSAL = "I can't help with that."
