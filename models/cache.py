@@ -69,6 +69,7 @@ class KVCache:
         self._open.append(slot)
         return slot
 
+    @torch.inference_mode()  # the storage may have been made in it, and is then written in it alone
     def close(self, slot: Slot) -> None:
         """Free a row: its contents are wiped and the last open row takes its place."""
         assert self._open[slot.index] is slot, f"slot {slot.index} is not open"

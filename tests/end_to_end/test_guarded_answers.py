@@ -107,7 +107,8 @@ def test_usage_counts_prompt_and_image_tokens(guarded: ServerProcess) -> None:
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
     details = whole.usage.prompt_tokens_details
     assert details is not None
-    assert 0 < details.model_extra["image_tokens"] < whole.usage.prompt_tokens  # type: ignore[index]
+    assert details.image_tokens is not None
+    assert 0 < details.image_tokens < whole.usage.prompt_tokens
 
 
 def test_a_disconnected_client_frees_its_row(guarded: ServerProcess) -> None:
@@ -126,6 +127,7 @@ def test_a_disconnected_client_frees_its_row(guarded: ServerProcess) -> None:
             break
     assert guarded.metric("autosteer_num_requests_running") == 0
     assert guarded.metric("autosteer_request_success_total", finished_reason="abort") == aborted + 1
+    assert httpx.get(f"{guarded.url}/ready").status_code == 200
 
 
 def eos_tokens() -> list[int]:

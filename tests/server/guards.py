@@ -1,0 +1,35 @@
+"""A guard with random weights for any backbone."""
+
+import torch
+
+from models.backbone import BackboneInfo
+from steering.bundle import Manifest, ModelBinding, Threshold
+from steering.guard import Guard
+from steering.head import RefusalHead
+from steering.prober import Prober
+
+
+def manifest(info: BackboneInfo, layer: int = 2) -> Manifest:
+    return Manifest(
+        model=ModelBinding.of(info),
+        layer=layer,
+        prober_hidden=64,
+        layers=[],
+        thresholds=[Threshold(target_fpr=0.01, threshold=0.5, samples=99)],
+        threshold=0.5,
+        eps=1.0,
+        refusal="I can't help with that.",
+        validation={},
+        data_hash="",
+        data_size=0,
+        versions={},
+        date="2026-01-01",
+        tensors_hash="",
+    )
+
+
+def random_guard(info: BackboneInfo, seed: int = 0) -> Guard:
+    torch.manual_seed(seed)
+    head = RefusalHead(info.hidden_size)
+    torch.nn.init.normal_(head.weight, std=info.hidden_size**-0.5)
+    return Guard(manifest(info), Prober(info.hidden_size), head, {}).requires_grad_(requires_grad=False)
