@@ -61,6 +61,8 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
     payload = url[header.end() :]
     if len(payload) * 3 // 4 - 2 > max_bytes:
         raise MediaError(f"the image has about {len(payload) * 3 // 4} bytes, the limit is {max_bytes}")
+    if len(payload) % 4:
+        raise MediaError("the data URL is not valid base64: its length is not a multiple of 4")
     try:
         data = binascii.a2b_base64(payload, strict_mode=True)
     except (binascii.Error, ValueError):

@@ -223,12 +223,11 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_before_they_are_decoded(name: str) -> None:
-    data = BOMBS[name]()
-    with warnings.catch_warnings(), pytest.raises(MediaError):
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        decode(data)
+    with pytest.raises(MediaError):
+        decode(BOMBS[name]())
 
 
 def test_a_bomb_names_its_size_and_the_limit() -> None:
@@ -358,9 +357,10 @@ def test_damaged_files_are_refused_or_decoded_and_nothing_else(data: st.DataObje
 )
 def test_any_string_is_refused_or_an_image(url: str) -> None:
     try:
-        load_image(url, LIMITS)
+        message = str(load_image(url, LIMITS).size)
     except MediaError as error:
-        assert len(str(error)) < 300
+        message = str(error)
+    assert len(message) < 300
 
 
 def test_pil_globals_stay_as_they_are() -> None:
