@@ -13,11 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 from openai import OpenAI
+from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionUserMessageParam
 from PIL import Image
 
 START_SECONDS = 120
@@ -131,7 +131,9 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def user(text: str, *images: Image.Image) -> dict[str, Any]:
+def user(text: str, *images: Image.Image) -> ChatCompletionUserMessageParam:
     """One user message: the images first, then the words."""
-    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+    parts: list[ChatCompletionContentPartParam] = [
+        {"type": "image_url", "image_url": {"url": data_url(image)}} for image in images
+    ]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}

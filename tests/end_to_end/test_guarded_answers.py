@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 from PIL import Image
 
 from models.demo.dialogue import Example, pairs, utility
@@ -19,7 +20,7 @@ PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "google-coral+test
 
 def ask(server: ServerProcess, example: Example, *, stream: bool = False) -> tuple[str, str | None, str | None]:
     """Greedy answer: its text, refusal and finish reason."""
-    messages = [user(example.question, *([example.image] if example.image else []))]
+    messages: list[ChatCompletionMessageParam] = [user(example.question, *([example.image] if example.image else []))]
     if not stream:
         choice = server.client.chat.completions.create(model=server.model, messages=messages, temperature=0).choices[0]
         return choice.message.content or "", choice.message.refusal, choice.finish_reason
@@ -95,7 +96,7 @@ def test_sixteen_clients_each_get_their_own_right_answer(guarded: ServerProcess)
 
 def test_usage_counts_prompt_and_image_tokens(guarded: ServerProcess) -> None:
     image = Image.new("RGB", (96, 96), "white")
-    messages = [user("what is in the picture?", image)]
+    messages: list[ChatCompletionMessageParam] = [user("what is in the picture?", image)]
     whole = guarded.client.chat.completions.create(model=guarded.model, messages=messages, temperature=0)
     assert whole.usage is not None
     stream = guarded.client.chat.completions.create(
@@ -140,13 +141,13 @@ def eos_tokens() -> list[int]:
 
 def test_several_images_and_turns(guarded: ServerProcess, harmless: list[Example]) -> None:
     images = [example.image for example in harmless if example.image][:2]
-    messages = [
+    messages: list[ChatCompletionMessageParam] = [
         {"role": "system", "content": "You are a helpful assistant."},
         user("what is in the first picture?", *images),
         {"role": "assistant", "content": "A picture."},
         user("and what is in this one?", images[0]),
     ]
-    answer = guarded.client.chat.completions.create(model=guarded.model, messages=messages, temperature=0)  # type: ignore[arg-type]
+    answer = guarded.client.chat.completions.create(model=guarded.model, messages=messages, temperature=0)
     assert answer.choices[0].finish_reason in {"stop", "length"}
 
 

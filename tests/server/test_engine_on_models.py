@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone
-from models.sampling import RowSampler, SamplingParams
+from models.sampling import RowSampler, SamplingParams, sample
 from server.engine import Engine
 from server.request import Request
 from server.scheduler import Scheduler
@@ -29,17 +29,14 @@ class Recorder:
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.logits: dict[str, list[Tensor]] = {}
         self._names: list[str] = []
-        import server.engine as module
-
-        original = module.sample
 
         def keep(logits: Tensor, samplers: Sequence[RowSampler]) -> list[int]:
             for row, sampler in zip(logits, samplers, strict=True):
                 name = next(r.id for r in engine.scheduler.live() if r.sampler is sampler)
                 self.logits.setdefault(name, []).append(row.clone())
-            return original(logits, samplers)
+            return sample(logits, samplers)
 
-        monkeypatch.setattr(module, "sample", keep)
+        monkeypatch.setattr("server.engine.sample", keep)
 
 
 def chat_request(backbone: Backbone, name: str, policy: Policy, *, row: str | None = None, **sampling: Any) -> Request:
