@@ -14,21 +14,9 @@ from torch import Tensor
 from models.backbone import Backbone, OutOfRows, Row
 from models.inputs import Prompt
 from tests.reference import stock
-from tests.tiny import CHATS, TinyModels, pictures
+from tests.tiny import CHATS, pictures
 
 STEPS = 24
-
-
-@pytest.fixture(scope="session")
-def stock_models(tiny_models: TinyModels) -> Any:
-    found: dict[str, Any] = {}
-
-    def get(family: str) -> Any:
-        if family not in found:
-            found[family] = stock.load_model(family, tiny_models.folder(family))
-        return found[family]
-
-    return get
 
 
 def prompt_of(backbone: Backbone, name: str, seed: int = 0) -> Prompt:

@@ -1,0 +1,70 @@
+"""Every family behind the whole server: what HTTP answers is, letter for letter, what `model.generate` says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from itertools import takewhile
+from typing import Any
+
+import httpx
+import pytest
+
+from models.backbone import Backbone
+from server.app import create_app
+from server.config import Settings
+from server.engine import Engine
+from server.engine_thread import EngineThread
+from server.scheduler import Scheduler
+from tests.end_to_end.processes import data_url
+from tests.reference import stock
+from tests.tiny import CHATS, pictures
+
+TOKENS = 24
+
+
+@pytest.fixture
+async def client(backbone: Backbone) -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client of the application over a real engine thread."""
+    runner = EngineThread(lambda: Engine(backbone, None, Scheduler(8, 4096)), max_live=16)
+    app = create_app(Settings(), runner, name="tiny")
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=60) as http,
+    ):
+        await runner.loaded()
+        yield http
+
+
+def over_http(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with their pictures as data URLs."""
+    left: Iterator[Any] = iter(pictures(messages))
+    return [
+        message
+        | {
+            "content": [
+                {"type": "image_url", "image_url": {"url": data_url(next(left))}} if part["type"] == "image" else part
+                for part in message["content"]
+            ]
+        }
+        for message in messages
+    ]
+
+
+async def test_streamed_and_whole_text_are_those_of_generate(
+    client: httpx.AsyncClient, backbone: Backbone, family: str, stock_models: Any
+) -> None:
+    for name, messages in CHATS.items():
+        data = stock.inputs(backbone.inputs._processor, messages, pictures(messages))
+        forced = stock.generate(stock_models(family), data, TOKENS)  # it says on after an end token
+        ids = list(takewhile(lambda token: token not in backbone.info.eos_ids, forced))
+        expected = backbone.tokenizer.decode(ids, skip_special_tokens=True)
+        body = {"model": "tiny", "messages": over_http(messages), "temperature": 0, "max_tokens": TOKENS}
+
+        whole = (await client.post("/v1/chat/completions", json=body)).raise_for_status().json()
+        assert whole["choices"][0]["message"]["content"] == expected, name
+        assert whole["usage"]["completion_tokens"] == len(ids)
+
+        streamed = (await client.post("/v1/chat/completions", json=body | {"stream": True})).raise_for_status()
+        events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+        assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == expected, name
