@@ -195,7 +195,7 @@ def create_app(settings: Settings, runner: Runner, *, name: str) -> FastAPI:
 def add_routes(app: FastAPI, service: Service) -> None:
     """Every route."""
 
-    @app.post("/v1/chat/completions", openapi_extra=_request_body(ChatCompletionRequest.model_json_schema()))
+    @app.post("/v1/chat/completions", openapi_extra=_request_body())
     async def chat_completions(http: HttpRequest) -> Response:
         arrived = monotonic()
         settings = service.settings
@@ -272,7 +272,10 @@ def as_json(data: object, status: int = 200, headers: dict[str, str] | None = No
     return Response(orjson.dumps(data), status, headers, media_type="application/json")
 
 
-def _request_body(schema: dict[str, Any]) -> dict[str, Any]:
+def _request_body() -> dict[str, Any]:
+    """The chat request's part of `/openapi.json`; its references are from the root of that document."""
+    place = "#/paths/~1v1~1chat~1completions/post/requestBody/content/application~1json/schema/$defs/{model}"
+    schema = ChatCompletionRequest.model_json_schema(ref_template=place)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

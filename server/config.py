@@ -24,7 +24,7 @@ class Settings(BaseSettings):
 
     # what is served
     model: str | None = None
-    guard: str | None = Field(None, description="bundle folder, or 'none'")
+    guard: str | None = Field(default=None, description="bundle folder, or 'none'")
     served_model_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     revision: str | None = None
     device: str = "auto"

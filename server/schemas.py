@@ -64,6 +64,7 @@ def _number(value: object) -> object:
 
 
 Text = Annotated[str, AfterValidator(_no_nul)]
+Label = Annotated[str, Field(max_length=512), AfterValidator(_no_nul)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1, lt=INT64)]
 NotSupported = Annotated[None, BeforeValidator(_not_supported)]
@@ -289,8 +290,8 @@ class ChatCompletionRequest(Strict):
     stream_options: StreamOptions | None = None
     moderation: Moderation | None = None
     response_format: ResponseFormat | None = None
-    user: Annotated[Text, Field(max_length=512)] | None = None
-    safety_identifier: Annotated[Text, Field(max_length=512)] | None = None
+    user: Label | None = None
+    safety_identifier: Label | None = None
     metadata: Annotated[dict[str, Text] | None, _unless_null(_metadata)] = None
 
     n: Annotated[int | None, _only(1, why="only n = 1 is supported")] = None
@@ -385,11 +386,16 @@ def _bad_field(data: Mapping[str, Any], error: ValidationError) -> BadRequest:
 
 def _path(data: object, location: Sequence[str | int], *, missing: bool) -> Iterator[str]:
     """The keys of a pydantic location that are the client's; tags of unions are ours."""
+    in_list = False
     for number, key in enumerate(location):
-        if (isinstance(data, list) and isinstance(key, int) and key < len(data)) or (
+        last = number == len(location) - 1
+        if in_list and not last and isinstance(data, dict) and key in (data.get("role"), data.get("type")):
+            in_list = False  # the tag of a message or a part; a part may also hold a field of that name
+        elif (isinstance(data, list) and isinstance(key, int) and key < len(data)) or (
             isinstance(data, dict) and key in data
         ):
+            in_list = isinstance(data, list)
             data = data[key]  # type: ignore[index]
             yield str(key)
-        elif missing and number == len(location) - 1:
+        elif missing and last:
             yield str(key)

@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
+from fastapi import FastAPI
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 from models.inputs import Prompt, PromptError
+from server.app import create_app
 from server.config import Settings
 from server.engine_thread import Deliver, NotReady, QueueFull
 from server.request import EngineError, Event, Finish, Request
@@ -65,14 +73,21 @@ class Script:
 
 
 class ScriptedInputs:
-    """Prompt ids are the bytes of all texts."""
+    """Prompt ids are the bytes of all texts. A cleared `gate` holds the worker thread, which sets `entered` before."""
 
     fault: Exception | None = None
     messages: Sequence[Mapping[str, Any]] = ()
     images: Sequence[Image.Image] = ()
 
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+
     def build(self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> Prompt:
         self.messages, self.images = messages, images
+        self.entered.set()
+        self.gate.wait()
         if self.fault is not None:
             raise self.fault
         if messages[0]["role"] == "assistant":
@@ -87,6 +102,15 @@ class ScriptedGuard:
     def policy(self, name: str = "default", mode: Mode = Mode.STEER, **options: Any) -> Policy:
         threshold = 0.5 if options["threshold"] is None else options["threshold"]
         return Policy(name, mode, threshold, 1.0, options["refusal"] or REFUSAL, options["expose_scores"])
+
+
+def backbone_info(**more: Any) -> SimpleNamespace:
+    """What the HTTP half reads of a `BackboneInfo`."""
+    facts = {
+        "name": "test/scripted", "revision": None, "architecture": "Scripted", "vocab_size": 258,
+        "context_length": CONTEXT, "dtype": "torch.float32", "device": "cpu", "num_layers": 4,
+    }  # fmt: skip
+    return SimpleNamespace(**{**facts, **more})
 
 
 @dataclass(eq=False)
@@ -105,17 +129,20 @@ class ScriptedRunner:
     def __post_init__(self) -> None:
         self.inputs = ScriptedInputs()
         self.tokenizer = byte_tokenizer()
-        info = SimpleNamespace(
-            name="test/scripted", revision=None, architecture="Scripted", vocab_size=258, context_length=CONTEXT,
-            dtype="torch.float32", device="cpu", num_layers=4,
-        )  # fmt: skip
-        backbone = SimpleNamespace(info=info, inputs=self.inputs, tokenizer=self.tokenizer, cached_tokens=0)
+        backbone = SimpleNamespace(info=backbone_info(), inputs=self.inputs, tokenizer=self.tokenizer, cached_tokens=0)
         self.engine: Any = SimpleNamespace(
             backbone=backbone,
             guard=ScriptedGuard() if self.guarded else None,
             scheduler=SimpleNamespace(running={}, waiting=[]),
         )
         self._tasks: dict[str, tuple[asyncio.Task[None], Deliver]] = {}
+        self._arrival = asyncio.Event()
+
+    async def accepted(self, count: int) -> None:
+        """Wait until so many requests have come."""
+        while len(self.requests) < count:
+            self._arrival.clear()
+            await self._arrival.wait()
 
     def start(self) -> None:
         pass
@@ -144,6 +171,7 @@ class ScriptedRunner:
         if self.live >= self.max_live:
             raise QueueFull(self.live, self.max_live, 3)
         self.requests.append(request)
+        self._arrival.set()
         self._tasks[request.id] = asyncio.ensure_future(self._play(request, deliver)), deliver
 
     def abort(self, request_id: str) -> None:
@@ -173,12 +201,112 @@ class ScriptedRunner:
         deliver([Event(request, finish=finish, error=script.error)])
 
 
-def settings(**options: Any) -> Settings:
-    return Settings(**options)
+def application(runner: object, **options: Any) -> FastAPI:
+    """The real application over a runner; `options` are its settings."""
+    return create_app(Settings(**options), as_any(runner), name=MODEL)
 
 
-def runner_as_any(runner: ScriptedRunner) -> Any:
-    return as_any(runner)
+@asynccontextmanager
+async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application that has started, in this process; it ends with the client."""
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client,
+    ):
+        yield client
+
+
+@asynccontextmanager
+async def serving(runner: object, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application over `runner`."""
+    async with client_of(application(runner, **options)) as client:
+        yield client
+
+
+async def chat(client: httpx.AsyncClient, text: str = "hello", *urls: str, **options: Any) -> httpx.Response:
+    """Post one user message."""
+    return await client.post("/v1/chat/completions", json=body(text, *urls, **options))
+
+
+class Connection:
+    """One chat request by hand, for what httpx's transport cannot do: leave early, or stop reading.
+
+    It sends `data` (`None`: nothing ever comes) and takes `reads` messages (`None`: all).
+    """
+
+    def __init__(self, app: FastAPI, data: bytes | None, *, reads: int | None = None) -> None:
+        self.sent: list[Message] = []
+        self._requests = [] if data is None else [{"type": "http.request", "body": data, "more_body": False}]
+        self._reads = reads
+        self.reading = asyncio.Event()  # the application waits for more of it
+        self._gone = asyncio.Event()
+        self._news = asyncio.Event()
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": "",
+            "method": "POST", "path": "/v1/chat/completions", "raw_path": b"/v1/chat/completions", "query_string": b"",
+            "headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1), "server": ("test", 80),
+        }  # fmt: skip
+        self.task = asyncio.ensure_future(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> Message:
+        if self._requests:
+            return self._requests.pop()
+        self.reading.set()
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        if self._reads is not None and len(self.sent) >= self._reads:
+            await asyncio.Event().wait()
+        self.sent.append(message)
+        self._news.set()
+
+    @property
+    def text(self) -> str:
+        """The answer's body so far."""
+        return b"".join(message.get("body", b"") for message in self.sent).decode()
+
+    async def has_sent(self, count: int) -> None:
+        """Wait until so many messages have come."""
+        while len(self.sent) < count:
+            self._news.clear()
+            await self._news.wait()
+
+    async def leave(self) -> None:
+        """Disconnect, and wait for the application to be done with it."""
+        self._gone.set()
+        await self.task
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error object of an answer that must be one, of OpenAI's shape and of bounded length."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.json().keys() == {"error"}
+    error: dict[str, Any] = response.json()["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    assert 0 < len(error["message"]) < 600
+    return error
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """The objects of a stream that ends with `[DONE]`."""
+    events = text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+
+
+def content_of(events: Sequence[Mapping[str, Any]], field: str = "content") -> str:
+    """What the deltas of a stream add up to."""
+    return "".join(choice["delta"].get(field) or "" for event in events for choice in event["choices"])
+
+
+async def metric(client: httpx.AsyncClient, name: str, **labels: str) -> float:
+    """The sum of a metric's samples whose labels include `labels`."""
+    families = text_string_to_metric_families((await client.get("/metrics")).text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 def png(width: int = 8, height: int = 8, colour: str = "red") -> bytes:

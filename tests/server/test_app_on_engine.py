@@ -1,0 +1,201 @@
+"""The application over the real engine and its thread, with a fake model: what only both together can show."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import orjson
+from fastapi import FastAPI
+from torch import Tensor
+
+from server.engine import Engine
+from server.engine_thread import EngineThread
+from server.scheduler import Scheduler
+from tests.server.fakes import EOS, REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, FakeRow, as_any, next_token
+from tests.server.scripted import (
+    CONTEXT,
+    REFUSAL,
+    Connection,
+    ScriptedGuard,
+    ScriptedInputs,
+    application,
+    backbone_info,
+    body,
+    byte_tokenizer,
+    chat,
+    client_of,
+    content_of,
+    error_of,
+    events_of,
+    metric,
+)
+
+# The fake guard reads its score from the prompt's first byte, in parts of 50.
+HARMFUL = chr(40) + "x"
+HARMLESS = chr(10) + "x"
+
+
+def answer_to(text: str, tokens: int) -> str:
+    """What the fake model says: its tokens are read as bytes."""
+    history = list(text.encode())
+    for _ in range(tokens):
+        history.append(next_token(history))
+    return bytes(history[-tokens:]).decode()
+
+
+class Backbone(FakeBackbone):
+    """The fake model with what the HTTP half reads of one. `before` is called with what it is about to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.info = backbone_info(eos_ids=frozenset({EOS}), vocab_size=VOCAB)
+        self.inputs = ScriptedInputs()
+        self.tokenizer = byte_tokenizer()
+        self.cached_tokens = 0
+        self.before: Callable[[str], object] = lambda what: None
+
+    def prefill(self, rows: Sequence[FakeRow]) -> Tensor:
+        self.before("prefill")
+        return super().prefill(rows)
+
+    def decode(self, rows: Sequence[FakeRow], ids: Tensor) -> Tensor:
+        self.before("decode")
+        return super().decode(rows, ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        self.before("logits")
+        return super().logits(hidden)
+
+
+class Guard(FakeGuard, ScriptedGuard):
+    layer = 1
+
+
+def application_on(backbone: Backbone, load: Callable[[], object] = lambda: None, **options: str) -> FastAPI:
+    def make() -> Engine:
+        load()
+        return Engine(as_any(backbone), as_any(Guard()), Scheduler(4, 1000))
+
+    return application(EngineThread(make, max_live=100), **options)
+
+
+@asynccontextmanager
+async def loaded(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a server whose model has loaded."""
+    async with client_of(app) as client:
+        await app.state.service.runner.loaded()
+        yield client
+
+
+async def greedy(client: httpx.AsyncClient, text: str, **options: Any) -> httpx.Response:
+    return await chat(client, text, temperature=0, **options)
+
+
+async def test_answers_of_the_engine_arrive_whole_and_streamed() -> None:
+    async with loaded(application_on(Backbone())) as client:
+        texts = [HARMLESS + "a" * i for i in range(8)]
+        answers = await asyncio.gather(
+            *(greedy(client, t, max_tokens=9, stream=i % 2 == 1) for i, t in enumerate(texts))
+        )
+    for i, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+        said = content_of(events_of(answer.text)) if i % 2 else answer.json()["choices"][0]["message"]["content"]
+        assert said == answer_to(text, 9)
+
+
+async def test_flagged_requests_are_steered_or_blocked_by_the_policys_mode() -> None:
+    steered = chr(REFUSAL_TOKEN) * 5
+    for mode, said, reason, label in [
+        ("steer", steered, "content_filter", "steered"),
+        ("block", REFUSAL, "content_filter", "blocked"),
+        ("monitor", answer_to(HARMFUL, 5), "length", "monitored"),
+        ("off", answer_to(HARMFUL, 5), "length", "pass"),
+    ]:
+        async with loaded(application_on(Backbone(), mode=mode)) as client:
+            flagged, neighbour = await asyncio.gather(
+                greedy(client, HARMFUL, max_tokens=5), greedy(client, HARMLESS, max_tokens=5)
+            )
+            choice = flagged.json()["choices"][0]
+            assert (choice["message"]["content"], choice["finish_reason"]) == (said, reason)
+            assert choice["message"]["refusal"] == (said if reason == "content_filter" else None)
+            assert neighbour.json()["choices"][0]["message"]["content"] == answer_to(HARMLESS, 5)
+            assert await metric(client, "autosteer_guard_decisions_total", decision=label, mode=mode) >= 1
+
+
+async def test_alive_while_loading_and_ready_after() -> None:
+    go = threading.Event()
+    app = application_on(Backbone(), load=go.wait)
+    async with client_of(app) as client:
+        assert (await client.get("/health")).status_code == 200
+        assert "loading the model" in error_of(await client.get("/ready"), 503)["message"]
+        error_of(await greedy(client, HARMLESS), 503)
+        go.set()
+        await app.state.service.runner.loaded()
+        assert (await client.get("/ready")).status_code == 200
+        assert (await greedy(client, HARMLESS, max_tokens=1)).status_code == 200
+
+
+async def test_a_model_that_does_not_load_is_never_ready_and_says_why() -> None:
+    def load() -> None:
+        raise OSError("no checkpoint")
+
+    app = application_on(Backbone(), load=load)
+    async with client_of(app) as client:
+        await asyncio.gather(app.state.service.runner.loaded(), return_exceptions=True)
+        assert "failed: no checkpoint" in error_of(await client.get("/ready"), 503)["message"]
+        error_of(await greedy(client, HARMLESS), 503)
+        assert (await client.get("/health")).status_code == 200
+
+
+async def test_a_request_whose_forward_raises_fails_alone() -> None:
+    backbone = Backbone()
+    backbone.poison = ord("z")
+    async with loaded(application_on(backbone)) as client:
+        good, bad = await asyncio.gather(
+            greedy(client, HARMLESS, max_tokens=5), greedy(client, HARMLESS + "z", max_tokens=5)
+        )
+        assert error_of(bad, 500)["code"] == "generation_failed"
+        assert good.json()["choices"][0]["message"]["content"] == answer_to(HARMLESS, 5)
+        assert (await client.get("/ready")).status_code == 200
+        assert (await greedy(client, HARMLESS, max_tokens=5)).status_code == 200
+
+
+async def test_an_engine_failure_ends_streams_with_an_error_event_and_readiness() -> None:
+    backbone = Backbone()
+    steps = iter(range(4))
+
+    def fail_at_the_fifth_step(what: str) -> None:
+        if what == "logits" and next(steps, None) is None:
+            raise RuntimeError("inner state")
+
+    backbone.before = fail_at_the_fifth_step
+    async with loaded(application_on(backbone)) as client:
+        response = await greedy(client, HARMLESS, stream=True, max_tokens=100)
+        *chunks, last = events_of(response.text)
+        assert content_of(chunks) == answer_to(HARMLESS, 4)
+        assert last["error"]["code"] == "engine_failed"
+        assert "inner" not in response.text
+        error_of(await client.get("/ready"), 503)
+        assert error_of(await greedy(client, HARMLESS), 503)["code"] == "not_ready"
+        assert (await client.get("/health")).status_code == 200
+        assert backbone.rows == []
+
+
+async def test_a_reader_who_leaves_frees_the_row_of_the_model() -> None:
+    backbone = Backbone()
+    left = threading.Event()
+    backbone.before = lambda what: what == "decode" and left.wait()  # the engine stands still until it is too late
+    app = application_on(backbone)
+    async with loaded(app) as client:
+        connection = Connection(app, orjson.dumps(body(HARMLESS, stream=True, max_tokens=CONTEXT - 10)))
+        await connection.has_sent(3)
+        await connection.leave()
+        left.set()
+        assert await app.state.service.runner.drain(10)
+        assert backbone.rows == []
+        assert await metric(client, "autosteer_request_success_total", finished_reason="abort") == 1
+        assert await metric(client, "autosteer_generation_tokens_total") == 1
