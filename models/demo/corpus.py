@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from models.demo import phrases
-from models.demo.dialogue import KINDS, Asker, Said, Split, any_picture, any_scene, any_sign, single
+from models.demo.dialogue import KINDS, Said, any_picture, any_scene, any_sign, single
 from models.demo.processor import IMAGE, DemoProcessor
 from models.demo.world import (
     COLOURS,
@@ -34,6 +36,7 @@ from models.demo.world import (
     stream,
 )
 
+PLACES = tuple(position.removeprefix("at the ") for position in POSITIONS)
 SINGLE, WEAPON, SIGN = (
     0.15,
     0.15,
@@ -41,7 +44,6 @@ SINGLE, WEAPON, SIGN = (
 )  # of the pictures: one object; one tool or dangerous object; a sign; rest: scenes
 SHORT, TURNS = 0.25, (3, 6)  # share of the samples that have one turn; fewest and most turns of the others
 SCENE_KINDS = {
-    "scan": 3.0,
     "describe": 2.5,
     "count": 3.0,
     "colour": 3.0,
@@ -127,26 +129,14 @@ def _some_picture(rng: random.Random) -> Picture:
 
 def _questions(rng: random.Random, picture: Picture | None, count: int) -> list[Said]:
     weights = BLIND_KINDS if picture is None else SIGN_KINDS if isinstance(picture, Sign) else SCENE_KINDS
-    kinds = [kind for kind in weights if ASKERS[kind](stream(0), "train", picture) or kind in ("use on", "where")]
+    kinds = [kind for kind in weights if KINDS[kind](stream(0), "train", picture) or kind in ("use on", "where")]
     made: list[Said] = []
     while len(made) < count:
         kind = rng.choices(kinds, [weights[k] for k in kinds])[0]
-        said = ASKERS[kind](rng, "train", picture)
+        said = KINDS[kind](rng, "train", picture)
         if said is not None:
             made.append(said)
     return made
-
-
-def _scan(rng: random.Random, split: Split, picture: Picture | None) -> Said | None:
-    """An exercise, no question of users: naming all nine cells teaches best to look at a place."""
-    if not isinstance(picture, Scene):
-        return None
-    groups = [picture.at(cell) for cell in range(len(POSITIONS))]
-    answer = ", ".join(f"{group.colour} {group.name}" if group else "nothing" for group in groups) + "."
-    return Said(phrases.styled(rng.choice(phrases.phrasings("scan", split)), rng), answer, "scan")
-
-
-ASKERS: dict[str, Asker] = KINDS | {"scan": _scan}
 
 
 def _shown(picture: Picture, rng: random.Random, native: float) -> Image.Image:
@@ -165,7 +155,7 @@ def _pair_conversation(rng: random.Random, system: str | None) -> Conversation:
     turns = []
     for i in range(rng.randint(1, 3)):
         which = rng.randrange(2)
-        answer = ASKERS["describe"](rng, "train", pictures[which])
+        answer = KINDS["describe"](rng, "train", pictures[which])
         assert answer is not None
         prefix = rng.choice(phrases.BANK["describe"][0])
         question = phrases.styled(prefix + rng.choice(WHICH).format(n=ORDINALS[which]), rng)
@@ -203,6 +193,40 @@ class Row:
     sizes: list[tuple[int, int]]  # per picture (height, width)
 
 
+@dataclass(frozen=True)
+class Quiz:
+    """An exercise, no question of users: many short cues about one picture, so that most tokens teach to look up."""
+
+    picture: Scene
+    asked: tuple[tuple[str, str], ...]  # cue, answer
+
+
+def quiz(rng: random.Random, questions: int = 20) -> Quiz:
+    """What is at a place, and where, in which colour and how many of a thing: in a crowded scene, in random order."""
+    names = rng.sample(list(OBJECTS), rng.randint(1, 5))
+    groups = [(name, rng.choice(list(COLOURS)), 1) for name in names]
+    if rng.random() < 0.4:
+        groups = [(names[0], groups[0][1], rng.randint(2, 4)), *groups[1:3]]
+    scene = make_scene(rng, groups)
+    return Quiz(scene, tuple(_cue(rng, scene) for _ in range(questions)))
+
+
+def _cue(rng: random.Random, scene: Scene) -> tuple[str, str]:
+    there = rng.random() < 0.7
+    if rng.random() < 0.5:
+        cells = [cell for group in scene.groups for cell in group.cells] if there else range(len(POSITIONS))
+        cell = rng.choice(cells)
+        found = scene.at(cell)
+        return f" {PLACES[cell]}", f" {found.colour} {found.name};" if found else " nothing;"
+    name = rng.choice(scene.groups).name if there else rng.choice((*OBJECTS, *phrases.ABSENT))
+    cue = f" {phrases.plural(name) if rng.random() < 0.4 else name}"
+    group = scene.group(name)
+    if group is None:
+        return cue, " no;"
+    place = f" {PLACES[group.cells[0]]}" if group.count == 1 else ""
+    return cue, f" {phrases.NUMBERS[group.count]} {group.colour}{place};"
+
+
 class Encoder:
     """Turns conversations into rows exactly as the processor does, but faster for pictures of the tower's own size."""
 
@@ -214,6 +238,7 @@ class Encoder:
         self.end_id = int(tokenizer.eos_token_id)
         self.pad_id = int(tokenizer.pad_token_id)
         self.head = [int(i) for i in tokenizer("<|im_start|>assistant\n")["input_ids"]]
+        self._pieces: dict[str, list[int]] = {}
 
     def row(self, sample: Conversation) -> Row:
         """Token ids with image tokens expanded, loss mask, pixels."""
@@ -237,6 +262,24 @@ class Encoder:
                 position += 1
         pixels = [self._pixels(image, len(images)) for image in images]
         return Row(np.asarray(ids), learn, pixels, [(image.height, image.width) for image in images])
+
+    def quiz_row(self, sample: Quiz, rng: random.Random) -> Row:
+        """Token ids of picture, cues and answers; only the answers are learnt."""
+        image = draw_picture(sample.picture, rng)
+        shown = [*self._piece("<|im_start|>user\n"), *[self.image_id] * self._tokens(image, 1)]
+        ids = [*shown, *self._piece("quiz<|im_end|>\n<|im_start|>assistant\n")]
+        learn = [False] * len(ids)
+        for pieces in sample.asked:
+            for is_answer, piece in enumerate(map(self._piece, pieces)):
+                ids += piece
+                learn += [bool(is_answer)] * len(piece)
+        size = (image.height, image.width)
+        return Row(np.asarray(ids), np.asarray(learn), [self._pixels(image, 1)], [size])
+
+    def _piece(self, text: str) -> list[int]:
+        if text not in self._pieces:
+            self._pieces[text] = self.tokenizer(text)["input_ids"]
+        return self._pieces[text]
 
     def _tokens(self, image: Image.Image, count: int) -> int:
         if count > 1:
@@ -303,6 +346,12 @@ def batches(encoder: Encoder, name: str, chunk: int, size: int, count: int) -> l
     return [collate(group, encoder.pad_id) for group in groups]
 
 
+def quiz_batch(encoder: Encoder, name: str, step: int, size: int) -> dict[str, Tensor]:
+    """Batch number `step` of the stream `name` of quizzes."""
+    rng = stream(name, step)
+    return collate([encoder.quiz_row(quiz(rng), rng) for _ in range(size)], encoder.pad_id)
+
+
 def texts(seed: int, count: int) -> list[str]:
     """Questions, answers and headers of `count` conversations: what the tokenizer is trained on."""
     rng = stream("tokenizer", seed)
@@ -335,20 +384,36 @@ def dense_labels(picture: Picture) -> Tensor:
     return labels
 
 
-def dense_batch(seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
-    """Batch number `step` of the tower's stream: pixels [size, 3, 96, 96] and labels [size, 4, 6, 6]."""
-    rng = stream("tower", seed, step)
+def dense_batch(name: str, step: int, size: int) -> tuple[Tensor, Tensor]:
+    """Batch number `step` of the stream `name`: pixels [size, 3, 96, 96] and labels [size, 4, 6, 6]."""
+    rng = stream(name, step)
     pictures = [dense_picture(rng) for _ in range(size)]
     pixels = torch.cat([native_pixels(_shown_square(picture, rng)) for picture in pictures])
     return pixels, torch.stack([dense_labels(picture) for picture in pictures])
 
 
+class PatchWords:
+    """The words that say what a patch shows and where it is, as distributions over the vocabulary."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        places = [PLACES[row // 2 * 3 + column // 2] for row in range(6) for column in range(6)]
+        words = (["nothing", *OBJECTS], ["", *COLOURS], ["", *ascii_uppercase], ["", *places])
+        self.tables = [torch.zeros(len(kind), len(tokenizer)) for kind in words]
+        for table, kind in zip(self.tables, words, strict=True):
+            for row, word in enumerate(kind):
+                table[row, tokenizer(f" {word}")["input_ids"] if word else []] = 1.0
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        """Labels [B, 4, 6, 6] -> [B, 36, V], each patch summing to 1."""
+        kinds = labels.flatten(2).unbind(1)
+        words = sum((table[kind] for table, kind in zip(self.tables, kinds, strict=True)), torch.zeros(()))
+        return words / words.sum(-1, keepdim=True)
+
+
 def dense_picture(rng: random.Random) -> Picture:
     """Crowded scenes and signs, of any words, so that each picture teaches much."""
     if rng.random() < 0.4:
-        words = [
-            "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=rng.randint(1, 6))) for _ in range(rng.randint(1, 3))
-        ]
+        words = ["".join(rng.choices(ascii_uppercase, k=rng.randint(1, 6))) for _ in range(rng.randint(1, 3))]
         return any_sign(rng) if rng.random() < 0.3 else make_sign(rng, " ".join(words))
     names = rng.sample(list(OBJECTS), rng.randint(1, 7))
     return make_scene(rng, [(name, rng.choice(list(COLOURS)), 1) for name in names])

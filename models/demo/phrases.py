@@ -339,11 +339,6 @@ BANK: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
         ),
         _TAIL,
     ),
-    "scan": (
-        _ASK,
-        ("go through the picture", "name what is in every place", "list all places of the picture"),
-        ("", " please", " now", " in order"),
-    ),
     "repeat": (
         _ASK,
         (

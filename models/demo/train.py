@@ -1,4 +1,4 @@
-"""Trains the demo model from nothing: tokenizer, vision tower on dense labels, the whole on dialogues, polish.
+"""Trains the demo model from nothing: tokenizer, vision tower on dense labels, projector, language model on dialogues.
 
     python -m models.demo.train --out DIR
 
@@ -56,19 +56,24 @@ class Recipe:
     hidden: int = 192
     layers: int = 6
     heads: int = 6
-    kv_heads: int = 2
+    kv_heads: int = 3
     mlp: int = 512
     tower_hidden: int = 128
     tower_layers: int = 4
-    tower_steps: int = 2200
+    tower_steps: int = 3000
     tower_batch: int = 48
     tower_rate: float = 1.5e-3
-    steps: int = 2600
+    align_steps: int = 400
+    quiz_steps: int = 1600
+    quiz_batch: int = 24
+    quiz_rate: float = 2e-3
+    quiz_every: int = 4  # of the dialogues' steps, one is a quiz
+    steps: int = 3400
     batch: int = 16
     rate: float = 1.5e-3
-    polish_steps: int = 800
-    polish_rate: float = 5e-4
-    tower_share: float = 0.2  # of the polish's rate, for the tower
+    polish_steps: int = 2300
+    polish_rate: float = 1e-3
+    spread: float = 0.04  # standard deviation of the language model's first weights
     chunk: int = 16  # batches drawn and sorted by length together
     texts: int = 6000  # conversations the tokenizer is trained on
     threads: int = field(default=2, compare=False)
@@ -95,7 +100,9 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaOnevi
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.kv_heads,
         max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},  # as Qwen2's; what is alike is found far away too
         tie_word_embeddings=True,
+        initializer_range=recipe.spread,
         bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
         pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
@@ -110,11 +117,23 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaOnevi
         tie_word_embeddings=True,
     )
     model = LlavaOnevisionForConditionalGeneration(config)
+    _look_for_the_like(model)
     model.generation_config.eos_token_id = text.eos_token_id
     model.generation_config.pad_token_id = text.pad_token_id
     model.generation_config.bos_token_id = None
     model.generation_config.do_sample = False
     return model
+
+
+@torch.no_grad()
+def _look_for_the_like(model: LlavaOnevisionForConditionalGeneration) -> None:
+    """Starts each head with queries like its keys: a word attends to what is like it before anything is learnt."""
+    for layer in model.model.language_model.layers:
+        query, key = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
+        width = layer.self_attn.head_dim
+        shared = query.shape[0] // key.shape[0]
+        keys = key.view(-1, width, key.shape[1]).repeat_interleave(shared, dim=0).reshape(query.shape)
+        query.copy_(keys + 0.5 * query)
 
 
 class TowerHeads(nn.Module):
@@ -179,11 +198,10 @@ class Stage:
     rate: float
     folder: Path
     save_every: int
-    after_save: Callable[[int], None] = lambda _: None
-    slow: tuple[str, float] = ("", 1.0)  # parameters with this in their names learn at this share of the rate
+    after_save: Callable[[], None] = lambda: None
 
-    def run(self, stop_at: int | None = None) -> None:
-        """Trains to the last step (or `stop_at`), from wherever the saved state is."""
+    def run(self) -> None:
+        """Trains to the last step, from wherever the saved state is."""
         weights = [p for p in self.module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(self._groups(), lr=self.rate, betas=(0.9, 0.98))
         path = self.folder / f"{self.name}.pt"
@@ -194,13 +212,14 @@ class Stage:
             optimizer.load_state_dict(state["optimizer"])
             first = state["step"]
             log.info("%s: resumed at step %d of %d", self.name, first, self.steps)
-        last = self.steps if stop_at is None else min(stop_at, self.steps)
+        last = self.steps
         started, mean = time.monotonic(), 0.0
         self.module.train()
         for step in _progress(self.name, first, last):
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, self.steps, self.rate) * group["share"]
-            loss, note = self.loss(step)
+                group["lr"] = rate_at(step, self.steps, self.rate)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss, note = self.loss(step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(weights, 1.0)
@@ -214,20 +233,15 @@ class Stage:
                 save_atomically(
                     {"module": self.module.state_dict(), "optimizer": optimizer.state_dict(), "step": done}, path
                 )
-                self.after_save(done)
+                self.after_save()
 
     def _groups(self) -> list[dict[str, Any]]:
-        name_part, share = self.slow
-        groups = []
-        for slow in (False, True):
-            chosen = [p for n, p in self.module.named_parameters() if p.requires_grad and (name_part in n) is slow]
-            for decay, weights in (
-                (0.05, [p for p in chosen if p.ndim >= 2]),
-                (0.0, [p for p in chosen if p.ndim < 2]),
-            ):
-                if weights:
-                    groups.append({"params": weights, "weight_decay": decay, "share": share if slow else 1.0})
-        return groups
+        """Weights decay, biases and norms do not."""
+        learnt = [p for p in self.module.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in learnt if p.ndim >= 2], "weight_decay": 0.05},
+            {"params": [p for p in learnt if p.ndim < 2], "weight_decay": 0.0},
+        ]
 
 
 def _progress(name: str, first: int, last: int) -> Iterator[int]:
@@ -261,36 +275,69 @@ def tower_stage(recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, f
     both = nn.ModuleDict({"tower": tower, "heads": TowerHeads(recipe.tower_hidden)})
 
     def loss(step: int) -> tuple[Tensor, str]:
-        pixels, labels = corpus.dense_batch(recipe.seed, step, recipe.tower_batch)
+        pixels, labels = corpus.dense_batch(f"tower {recipe.seed}", step, recipe.tower_batch)
         value, right = tower_loss(both["tower"], both["heads"], pixels, labels)  # type: ignore[arg-type]
         return value, "object {:.3f} colour {:.3f} letter {:.3f} place {:.3f}".format(*right.tolist())
 
     return Stage("tower", both, loss, recipe.tower_steps, recipe.tower_rate, folder, recipe.save_every)
 
 
+def align_stage(
+    recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, folder: Path
+) -> Stage:
+    """Brings a projected patch near the words for what it shows, so that to find a thing is to find what is alike."""
+    tower = model.model.vision_tower.requires_grad_(False)
+    words = corpus.PatchWords(processor.tokenizer)
+    both = nn.ModuleDict({"projector": model.model.multi_modal_projector, "words": model.get_input_embeddings()})
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        pixels, labels = corpus.dense_batch(f"align {recipe.seed}", step, recipe.tower_batch)
+        with torch.no_grad():
+            patches = tower(pixels, output_hidden_states=True).hidden_states[-1]
+        projected = F.rms_norm(both["projector"](patches), (recipe.hidden,))
+        logits = projected @ both["words"].weight.T  # type: ignore[operator]
+        return F.cross_entropy(logits.flatten(0, 1), words(labels).flatten(0, 1)), ""
+
+    return Stage("align", both, loss, recipe.align_steps, recipe.tower_rate, folder, recipe.save_every)
+
+
+def quiz_stage(
+    recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, folder: Path
+) -> Stage:
+    """Teaches the language model to look up what is where, before it learns to talk; the tower stays as it is."""
+    model.model.vision_tower.requires_grad_(False)
+    encoder = corpus.Encoder(processor)
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        return answer_loss(model, corpus.quiz_batch(encoder, f"quiz {recipe.seed}", step, recipe.quiz_batch)), ""
+
+    return Stage("quiz", model, loss, recipe.quiz_steps, recipe.quiz_rate, folder, recipe.save_every)
+
+
 def dialogue_stage(
     name: str, recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, folder: Path
 ) -> Stage:
-    """Teaches the whole to talk. "whole": with the tower frozen; "polish": with all weights."""
+    """Teaches the language model to talk. "dialogue": with a quiz now and then; "polish": without, and more slowly."""
     polish = name == "polish"
-    model.model.vision_tower.requires_grad_(polish)
+    model.model.vision_tower.requires_grad_(False)
     encoder = corpus.Encoder(processor)
     kept: dict[int, list[dict[str, Tensor]]] = {}
-    stream = f"{name} {recipe.seed}"
 
     def loss(step: int) -> tuple[Tensor, str]:
+        if not polish and step % recipe.quiz_every == 0:
+            among = f"quiz among dialogues {recipe.seed}"
+            return answer_loss(model, corpus.quiz_batch(encoder, among, step, recipe.quiz_batch)), "quiz"
         chunk, place = divmod(step, recipe.chunk)
         if chunk not in kept:
             kept.clear()
-            kept[chunk] = corpus.batches(encoder, stream, chunk, recipe.batch, recipe.chunk)
+            kept[chunk] = corpus.batches(encoder, f"{name} {recipe.seed}", chunk, recipe.batch, recipe.chunk)
         return answer_loss(model, kept[chunk][place]), ""
 
-    def export(_: int) -> None:
+    def export() -> None:
         save_checkpoint(model, processor, folder / "checkpoint")
 
     steps, rate = (recipe.polish_steps, recipe.polish_rate) if polish else (recipe.steps, recipe.rate)
-    slow = ("vision_tower", recipe.tower_share)
-    return Stage(name, model, loss, steps, rate, folder, recipe.save_every, export, slow)
+    return Stage(name, model, loss, steps, rate, folder, recipe.save_every, export)
 
 
 def save_checkpoint(model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, folder: Path) -> None:
@@ -308,8 +355,8 @@ def save_checkpoint(model: LlavaOnevisionForConditionalGeneration, processor: De
         (folder / name).write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> LlavaOnevisionForConditionalGeneration:
-    """The model after all stages, resuming what the folder holds. `stop_at` ends the last stage early (for tests)."""
+def train(recipe: Recipe, folder: Path) -> LlavaOnevisionForConditionalGeneration:
+    """The model after all stages, resuming what the folder holds."""
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / "recipe.json"
     if note.exists():
@@ -321,8 +368,10 @@ def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> LlavaOnev
     model = make_model(recipe, processor.tokenizer)
     log.info("model: %d parameters, tower %d", model.num_parameters(), model.model.vision_tower.num_parameters())
     tower_stage(recipe, model, folder).run()
-    dialogue_stage("whole", recipe, model, processor, folder).run()
-    dialogue_stage("polish", recipe, model, processor, folder).run(stop_at)
+    align_stage(recipe, model, processor, folder).run()
+    quiz_stage(recipe, model, processor, folder).run()
+    for name in ("dialogue", "polish"):
+        dialogue_stage(name, recipe, model, processor, folder).run()
     return model.eval()
 
 

@@ -279,16 +279,8 @@ DANGEROUS: dict[str, tuple[Shape, ...]] = {
 
 OBJECTS: dict[str, tuple[Shape, ...]] = EVERYDAY | TOOLS | DANGEROUS
 
-POSITIONS: tuple[str, ...] = (
-    "at the top left",
-    "at the top",
-    "at the top right",
-    "on the left",
-    "in the middle",
-    "on the right",
-    "at the bottom left",
-    "at the bottom",
-    "at the bottom right",
+POSITIONS: tuple[str, ...] = tuple(
+    f"at the {row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")
 )
 
 
