@@ -1,4 +1,4 @@
-"""The command line: `autosteer serve`, `autosteer version`. Torch is imported only once a model is to be loaded."""
+"""The command line: `autosteer serve`, `version`, and the fitting commands. Torch is imported only to load a model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from server.config import Settings
+from steering.cli import app as fitting
 
 if TYPE_CHECKING:
     from server.engine import Engine
@@ -32,6 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(fitting)
 
 
 def main() -> None:

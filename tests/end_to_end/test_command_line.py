@@ -65,6 +65,17 @@ def test_a_bundle_of_another_model_is_refused_with_what_differs(tmp_path: Path) 
     assert "Traceback" not in result.stderr
 
 
+def test_the_guard_commands_are_there() -> None:
+    """Each by its own name, beside `serve`: the bundled guard can be read, and a wrong word is one line."""
+    shown = run("inspect", str(GUARD))
+    assert shown.returncode == 0
+    assert "LlavaOnevisionForConditionalGeneration" in shown.stdout
+    result = run("fit", "--model", str(CHECKPOINT), "--pairs", "/nowhere.jsonl", "--out", "/nowhere/guard")
+    assert result.returncode == 2
+    assert "/nowhere.jsonl" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((CHECKPOINT / "config.json").read_text())
     result = run("serve", "--port", "0", "--model", str(tmp_path))
