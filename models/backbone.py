@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from models.cache import DecodeView, KVCache, OutOfRows, Slot
 from models.families import Family
 from models.inputs import InputBuilder, Prompt
+from models.packing import Packed
 from models.tap import Tap
 
 __all__ = ["Backbone", "BackboneInfo", "OutOfRows", "Row"]
@@ -85,6 +86,8 @@ class Backbone:
         self._cache = KVCache(info.num_layers, max_rows, info.context_length)
         self._taps: list[Tap] = []
         self._window, self._layers_differ = _window(self._decoder.config)
+        # Prompts may share a row where attention is plainly causal and a token's place is its number.
+        self._shares = not (family.mrope or family.token_types or self._window or self._layers_differ)
         banned = family.banned(model) if family.banned else ()
         self._banned = torch.tensor(list(banned), dtype=torch.long, device=info.device)
 
@@ -132,6 +135,29 @@ class Backbone:
         return _restored(torch.cat(hidden), order)
 
     @torch.no_grad()
+    def read(self, groups: Sequence[Sequence[Prompt]], last: int = 1) -> None:
+        """Run prompts for the taps alone, group by group: without cache and rows, `max_rows` groups in a pass.
+
+        The prompts of a group have the same images, or none; where the family allows it, what they begin with runs
+        once. The taps get the states of the `last` tokens of each prompt, one after the other.
+        """
+        image, share = self._image_token_id, self._shares
+        packs = [pack for group in groups for pack in Packed.of(group, image, share=share, last=last)]
+        similar = _similar([len(pack.ids) for pack in packs])
+        passes = [some[at : at + self.max_rows] for some in similar for at in range(0, len(some), self.max_rows)]
+        starts = [0]
+        for pack in packs:
+            starts.append(starts[-1] + len(pack.ends))
+        tapped: list[list[Tensor]] = [[] for _ in self._taps]
+        for group in passes:
+            self._read([packs[place] for place in group])
+            for states, tap in zip(tapped, self._taps, strict=True):
+                states.append(tap.states)
+        order = [at for group in passes for place in group for at in range(starts[place], starts[place + 1])]
+        for states, tap in zip(tapped, self._taps, strict=True):
+            tap.put(_restored(torch.cat(states), order))
+
+    @torch.no_grad()
     def decode(self, rows: Sequence[Row], ids: Tensor) -> Tensor:
         """Append one token to each row: ids `[B]` -> hidden `[B, d]`. The rows may be any of the prefilled ones."""
         assert len(rows) == len(ids), f"{len(rows)} rows, {len(ids)} ids"
@@ -177,13 +203,10 @@ class Backbone:
         device = self.info.device
         prompts = [_pending(row) for row in rows]
         lengths = [len(prompt.ids) for prompt in prompts]
-        # Never padded with the image token, whose number must match the images.
-        ids, mask = _padded([prompt.ids for prompt in prompts], filler=int(self._image_token_id == 0))
+        ids, mask = self._padded([prompt.ids for prompt in prompts])
         positions, deltas = self._prefill_positions(prompts, ids, mask)
         view = self._cache.prefill([_slot(row) for row in rows], lengths)
-        arguments: dict[str, Any] = self._features(prompts)
-        if self._family.token_types is not None:
-            arguments[self._family.token_types] = (ids == self._image_token_id).long().to(device)
+        arguments = self._arguments(prompts, ids)
         # Without padding there is no mask: attention is then plainly causal, which has faster kernels.
         arguments["attention_mask"] = None if min(lengths) == max(lengths) else mask.to(device)
         last = torch.tensor(lengths, device=device) - 1
@@ -198,6 +221,36 @@ class Backbone:
             row._rope_delta = delta
         hidden: Tensor = output.last_hidden_state
         return hidden[torch.arange(len(rows), device=device), last]
+
+    def _read(self, packs: Sequence[Packed]) -> None:
+        """One pass over packed rows, padded on the right."""
+        device = self.info.device
+        ids, mask = self._padded([pack.ids for pack in packs])
+        firsts = [pack.prompts[0] for pack in packs]
+        arguments = self._arguments(firsts, ids)
+        if any(len(pack.prompts) > 1 for pack in packs):
+            positions = Packed.positions(packs)
+            arguments["attention_mask"] = Packed.mask(packs).to(device)
+        else:
+            positions, _ = self._prefill_positions(firsts, ids, mask)
+            arguments["attention_mask"] = None if bool(mask.all()) else mask.to(device)
+        rows = torch.tensor([row for row, pack in enumerate(packs) for _ in pack.ends], device=device)
+        ends = torch.tensor([end for pack in packs for end in pack.ends], device=device)
+        with ExitStack() as taps:
+            for tap in self._taps:
+                taps.enter_context(tap.at(ends, rows))
+            self._body(input_ids=ids.to(device), position_ids=positions.to(device), use_cache=False, **arguments)
+
+    def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        # Never padded with the image token, whose number must match the images.
+        return _padded(sequences, filler=int(self._image_token_id == 0))
+
+    def _arguments(self, prompts: Sequence[Prompt], ids: Tensor) -> dict[str, Any]:
+        """What a pass over `ids` takes beside them."""
+        arguments: dict[str, Any] = self._features(prompts)
+        if self._family.token_types is not None:
+            arguments[self._family.token_types] = (ids == self._image_token_id).long().to(self.info.device)
+        return arguments
 
     def _features(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """The images of all rows, joined as the family's forward wants them."""

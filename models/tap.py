@@ -39,12 +39,14 @@ class Tap:
         return self._states
 
     @contextmanager
-    def at(self, positions: Tensor) -> Iterator[None]:
-        """Record the next forward pass at `positions` `[B]`, into `states`."""
+    def at(self, positions: Tensor, rows: Tensor | None = None) -> Iterator[None]:
+        """Record the next forward pass at `positions` `[B]`, into `states`; of row i each, or of `rows` `[B]`."""
         found: dict[int, Tensor] = {}
+        if rows is None:
+            rows = torch.arange(len(positions), device=positions.device)
         with ExitStack() as hooks:
             for layer in set(self._layers):
-                hooks.callback(self._hook(layer, positions, found).remove)
+                hooks.callback(self._hook(layer, positions, rows, found).remove)
             yield
         states = torch.stack([found[layer] for layer in self._layers], dim=1)
         self._states = states[:, 0] if self._single else states
@@ -53,10 +55,10 @@ class Tap:
         """Set `states`, where one prefill took several passes."""
         self._states = states
 
-    def _hook(self, layer: int, positions: Tensor, found: dict[int, Tensor]) -> RemovableHandle:
+    def _hook(self, layer: int, positions: Tensor, rows: Tensor, found: dict[int, Tensor]) -> RemovableHandle:
         def keep(hidden: Tensor) -> None:
             # Indexing copies: the whole sequence's states are not kept alive, and later in-place changes not seen.
-            found[layer] = hidden[torch.arange(len(positions), device=hidden.device), positions.to(hidden.device)]
+            found[layer] = hidden[rows.to(hidden.device), positions.to(hidden.device)]
 
         def entering(_module: nn.Module, args: tuple[Any, ...]) -> None:
             keep(args[0])

@@ -100,7 +100,7 @@ class Engine:
             hidden = self.backbone.prefill(rows)
             self._set_decisions(requests, [Decision(Verdict.PASS, None, 0.0)] * len(requests))
             return hidden
-        with self.backbone.tap(self.guard.layer) as tap:
+        with self.backbone.tap(self.guard.tapped) as tap:
             hidden = self.backbone.prefill(rows)
         self._judge(self.guard, requests, tap.states)
         return hidden

@@ -102,6 +102,7 @@ class Manifest(_Frozen):
     format_version: Literal[1] = 1
     model: ModelBinding
     layer: int = Field(ge=0)
+    probe_layers: list[Annotated[int, Field(ge=0)]] = []  # what the prober reads side by side; empty: `layer` alone
     probe_position: Literal["last_prompt_token"] = "last_prompt_token"
     prober_hidden: int = Field(ge=0)
     head_rank: int | None = Field(default=None, gt=0)
@@ -139,8 +140,9 @@ def load_guard(folder: Path, info: BackboneInfo) -> Guard:
 
     manifest = load_manifest(folder)
     manifest.model.check(info)
-    if manifest.layer > info.num_layers:
-        raise BundleError(f"{folder / MANIFEST}: layer {manifest.layer} is not one of 0..{info.num_layers}")
+    highest = max(manifest.layer, *manifest.probe_layers, 0)
+    if highest > info.num_layers:
+        raise BundleError(f"{folder / MANIFEST}: layer {highest} is not one of 0..{info.num_layers}")
     data = _read(folder / TENSORS)
     if digest(data) != manifest.tensors_hash:
         raise BundleError(f"{folder / TENSORS} is not the file that {MANIFEST} was written with")
@@ -151,7 +153,7 @@ def load_guard(folder: Path, info: BackboneInfo) -> Guard:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{folder / TENSORS}: {name} holds values that are no numbers")
-    prober = Prober(info.hidden_size, manifest.prober_hidden)
+    prober = Prober(info.hidden_size * (len(manifest.probe_layers) or 1), manifest.prober_hidden)
     head = RefusalHead(info.hidden_size, manifest.head_rank)
     try:
         prober.load_state_dict(_part(tensors, "prober"))

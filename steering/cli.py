@@ -43,6 +43,7 @@ def fit(
     report: Annotated[Path | None, typer.Option(help="Folder for the report. Default: OUT.report.")] = None,
     select: Annotated[str, typer.Option(help="Layer: sas (the paper's argmax), sas-among-best or auroc.")] = "sas",
     layer: Annotated[int | None, typer.Option(help="This layer, whatever --select says.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Several layers read side by side, such as 12,16,20.")] = None,
     prober: Annotated[str, typer.Option(help="mlp or linear.")] = "mlp",
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the Refusal Head. Default: full.")] = None,
     refusal: Annotated[list[str] | None, typer.Option(help="What a steered answer says. May be given again.")] = None,
@@ -75,6 +76,7 @@ def fit(
             _mistake(f"--select {select} is not one of {', '.join(SELECTS)}")
         if prober not in ("mlp", "linear"):
             _mistake(f"--prober {prober} is neither mlp nor linear")
+        given = _layers(layer, layers)
         items = [item for file in pairs for item in read_pairs(file, images)]
         items += [item for file in benign or [] for item in read_prompts(file, images)]
         items = _without_errors(items, drop=drop_bad)
@@ -84,7 +86,7 @@ def fit(
         settings = Settings(
             refusals=tuple(refusal or [REFUSAL]),
             select=SELECTS[select],
-            layer=layer,
+            layers=given,
             target_fpr=target_fpr,
             prober_hidden=64 if prober == "mlp" else 0,
             rank=rank,
@@ -166,6 +168,8 @@ def import_reference(
     with _mistakes():
         from steering.reference_import import import_checkpoints
 
+        if eps == 0:
+            _mistake("--eps must be more than 0, which steers nothing")
         backbone = _load(model, device, dtype, 1, revision)[0]
         import_checkpoints(prober, head, layer, backbone.info, out, threshold=threshold, eps=eps, refusal=refusal)
     typer.echo(f"guard: {out}")
@@ -196,6 +200,16 @@ def _mistakes() -> Iterator[None]:
         if error.name not in ("sklearn", "matplotlib"):
             raise
         _mistake(f"fitting needs the extra packages (pip install 'autosteer-server[fit]'): {error}")
+
+
+def _layers(layer: int | None, layers: str | None) -> tuple[int, ...]:
+    """The layers that are given, if any."""
+    if layers is None:
+        return () if layer is None else (layer,)
+    found = layers.replace(",", " ").split()
+    if layer is not None or len(set(found)) < len(found) or not found or not all(part.isdigit() for part in found):
+        _mistake(f"--layers {layers}: give different numbers with commas, and no --layer")
+    return tuple(map(int, found))
 
 
 def _without_errors(items: Sequence[Item], *, drop: bool) -> list[Item]:
@@ -258,7 +272,7 @@ def _show_manifest(manifest: Manifest, console: Console) -> None:
     for name, value in {
         "model": f"{model.name} ({model.architecture}, {model.num_layers} layers of {model.hidden_size})",
         "fitted": f"{manifest.date} on {manifest.data_size} prompts, {model.dtype}",
-        "layer": str(manifest.layer),
+        "layer": ", ".join(map(str, manifest.probe_layers or [manifest.layer])),
         "prober": f"{manifest.prober_hidden} hidden units" if manifest.prober_hidden else "linear",
         "head": f"rank {manifest.head_rank}" if manifest.head_rank else "full rank",
         "threshold": f"{manifest.threshold:.6g}",
@@ -273,7 +287,7 @@ def _show_manifest(manifest: Manifest, console: Console) -> None:
     for each in manifest.layers:
         interval = "" if each.sas_low is None else f"{each.sas_low:.4f} .. {each.sas_high:.4f}"
         accuracy = "" if each.accuracy is None else f"{each.accuracy:.4f}"
-        mark = " *" if each.layer == manifest.layer else ""
+        mark = " *" if each.layer in (manifest.probe_layers or [manifest.layer]) else ""
         layers.add_row(f"{each.layer}{mark}", f"{each.sas:.4f}", interval, f"{each.auroc:.4f}", accuracy)
     thresholds = Table("target FPR", "threshold", "safe prompts", title="thresholds")
     for known in manifest.thresholds:

@@ -1,13 +1,13 @@
 """Collecting states: one prefill per prompt gives every layer's last-prompt-token state, streamed to disk.
 
-Nothing is generated, the blocks after the last needed layer do not run, and memory does not grow with the number of
-prompts. An interrupted collection goes on where it was.
+Nothing is generated and nothing cached, the blocks after the last needed layer do not run, and prompts about the same
+images read them once. Memory does not grow with the number of prompts. An interrupted collection goes on where it was.
 """
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone
-from steering.offline import Question, batches, forced_states, prompt_states
+from steering.offline import Question, batches, forced_states, read_states
 from steering.stages import Chunks
 
 CHUNK = 128  # prompts per file
+SHARING = 8  # prompts about the same images, or none, that are read in one row, at most
 
+Groups = Sequence[Sequence[Question]]  # each of questions about the same images
+Work = Callable[[Backbone, Groups], Tensor]
 Tick = Callable[[int], None]  # called with the number of prompts that are done
 
 
@@ -29,18 +32,22 @@ def collect_states(
 ) -> Chunks:
     """States `[N, layers, d]` of all prompts, in pieces under `folder`; one backbone per device shares the work."""
 
-    def work(backbone: Backbone, group: Sequence[Question]) -> Tensor:
+    def work(backbone: Backbone, groups: Groups) -> Tensor:
         with stopping_after(backbone, max(layers)):
-            return prompt_states(backbone, group, layers)
+            return read_states(backbone, groups, layers)
 
-    return _collect(backbones, questions, folder, tick, work)
+    return _collect(backbones, questions, folder, tick, work, sharing=SHARING)
 
 
 def collect_forced(
     backbones: Sequence[Backbone], questions: Sequence[Question], ids: Sequence[int], folder: Path, tick: Tick
 ) -> Chunks:
     """Hidden states `[N, T, d]` in the places that predict `ids` `[T]`, teacher-forced after each prompt."""
-    return _collect(backbones, questions, folder, tick, lambda backbone, group: forced_states(backbone, group, ids))
+
+    def work(backbone: Backbone, groups: Groups) -> Tensor:
+        return forced_states(backbone, [question for group in groups for question in group], ids)
+
+    return _collect(backbones, questions, folder, tick, work, sharing=1)
 
 
 def _collect(
@@ -48,7 +55,9 @@ def _collect(
     questions: Sequence[Question],
     folder: Path,
     tick: Tick,
-    work: Callable[[Backbone, Sequence[Question]], Tensor],
+    work: Work,
+    *,
+    sharing: int,
 ) -> Chunks:
     chunks = Chunks(folder)
     todo: queue.SimpleQueue[tuple[int, Sequence[Question]]] = queue.SimpleQueue()
@@ -64,7 +73,7 @@ def _collect(
                 number, chunk = todo.get_nowait()
             except queue.Empty:  # another device took the last one
                 return
-            chunks.put(number, _chunk(backbone, chunk, work, tick))
+            chunks.put(number, _chunk(backbone, chunk, tick, work, sharing))
 
     if len(backbones) == 1:
         worker(backbones[0])
@@ -74,20 +83,26 @@ def _collect(
     return chunks
 
 
-def _chunk(
-    backbone: Backbone,
-    chunk: Sequence[Question],
-    work: Callable[[Backbone, Sequence[Question]], Tensor],
-    tick: Tick,
-) -> Tensor:
-    """One piece, in batches of prompts of like length, so that little is padded."""
-    order = sorted(range(len(chunk)), key=lambda place: (len(chunk[place].images), len(chunk[place].text), place))
+def _chunk(backbone: Backbone, chunk: Sequence[Question], tick: Tick, work: Work, sharing: int) -> Tensor:
+    """One piece, in batches of like length, so that little is padded."""
+    groups = _about_the_same(chunk, sharing)
     found: list[Tensor] = []
-    for group in batches([chunk[place] for place in order], backbone.max_rows):
-        found.append(work(backbone, group))
-        tick(len(group))
+    for batch in batches(groups, backbone.max_rows):
+        found.append(work(backbone, [[chunk[place] for place in group] for group in batch]))
+        tick(sum(map(len, batch)))
     states = torch.cat(found)
-    return torch.empty_like(states).index_copy_(0, torch.tensor(order), states)
+    order = torch.tensor([place for group in groups for place in group])
+    return torch.empty_like(states).index_copy_(0, order, states)
+
+
+def _about_the_same(chunk: Sequence[Question], most: int) -> list[Sequence[int]]:
+    """Places of the questions, grouped by their images; of like length one after the other."""
+    places: dict[Hashable, list[int]] = {}
+    for place in sorted(range(len(chunk)), key=lambda place: len(chunk[place].text)):
+        images = tuple(image if isinstance(image, Path) else id(image) for image in chunk[place].images)
+        places.setdefault(images, []).append(place)
+    groups = [group for about in places.values() for group in batches(about, most)]
+    return sorted(groups, key=lambda group: (len(chunk[group[0]].images), sum(len(chunk[at].text) for at in group)))
 
 
 @contextmanager

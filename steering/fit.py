@@ -59,7 +59,7 @@ class Settings:
 
     refusals: tuple[str, ...]  # the first is the bundle's
     select: Select = "sas"
-    layer: int | None = None  # instead of selecting one
+    layers: tuple[int, ...] = ()  # these instead of selecting one; several are read side by side
     target_fpr: float | None = None  # of the default threshold; None: 1 %, or what the data can carry
     prober_hidden: int = HIDDEN  # 0: linear
     rank: int | None = None
@@ -151,10 +151,10 @@ def fit(
     prompts = Prompts.of(parts)
     prompts.check()
     layers = list(range(backbone.info.num_layers + 1))
-    if settings.layer is not None:
-        if settings.layer not in layers:
-            raise FitError(f"layer {settings.layer} is not one of 0..{layers[-1]}")
-        layers = [settings.layer]
+    for given in settings.layers:
+        if given not in layers:
+            raise FitError(f"layer {given} is not one of 0..{layers[-1]}")
+    layers = list(settings.layers) or layers
     threshold_rate(settings.target_fpr, len(prompts.places("calibration", 0)))
     # What the weights of a stage depend on but that no model's description holds.
     base = {
@@ -169,10 +169,10 @@ def fit(
     fitting = {"hidden": settings.prober_hidden, "optimisation": asdict(settings.prober), "seed": settings.seed}
     table = stages.run("layers", {"states": states.name, **fitting}, lambda to: step.layers(layers, states, to))
     figures = [LayerFigures(**row) for row in load_json(table / "layers.json")]
-    layer = choose_layer(figures, settings.select) if settings.layer is None else settings.layer
-    place = layers.index(layer)
+    chosen = settings.layers or (choose_layer(figures, settings.select),)
+    places = [layers.index(layer) for layer in chosen]
     probed = stages.run(
-        "prober", {"states": states.name, "layer": layer, **fitting}, lambda to: step.prober(states, place, to)
+        "prober", {"states": states.name, "layers": chosen, **fitting}, lambda to: step.prober(states, places, to)
     )
     forcing = {**base, **machine, "refusals": settings.refusals, "count": settings.head_prompts}
     forced = stages.run("refusals", forcing, step.refusals)
@@ -185,7 +185,7 @@ def fit(
         "data": begun, "states": states, "layers": table, "prober": probed, "refusals": forced, "head": headed,
         "eps": swept,
     }  # fmt: skip
-    guard, report = _assemble(backbone, prompts, settings, layer, figures, folders)
+    guard, report = _assemble(backbone, prompts, settings, chosen, figures, folders)
     save_bundle(out, guard.manifest, guard.prober, guard.head, guard.calibration)
     return Fitted(guard, {**report, "stages": {"reused": stages.reused, "computed": stages.computed}}, folders, prompts)
 
@@ -230,11 +230,16 @@ class _Steps:
             tick(1)
         save_json(folder / "layers.json", rows)
 
-    def prober(self, states: Path, place: int, folder: Path) -> None:
-        x = Chunks(states).column(place)
+    def prober(self, states: Path, places: Sequence[int], folder: Path) -> None:
+        x = torch.cat([Chunks(states).column(place) for place in places], dim=1)
         train, held_out = (labelled(self._prompts, x, part) for part in ("train", "validation"))
-        hidden = self._settings.prober_hidden
-        prober, losses = fit_prober(train, held_out, hidden=hidden, optimisation=self._settings.prober)
+        prober, losses = fit_prober(
+            train,
+            held_out,
+            hidden=self._settings.prober_hidden,
+            optimisation=self._settings.prober,
+            tick=self._bar("prober", self._settings.prober.epochs),
+        )
         save_state(folder / "prober.safetensors", prober.state_dict())
         save_state(folder / "scores.safetensors", {"scores": prober.score(x)})
         save_json(folder / "losses.json", losses)
@@ -259,13 +264,13 @@ class _Steps:
             return Forced.join([Forced.of(x.to(backbone.info.device), ids) for x, ids in states])
 
         backbone = self._backbones[0]
-        self._bar("head", None)
         head, losses = fit_head(
             places("train"),
             places("validation"),
             lambda hidden: backbone.logits(hidden.to(backbone.info.dtype)),
             rank=self._settings.rank,
             optimisation=self._settings.head,
+            tick=self._bar("head", self._settings.head.epochs),
         )
         save_state(folder / "head.safetensors", head.state_dict())
         save_json(folder / "losses.json", losses)
@@ -287,7 +292,7 @@ class _Steps:
         step = max(1.0, len(places) / count)
         return [self._prompts.questions[places[int(at * step)]] for at in range(min(count, len(places)))]
 
-    def _bar(self, name: str, total: int | None) -> Tick:
+    def _bar(self, name: str, total: int) -> Tick:
         task = self._progress.add_task(name, total=total)
         return lambda count: self._progress.advance(task, count)
 
@@ -388,12 +393,12 @@ def _assemble(
     backbone: Backbone,
     prompts: Prompts,
     settings: Settings,
-    layer: int,
+    layers: Sequence[int],
     figures: Sequence[LayerFigures],
     folders: Mapping[str, Path],
 ) -> tuple[Guard, dict[str, Any]]:
     """The guard from its finished stages, and the report's figures."""
-    prober = Prober(backbone.info.hidden_size, settings.prober_hidden)
+    prober = Prober(backbone.info.hidden_size * len(layers), settings.prober_hidden)
     prober.load_state_dict(load_state(folders["prober"] / "prober.safetensors"))
     scores = load_state(folders["prober"] / "scores.safetensors")["scores"]
     safe_scores = scores[prompts.places("calibration", 0)]
@@ -411,7 +416,8 @@ def _assemble(
     validation = judge(prompts, scores, default)
     manifest = Manifest(
         model=ModelBinding.of(backbone.info),
-        layer=layer,
+        layer=max((row for row in figures if row.layer in layers), key=lambda row: row.sas).layer,
+        probe_layers=list(layers) if len(layers) > 1 else [],
         prober_hidden=settings.prober_hidden,
         head_rank=settings.rank,
         layers=list(figures),
@@ -437,12 +443,12 @@ def _assemble(
         },
         "pairs": len(prompts.twins("train")[0]),
         "choices": {select: choose_layer(figures, select) for select in SELECTS.values()},
-        "chosen_by": settings.select if settings.layer is None else "given",
+        "chosen_by": "given" if settings.layers else settings.select,
         "categories": by_category(prompts, scores, default),
         "sweep": [asdict(point) for point in sweep],
         "losses": {name: load_json(folders[name] / "losses.json") for name in ("prober", "head")},
         "words_auroc": words_auroc(prompts),
-        "warnings": warnings(prompts, scores, figures, layer, rate),
+        "warnings": warnings(prompts, scores, figures, layers, rate),
     }
     return guard, report
 
@@ -477,7 +483,9 @@ def by_category(prompts: Prompts, scores: Tensor, threshold: float) -> dict[str,
     return table
 
 
-def warnings(prompts: Prompts, scores: Tensor, figures: Sequence[LayerFigures], layer: int, rate: float) -> list[str]:
+def warnings(
+    prompts: Prompts, scores: Tensor, figures: Sequence[LayerFigures], layers: Sequence[int], rate: float
+) -> list[str]:
     """What a reader of the report must know first."""
     found = []
     places = prompts.places("calibration")
@@ -490,10 +498,11 @@ def warnings(prompts: Prompts, scores: Tensor, figures: Sequence[LayerFigures], 
             "What the prober learnt may be words too."
         )
     best = max(figures, key=lambda each: each.auroc)
-    chosen = next(each for each in figures if each.layer == layer)
+    chosen = max((each for each in figures if each.layer in layers), key=lambda each: each.auroc)
     if best.auroc - chosen.auroc > 0.01:
+        better = f"layer {best.layer} ({best.auroc:.3f})"
         found.append(
-            f"Layer {layer} separates worse (AUROC {chosen.auroc:.3f}) than layer {best.layer} ({best.auroc:.3f}); "
+            f"Layer {chosen.layer} separates worse (AUROC {chosen.auroc:.3f}) than {better}; "
             "consider --select sas-among-best."
         )
     samples = len(prompts.places("calibration", 0))

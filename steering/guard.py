@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,18 @@ class Guard(nn.Module):
 
     @property
     def layer(self) -> int:
-        """The layer that the prober reads."""
+        """The layer that the prober reads; of several, the one with the highest SAS."""
         return self.manifest.layer
+
+    @property
+    def tapped(self) -> int | Sequence[int]:
+        """What to tap for `score`."""
+        return self.manifest.probe_layers or self.manifest.layer
 
     @torch.inference_mode()
     def score(self, states: Tensor) -> Tensor:
-        """Scores `[B]` in [0, 1] of the layer's states `[B, d]`; 1 is toxic."""
-        return self.prober.score(states)
+        """Scores `[B]` in [0, 1] of the tapped states, `[B, d]` or of several layers `[B, layers, d]`; 1 is toxic."""
+        return self.prober.score(states.flatten(1))
 
     @torch.inference_mode()
     def steer(self, hidden: Tensor, eps: Tensor) -> Tensor:

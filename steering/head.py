@@ -23,13 +23,14 @@ class RefusalHead(nn.Module):
             self.up = nn.Parameter(torch.zeros(hidden_size, rank))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """`h W^T` `[..., d]` of hidden states `[..., d]`."""
+        """`h W^T` `[..., d]` of hidden states `[..., d]`, in the dtype of `W`, whatever the backbone computes in."""
         if self.rank is None:
-            return hidden @ self.weight.T
-        return hidden @ self.down.T @ self.up.T
+            return hidden.to(self.weight.dtype) @ self.weight.T
+        return hidden.to(self.down.dtype) @ self.down.T @ self.up.T
 
     def steer(self, hidden: Tensor, eps: Tensor) -> Tensor:
         """`h + eps * h W^T`: hidden `[B, d]`, eps `[B]`. Rows with eps 0 come back bit for bit."""
         # A row of a masked matrix product may round differently with the number of rows: only `where` is exact.
-        moved = hidden + eps[:, None].to(hidden.dtype) * self(hidden)
+        change = self(hidden)
+        moved = hidden + (eps[:, None].to(change.dtype) * change).to(hidden.dtype)
         return torch.where(eps[:, None] != 0, moved, hidden)

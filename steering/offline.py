@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.backbone import Backbone, Row
-from models.inputs import Prompt
+from models.inputs import Prompt, PromptError
 from steering.guard import Guard
 from steering.head import RefusalHead
 from steering.policy import Decision, Mode, Policy, Verdict, decide
@@ -49,9 +49,12 @@ class Answered:
 def prompt_of(backbone: Backbone, question: Question) -> Prompt:
     """The prompt of a chat with this one turn. Raises PromptError."""
     content: list[dict[str, Any]] = [{"type": "image"} for _ in question.images]
-    return backbone.inputs.build(
-        [{"role": "user", "content": [*content, {"type": "text", "text": question.text}]}], question.pictures()
-    )
+    content.append({"type": "text", "text": question.text})
+    prompt = backbone.inputs.build([{"role": "user", "content": content}], question.pictures())
+    if len(prompt.ids) > backbone.info.context_length:
+        passes = f"{len(prompt.ids)} tokens pass the context of {backbone.info.context_length}"
+        raise PromptError(f"{passes}: {question.text[:60]!r}")
+    return prompt
 
 
 def batches(things: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -82,19 +85,28 @@ def prompt_states(backbone: Backbone, questions: Sequence[Question], layers: Seq
         return tap.states.cpu()
 
 
+def read_states(backbone: Backbone, groups: Sequence[Sequence[Question]], layers: Sequence[int]) -> Tensor:
+    """The same of groups of questions about the same images, which run once for each group, `[B, layers, d]`."""
+    prompts = [[prompt_of(backbone, question) for question in group] for group in groups]
+    with backbone.tap(layers) as tap:
+        backbone.read(prompts)
+        return tap.states.cpu()
+
+
 @torch.no_grad()
 def forced_states(backbone: Backbone, questions: Sequence[Question], ids: Sequence[int]) -> Tensor:
     """Hidden states `[B, T, d]` in the places that predict `ids` `[T]`, with `ids` teacher-forced after each prompt."""
-    with open_rows(backbone, questions, len(ids)) as rows:
-        hidden = [backbone.prefill(rows)]
-        hidden += [backbone.decode(rows, torch.full((len(rows),), token)) for token in ids[:-1]]
-        return torch.stack(hidden, dim=1).float().cpu()
+    prompts = [prompt_of(backbone, question) for question in questions]
+    forced = [replace(prompt, ids=[*prompt.ids, *ids[:-1]]) for prompt in prompts]
+    with backbone.tap(backbone.info.num_layers) as tap:
+        backbone.read([[prompt] for prompt in forced], last=len(ids))
+        return tap.states.view(len(forced), len(ids), -1).float().cpu()
 
 
 @torch.no_grad()
 def score_batch(backbone: Backbone, guard: Guard, questions: Sequence[Question]) -> list[float]:
     """The guard's scores of a batch."""
-    with open_rows(backbone, questions, 1) as rows, backbone.tap(guard.layer) as tap:
+    with open_rows(backbone, questions, 1) as rows, backbone.tap(guard.tapped) as tap:
         backbone.prefill(rows)
         return guard.score(tap.states).tolist()
 
@@ -138,7 +150,7 @@ def answer(
 ) -> list[Answered]:
     """Greedy answers of one batch under a policy, as the engine gives them."""
     with open_rows(backbone, questions, max_tokens) as rows:
-        with backbone.tap(guard.layer) as tap:
+        with backbone.tap(guard.tapped) as tap:
             hidden = backbone.prefill(rows)
         policies = [policy] * len(rows)
         scores = [0.0] * len(rows) if policy.mode is Mode.OFF else guard.score(tap.states).tolist()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from steering.offline import Question
@@ -231,9 +233,20 @@ def check(items: Sequence[Item]) -> list[Problem]:
         pictures = {image for side in item.questions for image in side.images if isinstance(image, Path)}
         missing = sorted(picture for picture in pictures if not picture.is_file())
         problems += [Problem(item.where, item.id, f"no image {picture}") for picture in missing]
+        damaged = sorted(picture for picture in pictures.difference(missing) if not _is_image(picture))
+        problems += [Problem(item.where, item.id, f"{picture} cannot be read as an image") for picture in damaged]
         if item.toxic is not None and item.toxic == item.safe:
             problems.append(Problem(item.where, item.id, "toxic and safe are the same prompt"))
     return problems
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file begins like an image; the rest is read when it is needed."""
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
 
 
 def words_key(text: str) -> str:
@@ -248,22 +261,52 @@ def image_keys(item: Item) -> set[str]:
 
 
 def leaks(parts: Mapping[Part, Sequence[Item]]) -> list[Problem]:
-    """Rows outside of `train` that share an image with it or ask near-same words."""
-    seen_images: dict[str, str] = {}
-    seen_words: dict[str, str] = {}
-    for item in parts["train"]:
-        seen_images.update(dict.fromkeys(image_keys(item), item.where))
-        seen_words.update({_asked(side): item.where for side in item.questions})
+    """Rows that share an image with an earlier part or ask near-same words."""
+    images: dict[str, str] = {}
+    words = NearSame()
     problems = []
     for part, items in parts.items():
-        for item in items if part != "train" else ():
-            for key in image_keys(item) & seen_images.keys():
-                what = f"its image is also in train ({seen_images[key]})"
-                problems.append(Problem(item.where, item.id, f"{part}: {what}", error=False))
-            for key in sorted({_asked(side) for side in item.questions} & seen_words.keys()):
-                what = f"near-same words are also in train ({seen_words[key]})"
-                problems.append(Problem(item.where, item.id, f"{part}: {what}", error=False))
+        for item in items:
+            found = [f"its image is also in {images[key]}" for key in sorted(image_keys(item) & images.keys())]
+            near = {key: words.find(key) for key in sorted(map(_asked, item.questions))}
+            found += [f"near-same words are also in {place}" for place in near.values() if place is not None]
+            problems += [Problem(item.where, item.id, f"{part}: {what}", error=False) for what in found]
+        for item in items:  # only now: within a part nothing leaks
+            place = f"{part} ({item.where})"
+            images.update(dict.fromkeys(image_keys(item), place))
+            for key in map(_asked, item.questions):
+                words.add(key, place)
     return problems
+
+
+class NearSame:
+    """Texts, found by others that have nearly the same words: four in five of those that either has."""
+
+    def __init__(self, alike: float = 0.8) -> None:
+        self._alike = alike
+        self._places: dict[str, str] = {}
+        self._texts: dict[str, list[str]] = defaultdict(list)  # by word
+
+    def add(self, key: str, place: str) -> None:
+        """Remember a text (its `words_key`), and where it stands."""
+        if key not in self._places:
+            for word in set(key.split()):
+                self._texts[word].append(key)
+        self._places[key] = place
+
+    def find(self, key: str) -> str | None:
+        """Where a near-same text stands, if there is one."""
+        if key in self._places:
+            return self._places[key]
+        words = set(key.split())
+        # Texts so alike have that many of these words, so one of the rarest few is among them.
+        few = len(words) - math.ceil(self._alike * len(words)) + 1
+        rarest = sorted(words, key=lambda word: (len(self._texts.get(word, ())), word))[:few]
+        for text in dict.fromkeys(text for word in rarest for text in self._texts.get(word, ())):
+            others = set(text.split())
+            if len(words & others) >= self._alike * len(words | others):
+                return self._places[text]
+        return None
 
 
 def _asked(question: Question) -> str:

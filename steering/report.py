@@ -244,12 +244,14 @@ def summary(report: Mapping[str, Any], manifest: Manifest) -> list[str]:
     best = max(report["sweep"], key=lambda point: point["eps"] == manifest.eps)
     agreement = "All ways to select agree." if agreed else f"The ways to select disagree: {others}."
     model = f"{manifest.model.architecture} with {manifest.model.num_layers} layers"
+    several = " and ".join(map(str, manifest.probe_layers))
+    reading = f"layers {several} side by side" if several else f"layer {manifest.layer}"
     rate, caught = f"{report['default_fpr']:.1%}", f"{figures['tpr']:.1%}"
     exact, begun = f"{best['exact']:.1%}", f"{best['begins']:.1%}"
     fresh = f"AUROC {figures['auroc']:.4f}, calibration error {figures['calibration_error']:.3f}"
     return [
         f"Fitted on {report['pairs']} training pairs, {manifest.data_size} prompts in all, on {model}.",
-        f"It reads layer {manifest.layer} ({report['chosen_by']}). {agreement}",
+        f"It reads {reading} ({report['chosen_by']}). {agreement}",
         f"Fresh prompts (the calibration part): {fresh}.",
         f"The default threshold {manifest.threshold:.4g} keeps the false-positive rate at {rate} or less.",
         f"Expect it to catch {caught} of prompts like the toxic ones here; about others nothing is promised.",

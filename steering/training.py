@@ -13,6 +13,8 @@ from steering.calibration import fit_temperature
 from steering.head import RefusalHead
 from steering.prober import HIDDEN, Prober
 
+Tick = Callable[[int], None]  # called with the number of epochs that are done
+
 
 @dataclass(frozen=True)
 class States:
@@ -35,7 +37,12 @@ class Optimisation:
 
 
 def fit_prober(
-    train: States, held_out: States, *, hidden: int = HIDDEN, optimisation: Optimisation = Optimisation()
+    train: States,
+    held_out: States,
+    *,
+    hidden: int = HIDDEN,
+    optimisation: Optimisation = Optimisation(),
+    tick: Tick = lambda _: None,
 ) -> tuple[Prober, list[float]]:
     """A calibrated prober and its held-out loss per epoch: BCE with logits, classes weighted to equal mass."""
     torch.manual_seed(optimisation.seed)
@@ -50,7 +57,7 @@ def fit_prober(
     def held_out_loss() -> Tensor:
         return F.binary_cross_entropy_with_logits(prober(held_x), held_out.y.float(), pos_weight=weight)
 
-    losses = _descend(prober, len(x), loss, held_out_loss, optimisation)
+    losses = _descend(prober, len(x), loss, held_out_loss, optimisation, tick)
     with torch.no_grad():
         prober.temperature.fill_(fit_temperature(prober(held_x), held_out.y))
     prober.fold(mean, scale)
@@ -82,6 +89,7 @@ def fit_head(
     *,
     rank: int | None = None,
     optimisation: Optimisation = Optimisation(epochs=30),
+    tick: Tick = lambda _: None,
 ) -> tuple[RefusalHead, list[float]]:
     """A head that says the refusals at eps 1, and its held-out loss per epoch.
 
@@ -94,12 +102,20 @@ def fit_head(
     def loss_on(hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits(hidden + head(hidden)).float(), targets)
 
+    def held_out_loss() -> Tensor:
+        # In batches: the logits of all places at once are gigabytes with a large vocabulary.
+        total = len(held_out.targets)
+        rows = [slice(start, start + optimisation.batch) for start in range(0, total, optimisation.batch)]
+        sums = [loss_on(held_out.hidden[at], held_out.targets[at]) * len(held_out.targets[at]) for at in rows]
+        return torch.stack(sums).sum() / total
+
     losses = _descend(
         head,
         len(train.targets),
         lambda rows: loss_on(train.hidden[rows], train.targets[rows]),
-        lambda: loss_on(held_out.hidden, held_out.targets),
+        held_out_loss,
         optimisation,
+        tick,
     )
     return head.requires_grad_(requires_grad=False), losses
 
@@ -110,6 +126,7 @@ def _descend(
     loss: Callable[[Tensor], Tensor],
     held_out_loss: Callable[[], Tensor],
     optimisation: Optimisation,
+    tick: Tick,
 ) -> list[float]:
     """AdamW with early stop; the module ends with its best held-out weights."""
     optimizer = torch.optim.AdamW(
@@ -125,10 +142,12 @@ def _descend(
             optimizer.step()
         with torch.no_grad():
             losses.append(float(held_out_loss()))
+        tick(1)
         if losses[-1] == min(losses):
             best = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         elif len(losses) - losses.index(min(losses)) > optimisation.patience:
             break
+    tick(optimisation.epochs - len(losses))
     module.load_state_dict(best)
     return losses
 

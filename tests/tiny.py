@@ -409,13 +409,21 @@ def _widen(model: torch.nn.Module, seed: int) -> None:
         parameter.data.normal_(0.0, scale, generator=generator)
 
 
-def make_tiny(family: str, folder: Path, seed: int = 0, text: dict[str, Any] | None = None) -> Path:
-    """Write a tiny random model of the family into `folder`, as a checkpoint; `text` changes its text config."""
+def make_tiny(
+    family: str,
+    folder: Path,
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+) -> Path:
+    """Write a tiny random model of the family into `folder`, as a checkpoint; `text` and `vision` change its config."""
     tiny, facts = TINY[family], FAMILIES[family]
     tokenizer = make_tokenizer(tiny)
     config = tiny.config(tokenizer)
-    if text is not None:
-        config = type(config)(**{**config.to_dict(), "text_config": {**config.text_config.to_dict(), **text}})
+    changes = {"text_config": text, "vision_config": vision}
+    changed = {name: {**getattr(config, name).to_dict(), **more} for name, more in changes.items() if more is not None}
+    if changed:
+        config = type(config)(**{**config.to_dict(), **changed})
     torch.manual_seed(seed)
     model = getattr(transformers, facts.model)(config)
     _widen(model, seed)

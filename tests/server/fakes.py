@@ -104,7 +104,7 @@ class _LazyTap:
 class FakeGuard:
     """Reads the score from the state; steering makes the row say REFUSAL_TOKEN."""
 
-    layer = 1
+    layer = tapped = 1
 
     def score(self, states: Tensor) -> Tensor:
         return states[:, 1]

@@ -101,6 +101,20 @@ def test_what_is_saved_is_loaded(tmp_path: Path, hidden: int, rank: int | None) 
     assert not any(parameter.requires_grad for parameter in guard.parameters())
 
 
+def test_a_bundle_of_before_there_were_several_layers_is_loaded(bundle: Path) -> None:
+    edit(bundle, lambda data: data.pop("probe_layers"))
+    assert load_guard(bundle, INFO).tapped == 2
+
+
+def test_several_layers_are_read_side_by_side(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    prober = Prober(48, 64)
+    save_bundle(tmp_path, manifest(probe_layers=[3, 2, 4]), prober, RefusalHead(16), {})
+    guard, states = load_guard(tmp_path, INFO), torch.randn(5, 3, 16)
+    assert (guard.layer, guard.tapped) == (2, [3, 2, 4])
+    assert torch.equal(guard.score(states), prober.score(states.reshape(5, 48)))
+
+
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         torch.manual_seed(5)
@@ -176,6 +190,14 @@ def deep_layer(folder: Path) -> None:
     edit(folder, lambda data: data.update(layer=5))
 
 
+def deep_layers(folder: Path) -> None:
+    edit(folder, lambda data: data.update(probe_layers=[2, 6]))
+
+
+def more_layers(folder: Path) -> None:
+    edit(folder, lambda data: data.update(probe_layers=[2, 3]))
+
+
 def other_prober(folder: Path) -> None:
     edit(folder, lambda data: data.update(prober_hidden=32))
 
@@ -246,6 +268,8 @@ def seal(folder: Path) -> None:
         (eps_zero, "eps"),
         (threshold_two, "threshold"),
         (deep_layer, "layer 5"),
+        (deep_layers, "layer 6"),
+        (more_layers, "size mismatch"),
         (other_prober, "Prober"),
         (other_rank, "head|up|down"),
         (cut_tensors, TENSORS),

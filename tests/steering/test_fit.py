@@ -17,13 +17,15 @@ import torch
 from rich.progress import Progress
 from typer.testing import CliRunner
 
+from models.demo import CHECKPOINT
 from models.load import load_backbone
+from steering import demo_data
 from steering.bundle import MANIFEST, TENSORS, load_guard
 from steering.cli import app
 from steering.files import write_whole
 from steering.fit import EpsPoint, Fitted, Prompts, Settings, choose_eps, fit, threshold_rate
-from steering.offline import Question
-from steering.pairs import FitError, Item, Part, split
+from steering.offline import Question, score_batch
+from steering.pairs import FitError, Item, Part, read_prompts, split
 from tests.tiny import TinyModels, picture
 
 REFUSAL = "I can't help with that."
@@ -105,6 +107,31 @@ def test_the_options(tiny_models: TinyModels, tmp_path: Path, more: tuple[str, s
     assert manifest.head_rank == (4 if "--rank" in more else None)
 
 
+def test_several_layers_are_read_side_by_side(tiny_models: TinyModels, tmp_path: Path) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "guard"
+    model, backbone = tiny_models.folder("llava_onevision"), tiny_models.backbone("llava_onevision")
+    result = CliRunner().invoke(app, arguments(model, data, out, "--layers", "3,1"))
+    assert result.exit_code == 0, result.output
+    guard = load_guard(out, backbone.info)
+    assert (guard.tapped, [row.layer for row in guard.manifest.layers]) == ([3, 1], [3, 1])
+    assert guard.layer == max(guard.manifest.layers, key=lambda row: row.sas).layer
+    assert guard.prober.first.in_features == 2 * backbone.info.hidden_size
+    questions = [item.questions[0] for item in read_prompts(data[1])]
+    scores = score_batch(backbone, guard, questions[:8])
+    kept = guard.calibration["safe_scores"]
+    assert sum(float((kept - score).abs().min()) < 1e-4 for score in scores) >= 2
+    assert "layers 3 and 1 side by side" in (tmp_path / "guard.report" / "report.html").read_text()
+
+
+def test_the_demo_model_from_its_data_to_a_guard(tmp_path: Path) -> None:
+    pairs, benign = demo_data.write(tmp_path / "data", scale=0.03)
+    command = ["fit", "--model", str(CHECKPOINT), "--pairs", str(pairs), "--benign", str(benign)]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "guard"), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    manifest = load_guard(tmp_path / "guard", load_backbone(CHECKPOINT, device="cpu").info).manifest
+    assert manifest.validation["auroc"] > 0.9
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -114,10 +141,14 @@ def test_the_options(tiny_models: TinyModels, tmp_path: Path, more: tuple[str, s
         (("--select", "best"), "--select best"),
         (("--prober", "deep"), "--prober deep"),
         (("--pairs", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--layers", "1,2,1"), "--layers 1,2,1"),
+        (("--layers", "1,x"), "--layers 1,x"),
+        (("--layers", "1,2", "--layer", "1"), "no --layer"),
+        (("--layers", "1,7"), "layer 7 is not one of 0..4"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(
-    tiny_models: TinyModels, tmp_path: Path, more: tuple[str, str], says: str
+    tiny_models: TinyModels, tmp_path: Path, more: tuple[str, ...], says: str
 ) -> None:
     data = write_data(tmp_path / "data")
     result = CliRunner().invoke(app, arguments(tiny_models.folder("llava_onevision"), data, tmp_path / "guard", *more))

@@ -44,6 +44,17 @@ def test_rows_with_eps_0_come_back_bit_for_bit(rank: int | None, dtype: torch.dt
         assert not torch.equal(steered[row], hidden[row])
 
 
+@pytest.mark.parametrize("rank", [None, 4])
+def test_a_backbone_in_bf16_is_steered_by_a_head_in_fp32(rank: int | None) -> None:
+    torch.manual_seed(0)
+    head = random_head(32, rank)
+    hidden, eps = torch.randn(6, 32).bfloat16(), torch.tensor([0.0, 2.0, 0.5, 0.0, 1.0, 0.25]).bfloat16()
+    steered, exact = head.steer(hidden, eps), head.steer(hidden.float(), eps.float())
+    assert steered.dtype is torch.bfloat16
+    assert torch.equal(steered[[0, 3]], hidden[[0, 3]])
+    assert (steered.float() - exact).abs().max() < 0.02 * exact.abs().max()
+
+
 def test_a_flagged_row_with_values_that_are_no_numbers_changes_no_other() -> None:
     head = random_head(8)
     hidden = torch.randn(3, 8)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from steering.pairs import Item, PairsError, check, leaks, read_pairs, read_prompts, split
+from steering.pairs import Item, NearSame, PairsError, check, leaks, read_pairs, read_prompts, split
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -97,8 +99,11 @@ def test_problems_are_found_by_row(folder: Path) -> None:
         {"id": "b", "toxic": "same", "safe": "same"},
         {"id": "c", "toxic": "same", "safe": "same", "toxic_image": "0.png", "safe_image": "1.png"},
     ]
+    rows.append({"id": "e", "toxic": "w", "safe": "x", "image": "damaged.png"})
+    (folder / "damaged.png").write_bytes(b"no picture")
     found = [str(problem) for problem in check(read_pairs(write(folder / "p.jsonl", rows)))]
-    assert len(found) == 4
+    assert len(found) == 5
+    assert any(line.startswith("p.jsonl:5 (e):") and "damaged.png cannot be read as an image" in line for line in found)
     assert "p.jsonl:1 (a): the id is used 2 times" in found
     assert any(line.startswith("p.jsonl:2 (a): no image") and "gone.png" in line for line in found)
     assert "p.jsonl:3 (b): toxic and safe are the same prompt" in found
@@ -114,8 +119,45 @@ def test_leaks_between_the_parts_are_found(folder: Path) -> None:
     ]
     found = {problem.id: problem.what for problem in leaks(split(read_pairs(write(folder / "p.jsonl", rows))))}
     assert found.keys() == {"b", "c"}
-    assert "near-same words are also in train (p.jsonl:1)" in found["b"]
-    assert "its image is also in train (p.jsonl:1)" in found["c"]
+    assert found["b"] == "validation: near-same words are also in train (p.jsonl:1)"
+    assert found["c"] == "calibration: its image is also in train (p.jsonl:1)"
+
+
+def test_what_validation_and_calibration_share_is_a_leak_too(folder: Path) -> None:
+    rows = [
+        {"id": "a", "toxic": "one", "safe": "two", "split": "train"},
+        {"id": "b", "toxic": "three", "safe": "four", "image": "1.png", "split": "validation"},
+        {"id": "c", "toxic": "five", "safe": "six", "image": "1.png", "split": "calibration"},
+        {"id": "d", "toxic": "five!", "safe": "seven", "split": "calibration"},
+    ]
+    found = [str(problem) for problem in leaks(split(read_pairs(write(folder / "p.jsonl", rows))))]
+    assert found == ["p.jsonl:3 (c): calibration: its image is also in validation (p.jsonl:2)"]
+
+
+def test_texts_that_differ_by_a_word_are_near_the_same() -> None:
+    words = NearSame()
+    words.add("how do i open the old lock of my front door", "here")
+    assert words.find("how do i open the old lock of my back door") == "here"
+    assert words.find("now how do i open the old lock of my front door") == "here"
+    assert words.find("how do i open the old box of my back door") is None
+    assert words.find("door front my of lock") is None
+    assert words.find("lock") is None
+    words.add("lock", "there")
+    assert words.find("lock") == "there"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1), min_size=1),
+    st.lists(st.sampled_from("abcdefgh"), min_size=1),
+)
+def test_near_the_same_is_what_comparing_with_every_text_finds(texts: list[list[str]], asked: list[str]) -> None:
+    words = NearSame()
+    for text in texts:
+        words.add(" ".join(text), " ".join(text))
+    found = words.find(" ".join(asked))
+    near = {" ".join(text) for text in texts if len({*text} & {*asked}) >= 0.8 * len({*text} | {*asked})}
+    assert (found in near) if near else found is None
 
 
 def texts(count: int, **more: Any) -> list[dict[str, Any]]:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from steering.bundle import BundleError, load_guard
+from steering.cli import app
 from steering.reference_import import import_checkpoints
 from tests.reference import head as reference
 from tests.steering.test_bundle import INFO
@@ -96,3 +98,10 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, paper: tuple[nn.S
                 tmp_path / "out",
                 **options,  # type: ignore[arg-type]
             )
+
+
+def test_a_strength_of_0_is_a_mistake(tmp_path: Path) -> None:
+    files = ["--prober", "p.pt", "--head", "h.pt", "--out", str(tmp_path / "guard")]
+    result = CliRunner().invoke(app, ["import-reference", "--model", "m", *files, "--layer", "2", "--eps", "0"])
+    assert result.exit_code == 2
+    assert "--eps must be more than 0" in result.output

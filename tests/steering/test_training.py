@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from steering.prober import Prober
 from steering.training import Forced, Optimisation, States, fit_head, fit_prober
 from tests.reference import prober as reference
+from tests.reference import training as head_reference
 
 
 def planted(n: int, d: int, strength: float, seed: int) -> States:
@@ -82,6 +84,34 @@ def test_scores_of_bf16_states_are_computed_in_fp32() -> None:
     states = torch.randn(3, 16).bfloat16()
     assert prober.score(states).dtype is torch.float32
     assert torch.equal(prober.score(states), prober.score(states.float()))
+
+
+def test_every_epoch_is_told(vocabulary: Tensor) -> None:
+    optimisation = Optimisation(epochs=20, patience=1)
+    ticks: list[int] = []
+    data = planted(300, 8, 2.0, 0), planted(100, 8, 2.0, 1)
+    fit_prober(*data, optimisation=optimisation, tick=ticks.append)
+    forced = Forced.of(torch.randn(4, 2, 24), [3, 17])
+    fit_head(forced, forced, lambda h: h @ vocabulary.T, optimisation=optimisation, tick=ticks.append)
+    assert sum(ticks) == 40
+
+
+def test_cached_states_train_the_head_as_running_the_backbone_in_every_epoch_does(vocabulary: Tensor) -> None:
+    generator = torch.Generator().manual_seed(4)
+    train, held_out = (Forced.of(torch.randn(n, 2, 24, generator=generator), [3, 17]) for n in (40, 300))
+    runs: list[int] = []
+
+    def running(places: Forced) -> Callable[[], Forced]:
+        return lambda: runs.append(1) or places  # type: ignore[func-returns-value]
+
+    def logits(hidden: Tensor) -> Tensor:
+        return hidden @ vocabulary.T
+
+    optimisation = Optimisation(epochs=6, batch=32, patience=6)
+    _, losses = fit_head(train, held_out, logits, optimisation=optimisation)
+    expected = head_reference.fit_head(running(train), running(held_out), logits, 24, optimisation)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert len(runs) == 12
 
 
 @pytest.fixture
