@@ -69,7 +69,6 @@ class KVCache:
         self._open.append(slot)
         return slot
 
-    @torch.inference_mode()  # the storage may have been made in it, and is then written in it alone
     def close(self, slot: Slot) -> None:
         """Free a row: its contents are wiped and the last open row takes its place."""
         assert self._open[slot.index] is slot, f"slot {slot.index} is not open"
@@ -104,8 +103,11 @@ class KVCache:
     def _fit(self, stored: Tensor | None, like: Tensor) -> Tensor:
         if stored is not None and stored.shape[0] >= self._slots and stored.shape[2] >= self._capacity:
             return stored
-        # Zeros, not garbage: what is masked still meets a weight of 0, and 0 * NaN is NaN.
-        grown = like.new_zeros(self._slots, like.shape[1], self._capacity, like.shape[3])
+        shape = (self._slots, like.shape[1], self._capacity, like.shape[3])
+        # A tensor made in inference mode could be written there alone, but rows are also closed between passes.
+        with torch.inference_mode(mode=False):
+            # Zeros, not garbage: what is masked still meets a weight of 0, and 0 * NaN is NaN.
+            grown = torch.zeros(shape, dtype=like.dtype, device=like.device)
         if stored is not None:
             grown[: stored.shape[0], :, : stored.shape[2]] = stored
         return grown

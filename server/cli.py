@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import orjson
 import typer
-from PIL import Image
 from pydantic import ValidationError
 
 from server.config import Settings
@@ -206,9 +205,12 @@ def announce(served: Served, url: str) -> None:
 
 
 def curl(model: str, url: str) -> str:
-    """A command to paste into a shell: a question about a small image."""
+    """A command to paste into a shell: a question about a small drawing that the bundled model knows too."""
+    from models.demo.world import Group, Scene, draw_picture, stream
+
     buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), "red").save(buffer, "PNG", optimize=True)
+    apple = draw_picture(Scene((Group("apple", "red", (4,)),)), stream("try it"))
+    apple.quantize(8).save(buffer, "PNG", optimize=True)
     image = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     content = [
         {"type": "image_url", "image_url": {"url": image}},

@@ -1,5 +1,8 @@
 """`autosteer serve` from the shell: one ready line, one line per mistake, a clean end."""
 
+import json
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +30,13 @@ def test_the_ready_line_says_what_runs(guarded: ServerProcess) -> None:
     log = guarded.log
     for word in (guarded.url, "layer", "steer", "curl"):
         assert word in log, log
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_command_to_try_gets_an_answer(guarded: ServerProcess) -> None:
+    line = next(line for line in guarded.log.splitlines() if line.startswith("try it: "))
+    done = subprocess.run(shlex.split(line.removeprefix("try it: ")), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "I see a red apple."
 
 
 def test_unguarded_says_so_loudly(unguarded: ServerProcess) -> None:
