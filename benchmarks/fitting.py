@@ -38,8 +38,9 @@ from tests.reference import training as reference
 from tests.tiny import chat, make_tiny, picture
 
 BATCH = 16
-REFUSAL = list(range(20, 32))  # a refusal of 12 tokens
-ROUNDS = 3
+# Two refusals of 12 tokens: which one comes cannot be known, so that the loss does not fall to 0.
+REFUSALS = list(range(20, 32)), list(range(40, 52))
+ROUNDS = 5
 WIDTH, LAYERS, STRENGTHS = 64, 6, (0.5, 1.0, 2.0, 4.0)  # of the synthetic states
 
 # Beside the tiny model's own: 30 M parameters, most of them in the decoder.
@@ -71,7 +72,7 @@ class Sizes:
     """How much is measured."""
 
     collecting: int = 480  # prompts
-    forcing: int = 160
+    forcing: int = 96
     epochs: int = 30
     memory: tuple[int, ...] = (1500, 3000, 6000)
     twins: int = 10_000
@@ -157,14 +158,13 @@ def head_training(
         return backbone.logits(hidden.to(backbone.info.dtype))
 
     def cached() -> list[float]:
-        forced = []
-        for part in parts:
-            with tempfile.TemporaryDirectory() as folder:
-                x = torch.cat(list(collect_forced([backbone], part, REFUSAL, Path(folder), lambda _: None)))
-            forced.append(Forced.of(x, REFUSAL))
-        return fit_head(forced[0], forced[1], logits, optimisation=optimisation)[1]
+        train, held_out = (Forced.join([_cached(backbone, part, refusal) for refusal in REFUSALS]) for part in parts)
+        return fit_head(train, held_out, logits, optimisation=optimisation)[1]
 
-    prepared = [[_forced_inputs(backbone, group) for group in batches(part, BATCH)] for part in parts]
+    prepared = [
+        [[_forced_inputs(backbone, group, refusal) for group in batches(part, BATCH)] for refusal in REFUSALS]
+        for part in parts
+    ]
 
     def every_epoch() -> list[float]:
         train, held_out = (lambda inputs=inputs: _run(model, inputs) for inputs in prepared)
@@ -180,20 +180,34 @@ def head_training(
     yield Figure("head, losses differ by", f"{abs(one / other - 1):.3%}", "<= 1 %", abs(one / other - 1) <= 0.01)
 
 
-def _forced_inputs(backbone: Backbone, group: Sequence[Question]) -> dict[str, Any]:
+def _cached(backbone: Backbone, asked: Sequence[Question], refusal: Sequence[int]) -> Forced:
+    with tempfile.TemporaryDirectory() as folder:
+        chunks = collect_forced([backbone], asked, refusal, Path(folder), lambda _: None)
+        return Forced.of(torch.cat(list(chunks)), refusal)
+
+
+def _forced_inputs(backbone: Backbone, group: Sequence[Question], refusal: Sequence[int]) -> dict[str, Any]:
     """Prompts padded on the left, and after each the refusal but for its last token."""
     chats = [(chat(("user", question.text, len(question.images))), question.pictures()) for question in group]
     data = stock.batch(backbone.inputs._processor, chats, "left")
-    forced = torch.tensor(REFUSAL[:-1]).expand(len(group), -1)
+    forced = torch.tensor(refusal[:-1]).expand(len(group), -1)
     data["input_ids"] = torch.cat([data["input_ids"], forced], dim=1)
     data["attention_mask"] = torch.cat([data["attention_mask"], torch.ones_like(forced)], dim=1)
     return _cast(data, backbone.info.dtype)
 
 
 @torch.no_grad()
-def _run(model: Any, prepared: Sequence[dict[str, Any]]) -> Forced:  # noqa: ANN401
-    hidden = [model.model(**data, use_cache=False).last_hidden_state[:, -len(REFUSAL) :] for data in prepared]
-    return Forced.of(torch.cat(hidden).float(), REFUSAL)
+def _run(model: Any, prepared: Sequence[Sequence[dict[str, Any]]]) -> Forced:  # noqa: ANN401
+    def hidden(data: dict[str, Any], count: int) -> Tensor:
+        states: Tensor = model.model(**data, use_cache=False).last_hidden_state[:, -count:]
+        return states.float()
+
+    return Forced.join(
+        [
+            Forced.of(torch.cat([hidden(data, len(refusal)) for data in group]), refusal)
+            for group, refusal in zip(prepared, REFUSALS, strict=True)
+        ]
+    )
 
 
 # memory ------------------------------------------------------------------------------------------------------------
