@@ -215,14 +215,20 @@ def _cutting(stage: str, *, begun: bool) -> Callable[[Path, bytes], None]:
     return write
 
 
-def test_killed_while_collecting_and_started_again_gives_the_same_bundle(
-    tiny_models: TinyModels, tmp_path: Path
-) -> None:
+def test_killed_in_every_stage_and_started_again_gives_the_same_bundle(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """SIGKILL to a real process, in one stage after the other; what had finished is not touched again."""
     data = write_data(tmp_path / "data")
-    model, out = tiny_models.folder("llava_onevision"), tmp_path / "killed"
-    _kill_after("states", arguments(model, data, out), tmp_path / "killed.work")
+    model, out, work = tiny_models.folder("llava_onevision"), tmp_path / "killed", tmp_path / "killed.work"
+    finished: dict[Path, int] = {}
+    for number, stage in enumerate(STAGES):
+        _kill_after(stage, arguments(model, data, out), work)
+        now = {path: path.stat().st_mtime_ns for path in work.glob("*/done.json")}
+        assert len(now) == number
+        assert finished.items() <= now.items()
+        finished = now
     for folder in (tmp_path / "whole", out):
         assert CliRunner().invoke(app, arguments(model, data, folder)).exit_code == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
     for file in (MANIFEST, TENSORS):
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
