@@ -6,10 +6,11 @@ stock modules; what is ours is the batching, the positions and the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from models.packing import Packed
 from models.tap import Tap
 
 __all__ = ["Backbone", "BackboneInfo", "OutOfRows", "Row"]
+
+T = TypeVar("T")
 
 _PADDING_LIMIT = 64  # tokens of padding per row that are not worth a pass of their own
 
@@ -120,16 +123,9 @@ class Backbone:
     @torch.no_grad()
     def prefill(self, rows: Sequence[Row]) -> Tensor:
         """Run the rows' prompts -> the hidden state `[B, d]` of each prompt's last token, after the last norm."""
-        hidden: list[Tensor] = []
-        tapped: list[list[Tensor]] = [[] for _ in self._taps]
         groups = _similar([len(_pending(row).ids) for row in rows])
-        for group in groups:
-            hidden.append(self._prefill([rows[place] for place in group]))
-            for states, tap in zip(tapped, self._taps, strict=True):
-                states.append(tap.states)
         order = [place for group in groups for place in group]
-        for states, tap in zip(tapped, self._taps, strict=True):
-            tap.put(_restored(torch.cat(states), order))
+        hidden = self._passes([partial(self._prefill, [rows[place] for place in group]) for group in groups], order)
         for row in rows:
             row._prompt = None
         return _restored(torch.cat(hidden), order)
@@ -148,14 +144,8 @@ class Backbone:
         starts = [0]
         for pack in packs:
             starts.append(starts[-1] + len(pack.ends))
-        tapped: list[list[Tensor]] = [[] for _ in self._taps]
-        for group in passes:
-            self._read([packs[place] for place in group])
-            for states, tap in zip(tapped, self._taps, strict=True):
-                states.append(tap.states)
         order = [at for group in passes for place in group for at in range(starts[place], starts[place + 1])]
-        for states, tap in zip(tapped, self._taps, strict=True):
-            tap.put(_restored(torch.cat(states), order))
+        self._passes([partial(self._read, [packs[place] for place in group]) for group in passes], order)
 
     @torch.no_grad()
     def decode(self, rows: Sequence[Row], ids: Tensor) -> Tensor:
@@ -197,6 +187,18 @@ class Backbone:
             yield tap
         finally:
             self._taps.remove(tap)
+
+    def _passes(self, passes: Sequence[Callable[[], T]], order: Sequence[int]) -> list[T]:
+        """Run one pass after the other; each tap gets the states of all, the i-th of them at place `order[i]`."""
+        results: list[T] = []
+        tapped: list[list[Tensor]] = [[] for _ in self._taps]
+        for run in passes:
+            results.append(run())
+            for states, tap in zip(tapped, self._taps, strict=True):
+                states.append(tap.states)
+        for states, tap in zip(tapped, self._taps, strict=True):
+            tap.put(_restored(torch.cat(states), order))
+        return results
 
     def _prefill(self, rows: Sequence[Row]) -> Tensor:
         """One pass over prompts padded on the right -> hidden state at each one's last token."""

@@ -9,7 +9,7 @@ import os
 import shlex
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
@@ -17,12 +17,12 @@ from pydantic import ValidationError
 
 from server.config import Settings
 from steering.cli import app as fitting
+from steering.cli import mistake
 
 if TYPE_CHECKING:
     from server.engine import Engine
     from server.serving import Served
 
-EXIT_MISTAKE = 2
 DEMO_NAME = "autosteer-demo"
 
 app = typer.Typer(
@@ -90,20 +90,14 @@ def serve(
     try:
         settings = Settings(**given)
     except ValidationError as error:
-        _mistake(_setting_message(error))
+        mistake(_setting_message(error))
     plan = _Plan(settings)
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
-        _mistake(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
+        mistake(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
     with listener:
         _serve(settings, plan, listener)
-
-
-def _mistake(message: object) -> NoReturn:
-    """One line on stderr, exit code 2."""
-    typer.echo("autosteer: " + " ".join(str(message).split()), err=True)
-    raise typer.Exit(EXIT_MISTAKE)
 
 
 def _setting_message(error: ValidationError) -> str:
@@ -173,7 +167,7 @@ def _serve(settings: Settings, plan: _Plan, listener: socket.socket) -> None:
         failure = server.start_failure
         if not _is_expected(failure):
             logging.getLogger(__name__).error("the model could not be loaded", exc_info=failure)
-        _mistake(failure)
+        mistake(failure)
 
 
 def _is_expected(failure: BaseException) -> bool:

@@ -73,9 +73,9 @@ def fit(
         from steering.training import Optimisation
 
         if select not in SELECTS:
-            _mistake(f"--select {select} is not one of {', '.join(SELECTS)}")
+            mistake(f"--select {select} is not one of {', '.join(SELECTS)}")
         if prober not in ("mlp", "linear"):
-            _mistake(f"--prober {prober} is neither mlp nor linear")
+            mistake(f"--prober {prober} is neither mlp nor linear")
         given = _layers(layer, layers)
         items = [item for file in pairs for item in read_pairs(file, images)]
         items += [item for file in benign or [] for item in read_prompts(file, images)]
@@ -169,7 +169,7 @@ def import_reference(
         from steering.reference_import import import_checkpoints
 
         if eps == 0:
-            _mistake("--eps must be more than 0, which steers nothing")
+            mistake("--eps must be more than 0, which steers nothing")
         backbone = _load(model, device, dtype, 1, revision)[0]
         import_checkpoints(prober, head, layer, backbone.info, out, threshold=threshold, eps=eps, refusal=refusal)
     typer.echo(f"guard: {out}")
@@ -178,7 +178,7 @@ def import_reference(
 # what goes wrong ---------------------------------------------------------------------------------------------------
 
 
-def _mistake(message: object) -> NoReturn:
+def mistake(message: object) -> NoReturn:
     """One line on stderr, exit code 2."""
     typer.echo("autosteer: " + " ".join(str(message).split()), err=True)
     raise typer.Exit(EXIT_MISTAKE)
@@ -195,11 +195,11 @@ def _mistakes() -> Iterator[None]:
     try:
         yield
     except (LoadError, BundleError, PairsError, FitError, PromptError) as error:
-        _mistake(error)
+        mistake(error)
     except ModuleNotFoundError as error:
         if error.name not in ("sklearn", "matplotlib"):
             raise
-        _mistake(f"fitting needs the extra packages (pip install 'autosteer-server[fit]'): {error}")
+        mistake(f"fitting needs the extra packages (pip install 'autosteer-server[fit]'): {error}")
 
 
 def _layers(layer: int | None, layers: str | None) -> tuple[int, ...]:
@@ -208,7 +208,7 @@ def _layers(layer: int | None, layers: str | None) -> tuple[int, ...]:
         return () if layer is None else (layer,)
     found = layers.replace(",", " ").split()
     if layer is not None or len(set(found)) < len(found) or not found or not all(part.isdigit() for part in found):
-        _mistake(f"--layers {layers}: give different numbers with commas, and no --layer")
+        mistake(f"--layers {layers}: give different numbers with commas, and no --layer")
     return tuple(map(int, found))
 
 
@@ -221,7 +221,7 @@ def _without_errors(items: Sequence[Item], *, drop: bool) -> list[Item]:
         return list(items)
     _show_problems(problems, "bad rows")
     if not drop:
-        _mistake(f"{len(problems)} problems in the data; --drop-bad leaves such rows out")
+        mistake(f"{len(problems)} problems in the data; --drop-bad leaves such rows out")
     bad = {problem.where for problem in problems}
     return [item for item in items if item.where not in bad]
 

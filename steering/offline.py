@@ -77,16 +77,11 @@ def open_rows(backbone: Backbone, questions: Sequence[Question], max_tokens: int
             backbone.close_row(row)
 
 
-@torch.no_grad()
-def prompt_states(backbone: Backbone, questions: Sequence[Question], layers: Sequence[int]) -> Tensor:
-    """States `[B, layers, d]` of a batch at the last prompt token, on the CPU."""
-    with open_rows(backbone, questions, 1) as rows, backbone.tap(layers) as tap:
-        backbone.prefill(rows)
-        return tap.states.cpu()
-
-
 def read_states(backbone: Backbone, groups: Sequence[Sequence[Question]], layers: Sequence[int]) -> Tensor:
-    """The same of groups of questions about the same images, which run once for each group, `[B, layers, d]`."""
+    """States `[B, layers, d]` at the last prompt token, on the CPU, of groups of questions about the same images.
+
+    What the prompts of a group begin with runs once.
+    """
     prompts = [[prompt_of(backbone, question) for question in group] for group in groups]
     with backbone.tap(layers) as tap:
         backbone.read(prompts)

@@ -1,4 +1,4 @@
-"""Trains the demo model from nothing: tokenizer, vision tower on dense labels, projector, language model on dialogues.
+"""Trains the demo model from nothing: tokenizer, vision tower on dense labels, projector, quizzes, dialogues.
 
     python -m models.demo.train --out DIR
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import psutil
 from openai import OpenAI
 from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionUserMessageParam
 from PIL import Image
+
+from tests.exposition import metric_of
 
 START_SECONDS = 120
 
@@ -117,12 +118,7 @@ class ServerProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples whose labels include `labels`."""
-        total = 0.0
-        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
-            match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
-            if match and all(f'{k}="{v}"' in (match[1] or "") for k, v in labels.items()):
-                total += float(match[2])
-        return total
+        return metric_of(httpx.get(f"{self.url}/metrics").text, name, **labels)
 
 
 def data_url(image: Image.Image) -> str:

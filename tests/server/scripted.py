@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -28,6 +27,7 @@ from server.config import Settings
 from server.engine_thread import Deliver, NotReady, QueueFull
 from server.request import EngineError, Event, Finish, Request
 from steering.policy import Decision, Mode, Policy, Verdict
+from tests.exposition import metric_of
 from tests.server.fakes import as_any
 
 MODEL = "scripted"
@@ -304,9 +304,7 @@ def content_of(events: Sequence[Mapping[str, Any]], field: str = "content") -> s
 
 async def metric(client: httpx.AsyncClient, name: str, **labels: str) -> float:
     """The sum of a metric's samples whose labels include `labels`."""
-    families = text_string_to_metric_families((await client.get("/metrics")).text)
-    samples = [sample for family in families for sample in family.samples if sample.name == name]
-    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+    return metric_of((await client.get("/metrics")).text, name, **labels)
 
 
 def png(width: int = 8, height: int = 8, colour: str = "red") -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from itertools import takewhile
 from typing import Any
@@ -11,13 +10,12 @@ import httpx
 import pytest
 
 from models.backbone import Backbone
-from server.app import create_app
-from server.config import Settings
 from server.engine import Engine
 from server.engine_thread import EngineThread
 from server.scheduler import Scheduler
 from tests.end_to_end.processes import data_url
 from tests.reference import stock
+from tests.server.scripted import MODEL, content_of, events_of, serving
 from tests.tiny import CHATS, pictures
 
 TOKENS = 24
@@ -27,11 +25,7 @@ TOKENS = 24
 async def client(backbone: Backbone) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client of the application over a real engine thread."""
     runner = EngineThread(lambda: Engine(backbone, None, Scheduler(8, 4096)), max_live=16)
-    app = create_app(Settings(), runner, name="tiny")
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=60) as http,
-    ):
+    async with serving(runner) as http:
         await runner.loaded()
         yield http
 
@@ -59,12 +53,11 @@ async def test_streamed_and_whole_text_are_those_of_generate(
         forced = stock.generate(stock_models(family), data, TOKENS)  # it says on after an end token
         ids = list(takewhile(lambda token: token not in backbone.info.eos_ids, forced))
         expected = backbone.tokenizer.decode(ids, skip_special_tokens=True)
-        body = {"model": "tiny", "messages": over_http(messages), "temperature": 0, "max_tokens": TOKENS}
+        body = {"model": MODEL, "messages": over_http(messages), "temperature": 0, "max_tokens": TOKENS}
 
         whole = (await client.post("/v1/chat/completions", json=body)).raise_for_status().json()
         assert whole["choices"][0]["message"]["content"] == expected, name
         assert whole["usage"]["completion_tokens"] == len(ids)
 
         streamed = (await client.post("/v1/chat/completions", json=body | {"stream": True})).raise_for_status()
-        events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
-        assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == expected, name
+        assert content_of(events_of(streamed.text)) == expected, name

@@ -8,8 +8,9 @@ from PIL import Image
 
 from models.backbone import Backbone
 from steering.collect import collect_forced, collect_states, stopping_after
-from steering.offline import Question, open_rows, prompt_states
+from steering.offline import Question, open_rows
 from steering.stages import Chunks
+from tests.reference.states import prompt_states
 from tests.tiny import TINY, TinyModels, make_tiny, picture
 
 FAMILIES = ("llava_onevision", "chameleon")
