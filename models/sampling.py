@@ -7,8 +7,9 @@ row's tokens depend on its seed and its logits, and neither on its neighbours no
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -62,6 +63,13 @@ class SamplingParams:
     def filters(self) -> bool:
         """Some tokens are cut off by rank or by mass, which needs the vocabulary sorted."""
         return self.top_k > 0 or self.top_p < 1.0
+
+    def of_choice(self, number: int) -> SamplingParams:
+        """Those of one of several answers to a prompt: the first has the seed itself, each other one its own."""
+        if number == 0 or self.seed is None:
+            return self
+        digest = hashlib.blake2b(f"{self.seed}:{number}".encode(), digest_size=8).digest()
+        return replace(self, seed=int.from_bytes(digest, signed=True))
 
 
 SamplingParams.GREEDY = SamplingParams(temperature=0.0)

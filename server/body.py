@@ -1,4 +1,4 @@
-"""Reading a JSON body under limits of size and time; nothing is parsed before it is known to be small enough."""
+"""JSON in and out: a body is read under limits of size and time, and not parsed before it is known to be small."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from server.errors import BadRequest, BodyTooLarge, ClientGone, UnsupportedBody, shown
 
@@ -47,3 +48,8 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 def _too_large(max_bytes: int) -> BodyTooLarge:
     # What is left of the body is not read: the connection ends with the answer.
     return BodyTooLarge(f"The body is larger than the limit of {max_bytes} bytes.", headers={"connection": "close"})
+
+
+def as_json(data: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON response."""
+    return Response(orjson.dumps(data), status, headers, media_type="application/json")

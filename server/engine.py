@@ -124,8 +124,10 @@ class Engine:
             request.timings.guard_seconds = monotonic() - before
 
     def _set_decisions(self, requests: Sequence[Request], decisions: Sequence[Decision]) -> None:
-        for request, decision in zip(requests, decisions, strict=True):
-            request.decision = decision
+        for request, own in zip(requests, decisions, strict=True):
+            # The choices of one answer are judged once: rounding differs between batches, a verdict must not.
+            leading = request.leader.decision if request.leader else None
+            request.decision = decision = leading or own
             if decision.verdict is Verdict.STEERED:
                 # Sampling parameters are the client's: a logit_bias against the refusal's words would undo the guard.
                 request.sampler = RowSampler(SamplingParams.GREEDY, request.prompt.ids)

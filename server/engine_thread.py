@@ -108,16 +108,20 @@ class EngineThread:
 
     # requests --------------------------------------------------------------------------------------------------
 
-    def submit(self, request: Request, deliver: Deliver) -> None:
-        """Accept a request; `deliver` gets its events, the last one with `finish` set. Raises NotReady, QueueFull."""
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> None:
+        """Accept all requests or none. `deliver` gets their events, the last one of each with `finish` set.
+
+        Raises NotReady, QueueFull.
+        """
         if not self.ready:
             raise NotReady(self.state)
-        if len(self._live) >= self._max_live:
+        if len(self._live) + len(requests) > self._max_live:
             raise QueueFull(len(self._live), self._max_live, self.RETRY_AFTER_SECONDS)
-        assert request.id not in self._live, f"request id {request.id} is live already"
-        self._live[request.id] = deliver
+        for request in requests:
+            assert request.id not in self._live, f"request id {request.id} is live already"
+            self._live[request.id] = deliver
+            self._inbox.put(_Submit(request))
         self._quiet.clear()
-        self._inbox.put(_Submit(request))
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step; nothing happens if it has already ended."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -73,9 +73,9 @@ class Metrics:
         """Everything, in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def accepted(self, request: Request) -> None:
-        """A request was handed to the engine."""
-        self.prompt_tokens.inc(len(request.prompt.ids))
+    def accepted(self, requests: Sequence[Request]) -> None:
+        """Requests were handed to the engine, one for each prompt."""
+        self.prompt_tokens.inc(sum(len(request.prompt.ids) for request in requests))
 
     def decided(self, request: Request) -> None:
         """The first event of a request is there, and with it the guard's decision."""

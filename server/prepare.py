@@ -16,20 +16,26 @@ from server.schemas import ChatCompletionRequest, ImagePart, TextPart, parts_of
 from server.serving import Served
 
 
-def prepare(
-    chat: ChatCompletionRequest, served: Served, settings: Settings, request_id: str, arrived: float
-) -> Request:
-    """Everything the engine needs. Raises BadRequest naming the field and the limit."""
+def prepare_chat(
+    chat: ChatCompletionRequest, served: Served, settings: Settings, answer_id: str, arrived: float
+) -> list[Request]:
+    """Everything the engine needs, one request for each choice. Raises BadRequest naming the field and the limit."""
     sampling = sampling_params(chat, served.info.vocab_size)
     prompt = build_prompt(chat, served, settings)
-    return Request(
-        id=request_id,
-        prompt=prompt,
-        sampler=RowSampler(sampling, prompt.ids),
-        max_tokens=answer_limit(chat, len(prompt.ids), served.info.context_length, settings.default_max_tokens),
-        policy=served.policy,
-        timings=Timings(arrived=arrived),
-    )
+    limit = answer_limit(chat, len(prompt.ids), served.info.context_length, settings.default_max_tokens)
+    requests: list[Request] = []
+    for choice in range(chat.choices):
+        request = Request(
+            id=f"{answer_id}.{choice}",
+            prompt=prompt,
+            sampler=RowSampler(sampling.of_choice(choice), prompt.ids),
+            max_tokens=limit,
+            policy=served.policy,
+            leader=requests[0] if requests else None,
+            timings=Timings(arrived=arrived),
+        )
+        requests.append(request)
+    return requests
 
 
 def build_prompt(chat: ChatCompletionRequest, served: Served, settings: Settings) -> Prompt:

@@ -54,13 +54,17 @@ class Timings:
 
 @dataclass(eq=False)
 class Request:
-    """One generation, from admission to its one terminal event. All per-request state is here."""
+    """One generation, from admission to its one terminal event. All per-request state is here.
+
+    An HTTP request that asks for several choices is several of these, with one prompt between them.
+    """
 
     id: str
     prompt: Prompt
     sampler: RowSampler
     max_tokens: int
     policy: Policy
+    leader: Request | None = None  # the first request of the same prompt and answer, whose decision holds for this one
     row: Row | None = None
     output_ids: list[int] = field(default_factory=list)
     decision: Decision | None = None

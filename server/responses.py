@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+from server.choices import Choices
 from server.generation import Generation
 from server.schemas import ChatCompletionRequest
 from server.serving import Served
@@ -12,17 +14,44 @@ from server.serving import Served
 CATEGORY = "unsafe"  # what the prober was trained to tell apart, as one category
 
 
-class Answer:
-    """One answer's objects. What all of them repeat is worked out once."""
+class Answer(Protocol):
+    """What is sent of an answer, whichever route it is for. Only for the event loop's thread."""
 
-    def __init__(self, generation: Generation, chat: ChatCompletionRequest, served: Served) -> None:
-        self.generation = generation
+    choices: Choices
+    streamed: bool
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the guard decided, where that is shown; known once `choices` have begun."""
+
+    def whole(self, texts: Sequence[str]) -> dict[str, Any]:
+        """The one object that is not streamed, from the text of each choice."""
+
+    def first_chunks(self) -> list[dict[str, Any]]:
+        """What opens a stream."""
+
+    def text_chunk(self, generation: Generation, text: str) -> dict[str, Any]:
+        """A piece of a choice."""
+
+    def last_chunk(self, generation: Generation) -> dict[str, Any]:
+        """Why a choice ended."""
+
+    def usage_chunks(self) -> list[dict[str, Any]]:
+        """What ends a stream."""
+
+
+class ChatAnswer:
+    """One chat answer's objects. What all of them repeat is worked out once."""
+
+    def __init__(self, answer_id: str, choices: Choices, chat: ChatCompletionRequest, served: Served) -> None:
+        self.choices = choices
+        self.streamed = bool(chat.stream)
         self._chat = chat
         self._served = served
-        self._has_image = generation.request.prompt.image_tokens > 0
-        self._shown = chat.moderation is not None or generation.request.policy.expose_scores
+        self._first = choices.generations[0].request  # all choices have its prompt, and its decision
+        self._shown = chat.moderation is not None or self._first.policy.expose_scores
         self._common: dict[str, Any] = {
-            "id": generation.request.id,
+            "id": answer_id,
             "created": int(time.time()),
             "model": served.name,
             "system_fingerprint": served.fingerprint,
@@ -31,7 +60,7 @@ class Answer:
     @property
     def headers(self) -> dict[str, str]:
         """Verdict and score, where the request or the policy asks for them."""
-        decision = self.generation.request.decision
+        decision = self._first.decision
         if decision is None or not self._shown:
             return {}
         headers = {"x-autosteer-verdict": decision.verdict.value}
@@ -39,52 +68,63 @@ class Answer:
             headers["x-autosteer-score"] = f"{decision.score:.6f}"
         return headers
 
-    def whole(self, text: str) -> dict[str, Any]:
-        """The `chat.completion` object."""
-        assert self.generation.finish is not None
-        message = {"role": "assistant", "content": text, "refusal": text if self.generation.flagged else None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.generation.finish.value}
-        answer = {"object": "chat.completion", **self._common, "choices": [choice], "usage": self.usage()}
+    def whole(self, texts: Sequence[str]) -> dict[str, Any]:
+        """The `chat.completion` object, from the text of each choice."""
+        choices = [self._choice(each, text) for each, text in zip(self.choices.generations, texts, strict=True)]
+        answer = {"object": "chat.completion", **self._common, "choices": choices, "usage": self.usage()}
         if self._chat.metadata is not None:
             answer["metadata"] = self._chat.metadata
         if self._shown:
             answer["moderation"] = self.moderation()
         return answer
 
-    def first_chunk(self) -> dict[str, Any]:
-        """The chunk that opens a stream; it carries the moderation where that is asked for."""
-        chunk = self._chunk({"role": "assistant", "content": "", "refusal": None})
+    def _choice(self, generation: Generation, text: str) -> dict[str, Any]:
+        assert generation.finish is not None
+        message = {"role": "assistant", "content": text, "refusal": text if generation.flagged else None}
+        return {
+            "index": generation.index,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": generation.finish.value,
+        }
+
+    def first_chunks(self) -> list[dict[str, Any]]:
+        """The chunks that open a stream, one for each choice; the first carries the moderation if asked for."""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        chunks = [self._chunk(generation, delta) for generation in self.choices.generations]
         if self._shown:
-            chunk["moderation"] = self.moderation()
-        return chunk
+            chunks[0]["moderation"] = self.moderation()
+        return chunks
 
-    def text_chunk(self, text: str) -> dict[str, Any]:
-        """A piece of the answer; of a flagged one, in both deltas."""
-        return self._chunk({"content": text, "refusal": text} if self.generation.flagged else {"content": text})
+    def text_chunk(self, generation: Generation, text: str) -> dict[str, Any]:
+        """A piece of a choice; of a flagged one, in both deltas."""
+        return self._chunk(generation, {"content": text, "refusal": text} if generation.flagged else {"content": text})
 
-    def last_chunk(self) -> dict[str, Any]:
-        """The chunk that says why the answer ended."""
-        assert self.generation.finish is not None
-        return self._chunk({}, self.generation.finish.value)
+    def last_chunk(self, generation: Generation) -> dict[str, Any]:
+        """The chunk that says why a choice ended."""
+        assert generation.finish is not None
+        return self._chunk(generation, {}, generation.finish.value)
 
-    def usage_chunk(self) -> dict[str, Any]:
+    def usage_chunks(self) -> list[dict[str, Any]]:
         """The chunk after the last one, if the request wants usage."""
-        return {"object": "chat.completion.chunk", **self._common, "choices": [], "usage": self.usage()}
+        if not self._chat.include_usage:
+            return []
+        return [{"object": "chat.completion.chunk", **self._common, "choices": [], "usage": self.usage()}]
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _chunk(self, generation: Generation, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": generation.index, "delta": delta, "logprobs": None, "finish_reason": finish}
         chunk = {"object": "chat.completion.chunk", **self._common, "choices": [choice]}
         if self._chat.include_usage:
             chunk["usage"] = None
         return chunk
 
     def usage(self) -> dict[str, Any]:
-        """Token counts; of a prompt that is blocked, nothing was generated."""
-        prompt = self.generation.request.prompt
+        """Token counts: the prompt's once, the tokens of all choices; of a prompt that is blocked, none."""
+        prompt = self._first.prompt
         return {
             "prompt_tokens": len(prompt.ids),
-            "completion_tokens": self.generation.tokens,
-            "total_tokens": len(prompt.ids) + self.generation.tokens,
+            "completion_tokens": self.choices.tokens,
+            "total_tokens": len(prompt.ids) + self.choices.tokens,
             "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": prompt.image_tokens},
         }
 
@@ -93,7 +133,7 @@ class Answer:
         return {"input": self._moderated_input(), "output": _error("not_supported", "the guard scores the input only")}
 
     def _moderated_input(self) -> dict[str, Any]:
-        decision = self.generation.request.decision
+        decision = self._first.decision
         if decision is None or decision.score is None:
             return _error("not_scored", "no guard scored this request")
         result = {
@@ -102,7 +142,9 @@ class Answer:
             "flagged": decision.flagged,
             "categories": {CATEGORY: decision.flagged},
             "category_scores": {CATEGORY: decision.score},
-            "category_applied_input_types": {CATEGORY: ["text", "image"] if self._has_image else ["text"]},
+            "category_applied_input_types": {
+                CATEGORY: ["text", "image"] if self._first.prompt.image_tokens else ["text"]
+            },
         }
         return {"type": "moderation_results", "model": self._served.name, "results": [result]}
 

@@ -32,6 +32,7 @@ MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
 MAX_METADATA = 16
+MAX_CHOICES = 128
 INT64 = 2**63
 
 
@@ -286,6 +287,7 @@ class ChatCompletionRequest(Strict):
     logit_bias: Annotated[dict[int, float] | None, _unless_null(_biases)] = None
     stop: Annotated[list[Text] | None, _unless_null(_stops)] = None
 
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     moderation: Moderation | None = None
@@ -294,7 +296,6 @@ class ChatCompletionRequest(Strict):
     safety_identifier: Label | None = None
     metadata: Annotated[dict[str, Text] | None, _unless_null(_metadata)] = None
 
-    n: Annotated[int | None, _only(1, why="only n = 1 is supported")] = None
     logprobs: Annotated[Literal[False] | None, _only(False, why="log-probabilities are not supported")] = None
     top_logprobs: Annotated[Literal[0] | None, _only(0, why="log-probabilities are not supported")] = None
     modalities: Annotated[list[Literal["text"]] | None, _only(["text"], why="only ['text'] is supported")] = None
@@ -321,6 +322,11 @@ class ChatCompletionRequest(Strict):
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
         return None if self.max_tokens is None else ("max_tokens", self.max_tokens)
+
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for."""
+        return self.n or 1
 
     @property
     def include_usage(self) -> bool:

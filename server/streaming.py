@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable
 from typing import TypeVar
 
 import orjson
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.body import as_json
+from server.choices import Choices
 from server.errors import ClientGone
 from server.responses import Answer
 
@@ -26,34 +29,61 @@ def event(data: object) -> bytes:
     return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
-async def chunks(answer: Answer, *, include_usage: bool) -> AsyncIterator[bytes]:
+async def chunks(answer: Answer) -> AsyncIterator[bytes]:
     """An answer's events; one that ends without an answer ends with an error event."""
-    yield event(answer.first_chunk())
-    async for text in answer.generation.texts():
-        yield event(answer.text_chunk(text))
-    if (failure := answer.generation.failure) is not None:
+    for chunk in answer.first_chunks():
+        yield event(chunk)
+    async for generation, text in answer.choices.pieces():
+        yield event(answer.text_chunk(generation, text) if text else answer.last_chunk(generation))
+    if (failure := answer.choices.failure) is not None:
         yield event(failure.body)
     else:
-        yield event(answer.last_chunk())
-        if include_usage:
-            yield event(answer.usage_chunk())
+        for chunk in answer.usage_chunks():
+            yield event(chunk)
     yield DONE
 
 
+async def respond(http: HttpRequest, answer: Answer, *, stall_seconds: float) -> Response:
+    """The answer, whole or as a stream that begins once the guard has decided. Raises ApiError, ClientGone."""
+    if not answer.streamed:
+        return await unless_gone(http.receive, _whole(answer))
+    await unless_gone(http.receive, _begun(answer.choices))
+    return EventStream(answer, stall_seconds=stall_seconds)
+
+
+async def _begun(choices: Choices) -> None:
+    """Wait until the decision, and with it the headers, are known. Raises ApiError; cancelled, it aborts."""
+    try:
+        await choices.begin()
+    except BaseException:
+        choices.abort()
+        raise
+
+
+async def _whole(answer: Answer) -> Response:
+    """Wait for the whole answer. Raises the failure it ends with; cancelled, it aborts."""
+    texts = [""] * len(answer.choices.generations)
+    try:
+        async for generation, text in answer.choices.pieces():
+            texts[generation.index] += text
+    finally:
+        answer.choices.abort()
+    if (failure := answer.choices.failure) is not None:
+        raise failure
+    return as_json(answer.whole(texts), headers=answer.headers)
+
+
 class EventStream(Response):
-    """Streams a generation that has begun. It is aborted if the client leaves or does not read for `stall_seconds`."""
+    """Streams an answer that has begun. It is aborted if the client leaves or does not read for `stall_seconds`."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, answer: Answer, *, include_usage: bool, stall_seconds: float, headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, answer: Answer, *, stall_seconds: float) -> None:
         self._answer = answer
-        self._include_usage = include_usage
         self._stall_seconds = stall_seconds
         self.status_code = 200
         self.background = None
-        self.init_headers({**HEADERS, **headers})
+        self.init_headers({**HEADERS, **answer.headers})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  ASGI
         """Send everything, or abort."""
@@ -62,9 +92,9 @@ class EventStream(Response):
         except ClientGone:
             pass
         except TimeoutError:
-            logger.warning("request %s: its client does not read", self._answer.generation.request.id)
+            logger.warning("request %s: its client does not read", self._answer.choices.generations[0].request.id)
         finally:
-            self._answer.generation.abort()
+            self._answer.choices.abort()
 
     async def _send_all(self, send: Send) -> None:
         async def send_in_time(body: bytes, *, more: bool) -> None:
@@ -72,7 +102,7 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": body, "more_body": more})
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for chunk in chunks(self._answer, include_usage=self._include_usage):
+        async for chunk in chunks(self._answer):
             await send_in_time(chunk, more=True)
         await send_in_time(b"", more=False)
 

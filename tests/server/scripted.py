@@ -165,14 +165,15 @@ class ScriptedRunner:
     def live(self) -> int:
         return len(self._tasks)
 
-    def submit(self, request: Request, deliver: Deliver) -> None:
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> None:
         if not self.ready:
             raise NotReady(self.state)
-        if self.live >= self.max_live:
+        if self.live + len(requests) > self.max_live:
             raise QueueFull(self.live, self.max_live, 3)
-        self.requests.append(request)
+        for request in requests:
+            self.requests.append(request)
+            self._tasks[request.id] = asyncio.ensure_future(self._play(request, deliver)), deliver
         self._arrival.set()
-        self._tasks[request.id] = asyncio.ensure_future(self._play(request, deliver)), deliver
 
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)

@@ -296,7 +296,7 @@ BAD_REQUESTS: dict[str, tuple[Callable[[], dict[str, Any]], str, str | None, str
     "wrong type": (lambda: body(max_tokens="5"), "max_tokens", None, "must be an integer; got '5'"),
     "out of range": (lambda: body(temperature=3), "temperature", None, "less than or equal to 2; got 3"),
     "not supported": (lambda: body(tools=[]), "tools", None, "does not support it"),
-    "only one choice": (lambda: body(n=2), "n", None, "only n = 1 is supported; got 2"),
+    "more choices than ever": (lambda: body(n=129), "n", None, "less than or equal to 128; got 129"),
     "no messages": (lambda: body(messages=[]), "messages", None, "at least 1 item"),
     "text instead of an image": (
         lambda: body("x", data_url(b"hello")), IMAGE, "invalid_image", "not an image of a supported format"
@@ -411,7 +411,7 @@ async def test_a_full_queue_answers_429_until_there_is_room() -> None:
         response = await chat(client)
         error = error_of(response, 429)
         assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
-        assert "2 requests are running or waiting" in error["message"]
+        assert "2 of at most 2 requests are running or waiting" in error["message"]
         assert int(response.headers["retry-after"]) >= 1
         assert await metric(client, "autosteer_admission_rejections_total", reason="queue_full") == 1
         assert await metric(client, "autosteer_num_requests_waiting") == 2

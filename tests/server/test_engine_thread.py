@@ -50,7 +50,7 @@ async def test_many_requests_each_end_once() -> None:
     thread = await started(backbone)
     inboxes = [Inbox() for _ in range(40)]
     for number, inbox in enumerate(inboxes):
-        thread.submit(request(str(number), [number + 1]), inbox)
+        thread.submit([request(str(number), [number + 1])], inbox)
     await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
     assert all(inbox.finishes == [Finish.LENGTH] for inbox in inboxes)
     assert all(len(inbox.events) == 5 for inbox in inboxes)
@@ -63,7 +63,7 @@ async def test_abort_while_running_and_while_waiting() -> None:
     thread = await started(backbone)
     inboxes = {name: Inbox() for name in "abcdef"}
     for name, inbox in inboxes.items():
-        thread.submit(endless(name), inbox)
+        thread.submit([endless(name)], inbox)
     for name in inboxes:
         thread.abort(name)
         thread.abort(name)
@@ -76,14 +76,14 @@ async def test_abort_while_running_and_while_waiting() -> None:
 async def test_stop_ends_what_lives_and_drain_waits_for_it() -> None:
     thread = await started(FakeBackbone())
     short, long = Inbox(), Inbox()
-    thread.submit(request("short", [1]), short)
+    thread.submit([request("short", [1])], short)
     assert await thread.drain(30)
     assert short.finishes == [Finish.LENGTH]
     with pytest.raises(NotReady, match="stopping"):
-        thread.submit(endless("late"), long)
+        thread.submit([endless("late")], long)
 
     thread = await started(FakeBackbone())
-    thread.submit(endless("long"), long)
+    thread.submit([endless("long")], long)
     assert not await thread.drain(0.01)
     await thread.stop()
     assert long.finishes == [Finish.ABORT]
@@ -93,9 +93,9 @@ async def test_too_many_live_requests_are_refused() -> None:
     thread = await started(FakeBackbone(), max_live=2)
     inboxes = [Inbox(), Inbox()]
     for number, inbox in enumerate(inboxes):
-        thread.submit(endless(str(number)), inbox)
+        thread.submit([endless(str(number))], inbox)
     with pytest.raises(QueueFull, match="limit is 2"):
-        thread.submit(endless("third"), Inbox())
+        thread.submit([endless("third")], Inbox())
     await thread.stop()
 
 
@@ -104,12 +104,12 @@ async def test_an_engine_failure_ends_everything_and_readiness() -> None:
     thread = await started(backbone)
     inboxes = [Inbox() for _ in range(6)]
     for number, inbox in enumerate(inboxes):
-        thread.submit(endless(str(number)), inbox)
+        thread.submit([endless(str(number))], inbox)
     backbone.broken = True
     await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
     assert all(inbox.finishes == [Finish.ERROR] for inbox in inboxes)
     with pytest.raises(NotReady, match="failed"):
-        thread.submit(endless("late"), Inbox())
+        thread.submit([endless("late")], Inbox())
     assert not thread.ready
     await thread.stop()
 

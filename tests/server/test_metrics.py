@@ -114,5 +114,5 @@ def test_every_outcome_is_there_from_the_start() -> None:
 
 def test_two_servers_in_one_process_count_apart() -> None:
     first, second = Metrics(), Metrics()
-    first.accepted(request("r", [1, 2, 3]))
+    first.accepted([request("r", [1, 2, 3])])
     assert (value(first, "prompt_tokens_total"), value(second, "prompt_tokens_total")) == (3, 0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from server.errors import BadRequest
 from server.schemas import (
     MAX_BIASES,
+    MAX_CHOICES,
     MAX_FIELDS,
     MAX_MESSAGES,
     MAX_METADATA,
@@ -38,6 +39,7 @@ HONOURED: dict[str, Any] = {
     "presence_penalty": 2.0,
     "logit_bias": {"1": -100, "2": 0.5},
     "stop": ["a", "b"],
+    "n": 2,
     "stream": True,
     "stream_options": {"include_usage": True, "include_obfuscation": False},
     "moderation": {"model": "scripted", "policy": {"input": {"mode": "score"}}},
@@ -48,7 +50,6 @@ HONOURED: dict[str, Any] = {
 }
 # Values that ask for nothing are accepted; the others would change the answer, and are refused.
 ONLY: dict[str, tuple[list[Any], list[Any]]] = {
-    "n": ([1], [0, 2, True, 1.0, "1"]),
     "logprobs": ([False], [True, 0, "false"]),
     "top_logprobs": ([0], [1, 20, False]),
     "modalities": ([["text"]], [["text", "audio"], [], "text"]),
@@ -149,6 +150,9 @@ def test_a_field_with_one_value_accepts_that_value_alone(name: str) -> None:
         ("stop", [""], f"1 to {MAX_STOP_CHARACTERS}"),
         ("stop", "x" * (MAX_STOP_CHARACTERS + 1), f"1 to {MAX_STOP_CHARACTERS}"),
         ("stop", ["x"] * (MAX_STOPS + 1), f"at most {MAX_STOPS} stop strings are allowed, not {MAX_STOPS + 1}"),
+        ("n", 0, "greater than or equal to 1"),
+        ("n", MAX_CHOICES + 1, f"less than or equal to {MAX_CHOICES}"),
+        ("n", True, "must be an integer"),
         ("stream", 1, "must be true or false"),
         ("stream_options", 5, "must be an object"),
         ("stream_options", {"include_usage": True}, "only allowed with 'stream'"),

@@ -1,0 +1,160 @@
+"""All generations that answer one HTTP request: accepted together, heard together, ended with one outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from time import monotonic
+from typing import Protocol
+
+from server.detokenizer import TextDecoder
+from server.engine_thread import Deliver
+from server.errors import ApiError, ServerFault, Unavailable
+from server.generation import Generation
+from server.metrics import Metrics
+from server.request import EngineFailed, Event, Finish, Request
+
+logger = logging.getLogger(__name__)
+
+# The outcome of several: the first of these that any of them ended with.
+_OUTCOMES = (Finish.ERROR, Finish.ABORT, Finish.CONTENT_FILTER, Finish.LENGTH, Finish.STOP)
+
+
+class Submits(Protocol):
+    """What is needed of the engine's thread."""
+
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> None:
+        """Accept all requests or none. Raises NotReady, QueueFull."""
+
+    def abort(self, request_id: str) -> None:
+        """End a request before the next step."""
+
+
+class Choices:
+    """The generations of one answer, in the order of their index. Only for the event loop's thread.
+
+    They fail together: where one fails, nobody can be given the whole answer, so the others are aborted.
+    """
+
+    def __init__(
+        self, requests: Sequence[Request], engine: Submits, decoder: TextDecoder, stops: Sequence[str], metrics: Metrics
+    ) -> None:
+        assert requests, "an answer has at least one choice"
+        self.generations = [
+            Generation(index, request, decoder, stops, metrics) for index, request in enumerate(requests)
+        ]
+        self.failure: ApiError | None = None  # what the client is told if this ended without an answer
+        self._engine = engine
+        self._metrics = metrics
+        self._by_request = dict(zip(requests, self.generations, strict=True))
+        self._arrived = requests[0].timings.arrived
+        self._ended = False
+        self._news = asyncio.Event()
+
+    def start(self) -> None:
+        """Hand the requests to the engine. Raises NotReady, QueueFull."""
+        self._engine.submit([generation.request for generation in self.generations], self._deliver)
+        self._metrics.accepted([generation.request for generation in self.leaders])
+
+    @property
+    def leaders(self) -> list[Generation]:
+        """The first generation of each prompt: prompts are judged, and counted, once."""
+        return [generation for generation in self.generations if generation.request.leader is None]
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens of all choices."""
+        return sum(generation.tokens for generation in self.generations)
+
+    @property
+    def outcome(self) -> Finish | None:
+        """How the answer ended: by the gravest end of its choices; `None` while one goes on."""
+        ends = {generation.finish for generation in self.generations}
+        return None if None in ends else next(finish for finish in _OUTCOMES if finish in ends)
+
+    def abort(self) -> None:
+        """Nobody wants the rest: end it and free its rows. What has already ended stays as it is."""
+        for generation in self.generations:
+            if not generation.ended:
+                generation.close(Finish.ABORT)
+                self._engine.abort(generation.request.id)
+        self._settle()
+
+    async def begin(self) -> None:
+        """Wait until the guard has decided on every prompt. Raises the failure the answer ends with before that."""
+        while self.outcome is None and not all(generation.begun for generation in self.leaders):
+            await self._wait()
+        if not self.tokens and self.failure is not None:
+            raise self.failure
+
+    async def pieces(self) -> AsyncIterator[tuple[Generation, str]]:
+        """Each choice's text in pieces as they come, and the choice with no text once it has ended.
+
+        It ends after the last choice, or at once where `failure` is set.
+        """
+        going = list(self.generations)
+        while going:
+            quiet = True
+            for generation in list(going):
+                if text := generation.take():
+                    yield generation, text
+                elif generation.ended:
+                    if self.failure is not None:
+                        return
+                    going.remove(generation)
+                    yield generation, ""
+                else:
+                    continue
+                quiet = False
+            if quiet:
+                await self._wait()
+
+    # events ----------------------------------------------------------------------------------------------------
+
+    async def _wait(self) -> None:
+        await self._news.wait()
+        self._news.clear()
+
+    def _deliver(self, events: Sequence[Event]) -> None:
+        for event in events:
+            generation = self._by_request[event.request]
+            if not generation.ended:
+                self._take(generation, event)
+        self._news.set()
+
+    def _take(self, generation: Generation, event: Event) -> None:
+        try:
+            generation.deliver(event)
+        except Exception as error:
+            logger.exception("request %s: its events could not be turned into text", event.request.id)
+            generation.close(Finish.ERROR, error)
+        if generation.ended:
+            self._on_end(generation, engine_knows=event.finish is not None)
+
+    def _on_end(self, generation: Generation, *, engine_knows: bool) -> None:
+        if not engine_knows:
+            self._engine.abort(generation.request.id)
+        if self.failure is None and (failure := _failure(generation)) is not None:
+            self.failure = failure
+            self.abort()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Count the answer's one outcome, once all its choices have ended."""
+        if not self._ended and (outcome := self.outcome) is not None:
+            self._ended = True
+            self._metrics.ended(outcome, monotonic() - self._arrived)
+        self._news.set()
+
+
+def _failure(generation: Generation) -> ApiError | None:
+    """What the client is told if this choice ended without an answer."""
+    match generation.finish:
+        case Finish.ERROR if isinstance(generation.error, EngineFailed):
+            return Unavailable("The model failed while it generated the answer.", code="engine_failed")
+        case Finish.ERROR:
+            return ServerFault("This request failed while its answer was generated.", code="generation_failed")
+        case Finish.ABORT:
+            return Unavailable("The server is shutting down; the answer was cut short.", code="shutting_down")
+    return None

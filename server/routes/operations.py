@@ -1,0 +1,36 @@
+"""The routes of those who operate the server: `/health`, `/ready`, `/metrics`, `/version`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from server.body import as_json
+from server.metrics import TEXT_FORMAT
+from server.service import Service
+from server.serving import server_version
+
+
+def routes(service: Service) -> APIRouter:
+    """The routes of operations."""
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> Response:
+        return as_json({"status": "alive"})
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        if not service.runner.ready or service.served is None:
+            raise service.unavailable()
+        return as_json({"status": "ready"})
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.render(), media_type=TEXT_FORMAT)
+
+    @router.get("/version")
+    async def version() -> Response:
+        return as_json({"version": server_version()})
+
+    return router
