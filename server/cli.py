@@ -1,29 +1,29 @@
-"""The command line: `autosteer serve`, `version`, and the fitting commands. Torch is imported only to load a model."""
+"""The command line: `autosteer serve`, `version`, and the other commands. Torch is imported only to load a model."""
 
 from __future__ import annotations
 
 import base64
 import io
 import logging
-import os
 import shlex
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import orjson
 import typer
-from pydantic import ValidationError
 
 from server.config import Settings
+from server.config_cli import app as config_commands
+from server.keys_cli import app as keys_commands
+from server.options import with_settings
+from server.plan import Plan
+from server.settings_sources import ConfigError, load_settings
 from steering.cli import app as fitting
 from steering.cli import mistake
 
 if TYPE_CHECKING:
-    from server.engine import Engine
     from server.serving import Served
-
-DEMO_NAME = "autosteer-demo"
 
 app = typer.Typer(
     name="autosteer",
@@ -33,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(fitting)
+app.add_typer(config_commands, name="config")
+app.add_typer(keys_commands, name="keys")
 
 
 def main() -> None:
@@ -49,49 +51,15 @@ def version() -> None:
 
 
 @app.command()
-def serve(
-    model: Annotated[
-        str | None,
-        typer.Option(envvar=["AUTOSTEER_MODEL", "MODEL"], help="Hub id or folder. Default: the bundled demo model."),
-    ] = None,
-    guard: Annotated[
-        str | None,
-        typer.Option(
-            envvar=["AUTOSTEER_GUARD", "GUARD"],
-            help="Guard bundle folder, or 'none'. Default: the demo model's guard, none for another model.",
-        ),
-    ] = None,
-    host: Annotated[str | None, typer.Option(envvar=["AUTOSTEER_HOST", "HOST"], help="Address to listen on.")] = None,
-    port: Annotated[str | None, typer.Option(envvar=["AUTOSTEER_PORT", "PORT"], help="0: any free port.")] = None,
-    mode: Annotated[str | None, typer.Option(help="off, monitor, steer or block. Default: steer.")] = None,
-    threshold: Annotated[str | None, typer.Option(help="Score from which a request is flagged, 0 to 1.")] = None,
-    target_fpr: Annotated[
-        str | None, typer.Option(help="Instead of a threshold: false-positive rate aimed at.")
-    ] = None,
-    eps: Annotated[str | None, typer.Option(help="Steering strength. Default: the bundle's.")] = None,
-    refusal: Annotated[str | None, typer.Option(help="What a blocked request is told. Default: the bundle's.")] = None,
-    max_rows: Annotated[str | None, typer.Option(help="Requests generated at the same time.")] = None,
-    max_queue: Annotated[str | None, typer.Option(help="Requests that may wait; more are answered with 429.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    served_model_name: Annotated[str | None, typer.Option(help="The model's name in the API.")] = None,
-    *,
-    expose_scores: Annotated[
-        bool | None, typer.Option("--expose-scores/--hide-scores", help="Show verdict and score in every answer.")
-    ] = None,
-    access_log: Annotated[
-        bool | None, typer.Option("--access-log/--no-access-log", help="One line per request.")
-    ] = None,
-) -> None:
-    """Serve a model over HTTP."""
-    given = {name: value for name, value in locals().items() if value not in (None, "")}
+@with_settings
+def serve(options: dict[str, object], config: Path | None) -> None:
+    """Serve a model over HTTP. Options go before the environment (AUTOSTEER_PORT, ...), and that before the file."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        mistake(_setting_message(error))
-    plan = _Plan(settings)
+        settings = load_settings(options, config).settings
+    except ConfigError as error:
+        mistake(error)
+    plan = Plan.of(settings)
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
@@ -100,58 +68,13 @@ def serve(
         _serve(settings, plan, listener)
 
 
-def _setting_message(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    option = "--" + str(first["loc"][0]).replace("_", "-") + ": " if first["loc"] else ""
-    got = f", not {first['input']!r}" if first["loc"] else ""
-    return f"{option}{first['msg']}{got}"
-
-
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, before anything slow is done. Raises OSError."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     return socket.create_server(address[:2], family=family, backlog=2048)
 
 
-class _Plan:
-    """Which model, guard and name the settings stand for."""
-
-    def __init__(self, settings: Settings) -> None:
-        from models import demo
-
-        is_demo = settings.model is None or Path(settings.model).absolute() == demo.CHECKPOINT
-        self.model = settings.model or str(demo.CHECKPOINT)
-        self.guard = settings.guard or (str(demo.GUARD) if is_demo else None)
-        if self.guard is not None and self.guard.lower() == "none":
-            self.guard = None
-        self.name = settings.served_model_name or (DEMO_NAME if is_demo else _short_name(self.model))
-
-    def load(self, settings: Settings) -> Engine:
-        """Load model and guard; for the engine's thread. Raises LoadError, BundleError, PolicyError."""
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        from models.load import load_backbone
-        from server.engine import Engine
-        from server.scheduler import Scheduler
-        from server.serving import make_policy
-        from steering.bundle import load_guard
-
-        backbone = load_backbone(
-            self.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            max_rows=settings.max_rows,
-            revision=settings.revision,
-        )
-        guard = None if self.guard is None else load_guard(Path(self.guard), backbone.info)
-        make_policy(guard, settings)
-        return Engine(backbone, guard, Scheduler(settings.max_rows, settings.prefill_tokens))
-
-
-def _short_name(model: str) -> str:
-    return Path(model).absolute().name if Path(model).is_dir() else model
-
-
-def _serve(settings: Settings, plan: _Plan, listener: socket.socket) -> None:
+def _serve(settings: Settings, plan: Plan, listener: socket.socket) -> None:
     """Run until a signal; exits with 2 if the model does not load."""
     from server.app import create_app
     from server.engine_thread import EngineThread
@@ -173,7 +96,7 @@ def _serve(settings: Settings, plan: _Plan, listener: socket.socket) -> None:
 def _is_expected(failure: BaseException) -> bool:
     """Whether loading failed in a way that its message explains in full."""
     from models.load import LoadError
-    from server.serving import PolicyError
+    from server.policies import PolicyError
     from steering.bundle import BundleError
 
     return isinstance(failure, (LoadError, BundleError, PolicyError))

@@ -1,70 +1,206 @@
-"""The server's settings: validated once, frozen. Read from `AUTOSTEER_...`, overridden by the command line."""
+"""The server's settings: validated once, frozen. `server.settings_sources` reads them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.media import MediaLimits
+from steering.policy import Mode
 
-Mode = Literal["off", "monitor", "steer", "block"]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
-
+DEFAULT_POLICY = "default"
+AUDIT_SCHEMES = ("file", "sqlite", "postgresql")
 MEBI = 2**20
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Word = Annotated[str, Field(min_length=1, max_length=200)]
 
-class Settings(BaseSettings):
-    """Everything that can be set. `model` None is the bundled demo model, `guard` None its guard."""
 
-    model_config = SettingsConfigDict(env_prefix="AUTOSTEER_", frozen=True, extra="forbid")
+def _fixed(default: object, description: str) -> Any:  # noqa: ANN401  as pydantic's own Field
+    """A setting that cannot change while the server runs."""
+    return Field(default, description=description, json_schema_extra={"fixed": True})
 
-    # what is served
-    model: str | None = None
-    guard: str | None = Field(default=None, description="bundle folder, or 'none'")
-    served_model_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
 
-    # where
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+def _key_hash(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", value.get_secret_value()):
+        raise PydanticCustomError(
+            "key_hash", "must be 'sha256:' and 64 hex digits, as `autosteer keys new` prints it; never the key itself"
+        )
+    return value
 
-    # policy
-    mode: Mode | None = None
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    target_fpr: Share | None = None
-    eps: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    refusal: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
-    expose_scores: bool = False
 
-    # load
-    max_rows: Count = 16
-    max_queue: Annotated[int, Field(ge=0)] = 256
-    prefill_tokens: Count = 4096
-    default_max_tokens: Count = 1024
-    drain_seconds: Seconds = 30.0
-    stall_seconds: Seconds = 30.0
-    body_seconds: Seconds = 60.0
+def _audit_url(value: SecretStr) -> SecretStr:
+    url = value.get_secret_value()
+    scheme = url.partition(":")[0]
+    if scheme not in AUDIT_SCHEMES:
+        raise PydanticCustomError(
+            "audit_url", "must begin with file:///, sqlite:/// or postgresql://, not {scheme}", {"scheme": scheme[:20]}
+        )
+    parts = urlsplit(url)
+    if scheme == "file" and (parts.netloc or len(parts.path) < 2 or parts.query or parts.fragment):
+        raise PydanticCustomError("audit_url", "must be file:/// and the absolute path of a file")
+    if scheme == "sqlite" and (parts.netloc or len(parts.path) < 2):
+        raise PydanticCustomError("audit_url", "must be sqlite:/// and the path of a file")
+    return value
 
-    # input limits
-    max_body_bytes: Count = 32 * MEBI
-    max_prompt_characters: Count = MEBI
-    max_images: Count = 16
-    max_image_bytes: Count = 10 * MEBI
-    max_image_pixels: Count = 24_000_000
-    prepare_threads: Count = 2
 
-    access_log: bool = False
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class PolicySettings(_Frozen):
+    """What a policy says; what a named one leaves out is as in the policy `default`, which the top level describes."""
+
+    mode: Mode | None = Field(
+        default=None, description="`off`, `monitor`, `steer` or `block`; `steer` where there is a guard."
+    )
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Score from which a request is flagged, 0 to 1; the bundle's where neither is given."
+    )
+    target_fpr: Share | None = Field(
+        default=None, description="Instead of a threshold: the false-positive rate aimed at, one that the bundle has."
+    )
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="Steering strength; the bundle's where not given."
+    )
+    refusal: Annotated[str, Field(min_length=1, max_length=2000)] | None = Field(
+        default=None, description="What a blocked request is told; the bundle's where not given."
+    )
+    expose_scores: bool = Field(default=False, description="Show verdict and score in every answer.")
+    may_loosen: bool = Field(default=False, description="Whether a request may loosen its policy.")
+    requests_per_minute: Count | None = Field(
+        default=None, description="Requests of one key per minute; unlimited if not given."
+    )
+    tokens_per_minute: Count | None = Field(
+        default=None, description="Prompt and answer tokens of one key per minute; unlimited if not given."
+    )
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
         if self.threshold is not None and self.target_fpr is not None:
-            raise ValueError("threshold and target-fpr exclude each other")
+            raise PydanticCustomError("threshold", "threshold and target-fpr exclude each other; give one of them")
+        return self
+
+
+class KeySettings(_Frozen):
+    """One API key. The key itself is nowhere: only its hash, and a name for logs and audit."""
+
+    name: Name = Field(description="The key's name in the audit log.")
+    hash: Annotated[SecretStr, AfterValidator(_key_hash)] = Field(
+        description="`sha256:` and the hash, as `autosteer keys new` prints it."
+    )
+    policy: Name = Field(default=DEFAULT_POLICY, description="The policy that its requests are served under.")
+
+
+class AuditSettings(_Frozen):
+    """Where one record per request goes, and what happens if that fails."""
+
+    url: Annotated[SecretStr, AfterValidator(_audit_url)] = Field(
+        description="`file:///PATH` (JSON lines), `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`."
+    )
+    on_failure: Literal["serve", "refuse"] = Field(
+        default="serve", description="While records cannot be written: go on serving, or `refuse` requests with 503."
+    )
+    content: bool = Field(default=False, description="Also keep the messages (images as hashes) and the answers.")
+    max_bytes: Annotated[int, Field(ge=4096)] = Field(
+        default=64 * MEBI, description="Size of a JSON lines file at which the next one is begun."
+    )
+    max_files: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=10, description="How many JSON lines files are kept; the oldest is deleted."
+    )
+    queue: Annotated[int, Field(ge=1)] = Field(default=10_000, description="Records that may wait to be written.")
+    flush_seconds: Seconds = Field(
+        default=10.0, description="How long the end of the server waits for the last records."
+    )
+
+
+class Settings(BaseSettings, PolicySettings):
+    """Everything that can be set; the fields of the policy `default` are among them."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    # what is served
+    model: str | None = _fixed(None, "Hub id or folder; the bundled demo model where not given.")
+    guard: str | None = _fixed(
+        None, "Guard bundle folder, or `none`; the demo model's guard for the demo model, none for another."
+    )
+    served_model_name: Word | None = _fixed(None, "The model's name in the API.")
+    revision: str | None = _fixed(None, "Branch, tag or commit of a hub model.")
+    device: str = _fixed("auto", "`auto`, `cpu`, `cuda`, `cuda:0`, ...")
+    dtype: str = _fixed("auto", "`auto`, `float32`, `bfloat16` or `float16`.")
+
+    # where
+    host: str = _fixed("127.0.0.1", "Address to listen on.")
+    port: Annotated[int, Field(ge=0, le=65535)] = _fixed(8000, "Port to listen on; 0 is any free one.")
+    access_log: bool = _fixed(default=False, description="Log one line per request.")
+
+    # who may ask, and under what
+    policies: dict[Name, PolicySettings] = Field(default={}, description="Named policies.")
+    keys: tuple[KeySettings, ...] = Field(
+        default=(), description="API keys; without any, everybody is served as `anonymous`."
+    )
+    metrics_key: bool = Field(default=False, description="Whether `/metrics` needs an API key too.")
+    audit: AuditSettings | None = _fixed(None, "The audit log; none where not given.")
+
+    # load
+    max_rows: Count = _fixed(16, "Requests generated at the same time.")
+    max_queue: Annotated[int, Field(ge=0)] = _fixed(256, "Requests that may wait; more are answered with 429.")
+    prefill_tokens: Count = _fixed(4096, "Prompt tokens computed in one step.")
+    prepare_threads: Count = _fixed(2, "Threads that decode images and render prompts.")
+    drain_seconds: Seconds = _fixed(30.0, "How long running requests may go on after SIGTERM.")
+    default_max_tokens: Count = Field(default=1024, description="Length of an answer whose request does not say.")
+    stall_seconds: Seconds = Field(default=30.0, description="How long a stream's reader may take nothing.")
+    body_seconds: Seconds = Field(default=60.0, description="How long a body may take to arrive.")
+
+    # input limits
+    max_body_bytes: Count = Field(default=32 * MEBI, description="Size of a request's body.")
+    max_prompt_characters: Count = Field(default=MEBI, description="Characters of all messages together.")
+    max_images: Count = Field(default=16, description="Images of a request.")
+    max_image_bytes: Count = Field(default=10 * MEBI, description="Size of an image's file.")
+    max_image_pixels: Count = Field(default=24_000_000, description="Pixels of an image.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  as the base class has it
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is given: `load_settings` joins the sources, and knows which said what."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _keys_and_policies(self) -> Self:
+        if DEFAULT_POLICY in self.policies:
+            raise PydanticCustomError(
+                "policies", "policies.default: the policy 'default' is what the top level says; put its fields there"
+            )
+        for number, key in enumerate(self.keys):
+            if key.policy != DEFAULT_POLICY and key.policy not in self.policies:
+                known = ", ".join([DEFAULT_POLICY, *self.policies])
+                raise PydanticCustomError(
+                    "keys",
+                    "keys.{number}.policy: there is no policy {policy}; there are {known}",
+                    {"number": number, "policy": repr(key.policy), "known": known},
+                )
+        for field in ("name", "hash"):
+            values = [getattr(key, field) for key in self.keys]
+            for number, value in enumerate(values):
+                if value in values[:number]:
+                    raise PydanticCustomError(
+                        "keys", f"keys.{number}.{field} is that of keys.{values.index(value)} too; each needs its own"
+                    )
         return self
 
     @property
@@ -76,3 +212,40 @@ class Settings(BaseSettings):
     def media_limits(self) -> MediaLimits:
         """What one request may bring."""
         return MediaLimits(images=self.max_images, bytes=self.max_image_bytes, pixels=self.max_image_pixels)
+
+    def policy(self, name: str) -> PolicySettings:
+        """A policy with what it leaves out taken from the top level."""
+        default = {field: getattr(self, field) for field in PolicySettings.model_fields}
+        if name == DEFAULT_POLICY:
+            return PolicySettings(**default)
+        own = self.policies[name].model_dump(exclude_unset=True)
+        if "threshold" in own or "target_fpr" in own:
+            default |= {"threshold": None, "target_fpr": None}
+        return PolicySettings(**{**default, **own})
+
+    @property
+    def policy_names(self) -> tuple[str, ...]:
+        """Every policy that there is."""
+        return (DEFAULT_POLICY, *self.policies)
+
+
+def nested_model(field: FieldInfo) -> type[BaseModel] | None:
+    """The model that a setting holds, or holds several of; None for a single value."""
+    found: list[object] = [field.annotation]
+    while found:
+        each = found.pop()
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            return each
+        found += get_args(each)
+    return None
+
+
+def fixed_fields() -> tuple[str, ...]:
+    """The settings that only a new start can change."""
+    return tuple(name for name in Settings.model_fields if is_fixed(name))
+
+
+def is_fixed(name: str) -> bool:
+    """Whether only a new start can change this setting."""
+    extra = Settings.model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and extra.get("fixed") is True

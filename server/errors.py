@@ -3,11 +3,13 @@
 ApiError
 ├── BadRequest         400  invalid_request_error
 │   └── ContextLengthExceeded
+├── Unauthorized       401  invalid_request_error
 ├── Forbidden          403  permission_error
 ├── NotFound           404  not_found_error
 ├── BodyTooLarge       413  invalid_request_error
 ├── UnsupportedBody    415  invalid_request_error
 ├── TooManyRequests    429  rate_limit_error
+├── RateLimited        429  rate_limit_error
 ├── ServerFault        500  server_error
 └── Unavailable        503  server_error
 """
@@ -80,6 +82,17 @@ class ContextLengthExceeded(BadRequest):
         super().__init__(message, param=param, code="context_length_exceeded")
 
 
+class Unauthorized(ApiError):
+    """No key, or none that is known; the message says nothing of what was sent."""
+
+    status = 401
+    type = "invalid_request_error"
+    reason = "unauthorized"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
 class Forbidden(ApiError):
     """The caller may not do this."""
 
@@ -121,6 +134,19 @@ class TooManyRequests(ApiError):
 
     def __init__(self, message: str, *, retry_after: int) -> None:
         super().__init__(message, code="queue_full", headers={"retry-after": str(retry_after)})
+
+
+class RateLimited(ApiError):
+    """The client's own limit is reached; `retry_after` in seconds, None where waiting cannot help."""
+
+    status = 429
+    type = "rate_limit_error"
+    reason = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after: int | None) -> None:
+        # The official clients read x-should-retry: a request over the whole limit is not worth a second try.
+        headers = {"x-should-retry": "false"} if retry_after is None else {"retry-after": str(retry_after)}
+        super().__init__(message, code="rate_limit_exceeded", headers=headers)
 
 
 class ServerFault(ApiError):

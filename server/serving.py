@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from server.config import Settings
+from server.config import DEFAULT_POLICY, Settings
 from server.detokenizer import TextDecoder
-from steering.policy import Mode, Policy
+from server.policies import make_policy
+from steering.policy import Policy
 
 if TYPE_CHECKING:
     from models.backbone import BackboneInfo
     from models.inputs import InputBuilder
     from server.engine import Engine
-    from steering.guard import Guard
 
 
 def server_version() -> str:
@@ -25,34 +25,6 @@ def server_version() -> str:
         return version("autosteer-server")
     except PackageNotFoundError:
         return "0+unknown"
-
-
-class PolicyError(ValueError):
-    """The policy's settings do not fit each other or the guard."""
-
-
-def make_policy(guard: Guard | None, settings: Settings) -> Policy:
-    """The server's own policy. Raises PolicyError where the settings need a guard and there is none."""
-    if guard is None:
-        for name in ("threshold", "target_fpr", "eps", "refusal"):
-            if getattr(settings, name) is not None:
-                raise PolicyError(f"--{name.replace('_', '-')} needs a guard; give one with --guard")
-        if settings.mode not in (None, "off"):
-            raise PolicyError(f"--mode {settings.mode} needs a guard; give one with --guard")
-        return Policy(
-            name="default", mode=Mode.OFF, threshold=1.0, eps=0.0, refusal="", expose_scores=settings.expose_scores
-        )
-    try:
-        return guard.policy(
-            mode=Mode(settings.mode or "steer"),
-            threshold=settings.threshold,
-            target_fpr=settings.target_fpr,
-            eps=settings.eps,
-            refusal=settings.refusal,
-            expose_scores=settings.expose_scores,
-        )
-    except ValueError as error:
-        raise PolicyError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -75,7 +47,7 @@ class Served:
             info=engine.backbone.info,
             inputs=engine.backbone.inputs,
             decoder=TextDecoder(engine.backbone.tokenizer),
-            policy=make_policy(engine.guard, settings),
+            policy=make_policy(DEFAULT_POLICY, settings, None if engine.guard is None else engine.guard.manifest),
             layer=None if engine.guard is None else engine.guard.layer,
         )
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from models.backbone import BackboneInfo
 from steering.files import digest, write_whole
 from steering.head import RefusalHead
+from steering.policy import Mode, Policy
 from steering.prober import Prober
 
 if TYPE_CHECKING:
@@ -117,6 +118,39 @@ class Manifest(_Frozen):
     versions: dict[str, str]
     date: str
     tensors_hash: str
+
+    def policy(
+        self,
+        name: str = "default",
+        mode: Mode = Mode.STEER,
+        *,
+        threshold: float | None = None,
+        target_fpr: float | None = None,
+        eps: float | None = None,
+        refusal: str | None = None,
+        expose_scores: bool = False,
+    ) -> Policy:
+        """A policy with the bundle's threshold, eps and refusal text where none is given. Raises ValueError."""
+        if threshold is not None and target_fpr is not None:
+            raise ValueError(f"threshold {threshold} and target_fpr {target_fpr}: give one of them")
+        if target_fpr is not None:
+            threshold = self.threshold_for(target_fpr)
+        return Policy(
+            name=name,
+            mode=mode,
+            threshold=self.threshold if threshold is None else threshold,
+            eps=self.eps if eps is None else eps,
+            refusal=refusal or self.refusal,
+            expose_scores=expose_scores,
+        )
+
+    def threshold_for(self, target_fpr: float) -> float:
+        """The bundle's threshold for a target false-positive rate. Raises ValueError naming those it has."""
+        for known in self.thresholds:
+            if abs(known.target_fpr - target_fpr) < 1e-9:
+                return known.threshold
+        rates = ", ".join(f"{known.target_fpr:g}" for known in self.thresholds) or "none"
+        raise ValueError(f"target_fpr {target_fpr:g} is not calibrated in this bundle; it has {rates}")
 
 
 def save_bundle(

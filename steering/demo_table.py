@@ -49,7 +49,7 @@ def run(
 ) -> list[Answered]:
     """Greedy answers of all examples in one mode."""
     questions = [question(example) for example in examples]
-    policy = guard.policy(mode=mode)
+    policy = guard.manifest.policy(mode=mode)
     groups = progress.track(list(batches(questions, BATCH)), description=f"{mode.value}: {len(examples)}")
     return [answered for group in groups for answered in answer(backbone, group, guard, policy, MAX_TOKENS)]
 

@@ -35,6 +35,7 @@ REFUSAL = "I can't help with that."
 CONTEXT = 4096
 IMAGE_TOKENS = 7
 EOS = 256
+THRESHOLDS = {0.01: 0.6, 0.05: 0.4}
 SECRET_SPECIAL = 257
 
 
@@ -99,9 +100,22 @@ class ScriptedInputs:
 class ScriptedGuard:
     layer = 3
 
+    @property
+    def manifest(self) -> ScriptedGuard:
+        return self
+
     def policy(self, name: str = "default", mode: Mode = Mode.STEER, **options: Any) -> Policy:
         threshold = 0.5 if options["threshold"] is None else options["threshold"]
-        return Policy(name, mode, threshold, 1.0, options["refusal"] or REFUSAL, options["expose_scores"])
+        if options["target_fpr"] is not None:
+            threshold = self.threshold_for(options["target_fpr"])
+        return Policy(
+            name, mode, threshold, options["eps"] or 1.0, options["refusal"] or REFUSAL, options["expose_scores"]
+        )
+
+    def threshold_for(self, target_fpr: float) -> float:
+        if target_fpr not in THRESHOLDS:
+            raise ValueError(f"target_fpr {target_fpr} is not calibrated in this bundle; it has 0.01, 0.05")
+        return THRESHOLDS[target_fpr]
 
 
 def backbone_info(**more: Any) -> SimpleNamespace:

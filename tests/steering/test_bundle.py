@@ -314,7 +314,7 @@ class TestPolicies:
         return load_guard(bundle, INFO)
 
     def test_the_bundle_gives_the_defaults(self, guard: Guard) -> None:
-        policy = guard.policy()
+        policy = guard.manifest.policy()
         assert (policy.name, policy.mode, policy.threshold, policy.eps, policy.refusal) == (
             "default",
             Mode.STEER,
@@ -324,16 +324,16 @@ class TestPolicies:
         )
 
     def test_what_is_given_is_taken(self, guard: Guard) -> None:
-        policy = guard.policy("strict", Mode.BLOCK, threshold=0.0, eps=0.0, refusal="No.", expose_scores=True)
+        policy = guard.manifest.policy("strict", Mode.BLOCK, threshold=0.0, eps=0.0, refusal="No.", expose_scores=True)
         assert (policy.threshold, policy.eps, policy.refusal, policy.expose_scores) == (0.0, 0.0, "No.", True)
 
     def test_a_target_rate_is_looked_up(self, guard: Guard) -> None:
-        assert guard.policy(target_fpr=0.05).threshold == 0.4
+        assert guard.manifest.policy(target_fpr=0.05).threshold == 0.4
 
     def test_a_rate_that_was_not_calibrated_is_refused(self, guard: Guard) -> None:
         with pytest.raises(ValueError, match=r"0\.001.*has 0\.01, 0\.05"):
-            guard.policy(target_fpr=0.001)
+            guard.manifest.policy(target_fpr=0.001)
 
     def test_a_rate_and_a_threshold_are_one_too_many(self, guard: Guard) -> None:
         with pytest.raises(ValueError, match="one of them"):
-            guard.policy(target_fpr=0.05, threshold=0.5)
+            guard.manifest.policy(target_fpr=0.05, threshold=0.5)

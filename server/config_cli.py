@@ -1,0 +1,91 @@
+"""`autosteer config`: validate settings, and show the ones in effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from pydantic import BaseModel, SecretStr
+
+from server.options import with_settings
+from server.plan import Plan
+from server.settings_sources import ConfigError, Loaded, load_settings
+from steering.cli import EXIT_MISTAKE, mistake
+
+app = typer.Typer(help="The server's settings.", no_args_is_help=True)
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="YAML or TOML file of settings.")]) -> None:
+    """Validate a config file as `serve` would read it, against the guard bundle too where that is at hand."""
+    try:
+        loaded = load_settings({}, file)
+    except ConfigError as error:
+        for problem in error.problems:
+            typer.echo(f"autosteer: {problem}", err=True)
+        raise typer.Exit(EXIT_MISTAKE) from None
+    typer.echo(f"{file} is valid; {_check_policies(loaded)}")
+
+
+def _check_policies(loaded: Loaded) -> str:
+    """Resolve every policy against the bundle's manifest; says what was checked."""
+    from server.policies import PolicyError, make_policies
+    from steering.bundle import BundleError, load_manifest
+
+    guard = Plan.of(loaded.settings).guard
+    if guard is not None and not guard.exists():
+        return f"its policies are not checked, for the guard bundle {guard} is not here"
+    try:
+        policies = make_policies(loaded.settings, None if guard is None else load_manifest(guard))
+    except (PolicyError, BundleError) as error:
+        mistake(error)
+    shown = [f"{each.name} ({each.mode.value}, threshold {each.threshold:.4g})" for each in policies.values()]
+    return f"policies: {', '.join(shown)}; keys: {len(loaded.settings.keys)}"
+
+
+@app.command()
+@with_settings
+def show(options: dict[str, object], config: Path | None) -> None:
+    """Print the settings in effect, each with where it came from, without secrets. Takes the options of `serve`."""
+    try:
+        loaded = load_settings(options, config)
+    except ConfigError as error:
+        mistake(error)
+    for name in type(loaded.settings).model_fields:
+        value = plain(getattr(loaded.settings, name))
+        if isinstance(value, (dict, list)) and value:
+            typer.echo(f"{name}:  # {loaded.origin(name)}")
+            text = yaml.safe_dump(value, sort_keys=False, width=200)
+            typer.echo("".join(f"  {line}\n" for line in text.splitlines()), nl=False)
+        else:
+            text = yaml.safe_dump({name: value}, width=2000).strip()
+            typer.echo(f"{text}  # {loaded.origin(name)}")
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401  any setting
+    """A setting as YAML has it; of secrets, only what says which one it is."""
+    match value:
+        case BaseModel():
+            return {
+                name: plain(getattr(value, name)) for name in type(value).model_fields if name in value.model_fields_set
+            }
+        case dict():
+            return {key: plain(each) for key, each in value.items()}
+        case tuple():
+            return [plain(each) for each in value]
+        case SecretStr():
+            return shortened(value.get_secret_value())
+        case str():
+            return str(value)
+    return value
+
+
+def shortened(secret: str) -> str:
+    """A hash without most of it, a URL without its password and options."""
+    if secret.startswith("sha256:"):
+        return secret[:15] + "..."
+    from sqlalchemy import make_url
+
+    return make_url(secret).set(query={}).render_as_string(hide_password=True)
