@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.body import as_json
 from server.config import Settings
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
+from server.images import Images
 from server.routes import chat, models, operations
 from server.service import Runner, Service
 from server.serving import server_version
@@ -28,9 +29,9 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-def create_app(settings: Settings, runner: Runner, *, name: str) -> FastAPI:
+def create_app(settings: Settings, runner: Runner, *, name: str, images: Images | None = None) -> FastAPI:
     """The application over an engine thread that its lifespan starts and stops. `name`: the served model's."""
-    service = Service(settings, runner, name)
+    service = Service(settings, runner, name, images)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -11,7 +11,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from server.media import MediaLimits
 from steering.policy import Mode
 
 DEFAULT_POLICY = "default"
@@ -22,6 +21,10 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+# A name as it is compared with a URL's host: lower case, no trailing dot; `*.` stands for one or more labels.
+Domain = Annotated[
+    str, Field(max_length=253, pattern=r"^(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]$")
+]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -123,6 +126,21 @@ class AuditSettings(_Frozen):
     )
 
 
+class MediaSettings(_Frozen):
+    """Where images may be fetched from; nowhere by default. Their size is limited as that of all images is."""
+
+    allowed_domains: tuple[Domain, ...] = Field(
+        default=(), description="Domains to fetch from: `images.example.com`, or `*.example.com` for all below it."
+    )
+    allow_http: bool = Field(default=False, description="Also fetch `http` URLs.")
+    redirects: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=3, description="Redirects that are followed, each checked like the first URL."
+    )
+    seconds: Seconds = Field(default=10.0, description="How long one fetch may take in all.")
+    fetches: Count = Field(default=16, description="Fetches at the same time.")
+    fetches_per_host: Count = Field(default=8, description="Fetches from one host at the same time.")
+
+
 class Settings(BaseSettings, PolicySettings):
     """Everything that can be set; the fields of the policy `default` are among them."""
 
@@ -165,8 +183,10 @@ class Settings(BaseSettings, PolicySettings):
     max_body_bytes: Count = Field(default=32 * MEBI, description="Size of a request's body.")
     max_prompt_characters: Count = Field(default=MEBI, description="Characters of all messages together.")
     max_images: Count = Field(default=16, description="Images of a request.")
-    max_image_bytes: Count = Field(default=10 * MEBI, description="Size of an image's file.")
-    max_image_pixels: Count = Field(default=24_000_000, description="Pixels of an image.")
+    max_image_bytes: Count = _fixed(10 * MEBI, "Size of an image's file.")
+    max_image_pixels: Count = _fixed(24_000_000, "Pixels of an image.")
+    decode_seconds: Seconds = _fixed(20.0, "How long an image may take to decode.")
+    media: MediaSettings = _fixed(MediaSettings(), "Images by URL.")
 
     @classmethod
     def settings_customise_sources(
@@ -207,11 +227,6 @@ class Settings(BaseSettings, PolicySettings):
     def max_live(self) -> int:
         """Requests that may run or wait at the same time."""
         return self.max_rows + self.max_queue
-
-    @property
-    def media_limits(self) -> MediaLimits:
-        """What one request may bring."""
-        return MediaLimits(images=self.max_images, bytes=self.max_image_bytes, pixels=self.max_image_pixels)
 
     def policy(self, name: str) -> PolicySettings:
         """A policy with what it leaves out taken from the top level."""

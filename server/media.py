@@ -1,7 +1,7 @@
-"""Image parts -> PIL images in RGB, from data URLs only, under limits of count, bytes and pixels.
+"""Data URLs -> bytes -> PIL images in RGB, under limits of bytes and pixels.
 
 The pixel limit is checked on the header, before anything is decoded. No PIL global is touched, and nothing lazy leaves
-this module: an image that is returned is decoded. Runs in worker threads.
+this module: an image that is returned is decoded. `server.decoder` runs it in processes of their own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import binascii
 import io
 import re
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,25 +23,12 @@ FORMATS = {
 }
 ALLOWED = sorted(set(FORMATS.values()))
 DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
+BASE64_SLICE = 2**20
 MAX_PROGRESSIVE_SCANS = 100  # each scan of a progressive JPEG passes over all pixels; cameras write about ten
 
 
 class MediaError(Exception):
     """An image that is refused; the message says what it is and what the limit is."""
-
-
-@dataclass(frozen=True)
-class MediaLimits:
-    """What one request may bring. `pixels` and `bytes` are per image."""
-
-    images: int
-    bytes: int
-    pixels: int
-
-
-def load_image(url: str, limits: MediaLimits) -> Image.Image:
-    """A data URL's image, decoded, upright, RGB (first frame; transparency on white). Raises MediaError."""
-    return decode_image(read_data_url(url, limits.bytes), limits.pixels)
 
 
 def read_data_url(url: str, max_bytes: int) -> bytes:
@@ -63,10 +49,7 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
         raise MediaError(f"the image has about {len(payload) * 3 // 4} bytes, the limit is {max_bytes}")
     if len(payload) % 4:
         raise MediaError("the data URL is not valid base64: its length is not a multiple of 4")
-    try:
-        data = binascii.a2b_base64(payload, strict_mode=True)
-    except (binascii.Error, ValueError):
-        raise MediaError("the data URL is not valid base64") from None
+    data = _from_base64(payload)
     if not data:
         raise MediaError("the data URL holds no data")
     if len(data) > max_bytes:
@@ -74,8 +57,19 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
     return data
 
 
+def _from_base64(payload: str) -> bytes:
+    """In slices, between which other threads have a turn. Raises MediaError."""
+    if "=" in payload[:-2]:
+        raise MediaError("the data URL is not valid base64: it has padding before its end")
+    slices = (payload[at : at + BASE64_SLICE] for at in range(0, len(payload), BASE64_SLICE))
+    try:
+        return b"".join([binascii.a2b_base64(each, strict_mode=True) for each in slices])
+    except (binascii.Error, ValueError):
+        raise MediaError("the data URL is not valid base64") from None
+
+
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Encoded bytes as a decoded RGB image. Raises MediaError."""
+    """Encoded bytes as a decoded image: upright, RGB, the first frame, transparency on white. Raises MediaError."""
     if (size := _webp_size(data)) is not None:
         _check_pixels(size, max_pixels)  # PIL reserves the canvas of a WebP when it opens it
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_PROGRESSIVE_SCANS:

@@ -10,18 +10,23 @@ from models.inputs import Prompt, PromptError
 from models.sampling import RowSampler, SamplingParams
 from server.config import Settings
 from server.errors import BadRequest, ContextLengthExceeded
-from server.media import MediaError, load_image
+from server.images import RequestImages
 from server.request import Request, Timings
-from server.schemas import ChatCompletionRequest, ImagePart, TextPart, parts_of
+from server.schemas import ChatCompletionRequest, ImagePart, RefusalPart, TextPart, parts_of
 from server.serving import Served
 
 
 def prepare_chat(
-    chat: ChatCompletionRequest, served: Served, settings: Settings, answer_id: str, arrived: float
+    chat: ChatCompletionRequest,
+    served: Served,
+    settings: Settings,
+    answer_id: str,
+    arrived: float,
+    images: RequestImages,
 ) -> list[Request]:
     """Everything the engine needs, one request for each choice. Raises BadRequest naming the field and the limit."""
     sampling = sampling_params(chat, served.info.vocab_size)
-    prompt = build_prompt(chat, served, settings)
+    prompt = build_prompt(chat, served, settings, images)
     limit = answer_limit(chat, len(prompt.ids), served.info.context_length, settings.default_max_tokens)
     requests: list[Request] = []
     for choice in range(chat.choices):
@@ -38,56 +43,64 @@ def prepare_chat(
     return requests
 
 
-def build_prompt(chat: ChatCompletionRequest, served: Served, settings: Settings) -> Prompt:
+def image_urls(chat: ChatCompletionRequest, settings: Settings) -> dict[str, str]:
+    """The URL of each image by the path of its field, in order. Raises BadRequest if they are too many."""
+    urls = {
+        _image_path(i, j): part.image_url.url
+        for i, message in enumerate(chat.messages)
+        for j, part in enumerate(parts_of(message))
+        if isinstance(part, ImagePart)
+    }
+    if len(urls) > settings.max_images:
+        raise BadRequest(
+            f"The request has {len(urls)} images, the limit is {settings.max_images}.",
+            param="messages",
+            code="too_many_images",
+        )
+    return urls
+
+
+def _image_path(message: int, part: int) -> str:
+    return f"messages.{message}.content.{part}.image_url.url"
+
+
+def build_prompt(chat: ChatCompletionRequest, served: Served, settings: Settings, images: RequestImages) -> Prompt:
     """Decode the images, render the template. Raises BadRequest."""
-    messages, images = template_messages(chat, settings)
+    _check_characters(chat, settings)
+    messages, pictures = template_messages(chat, images)
     try:
-        return served.inputs.build(messages, images)
+        return served.inputs.build(messages, pictures)
     except PromptError as error:
         raise BadRequest(f"The model cannot take these messages: {error}.", param="messages") from error
 
 
 def template_messages(
-    chat: ChatCompletionRequest, settings: Settings
+    chat: ChatCompletionRequest, images: RequestImages
 ) -> tuple[list[dict[str, Any]], list[Image.Image]]:
     """Messages as the chat template wants them, and the images in order of appearance. Raises BadRequest."""
-    _check_amounts(chat, settings)
     messages: list[dict[str, Any]] = []
-    images: list[Image.Image] = []
+    pictures: list[Image.Image] = []
     for i, message in enumerate(chat.messages):
         content: list[dict[str, Any]] = []
         for j, part in enumerate(parts_of(message)):
             if isinstance(part, ImagePart):
-                param = f"messages.{i}.content.{j}.image_url.url"
-                try:
-                    images.append(load_image(part.image_url.url, settings.media_limits))
-                except MediaError as error:
-                    raise BadRequest(
-                        f"Invalid image in '{param}': {error}.", param=param, code="invalid_image"
-                    ) from error
+                pictures.append(images.load(_image_path(i, j)))
                 content.append({"type": "image"})
             else:
-                content.append({"type": "text", "text": part.text if isinstance(part, TextPart) else part.refusal})
+                content.append({"type": "text", "text": _words(part)})
         role = "system" if message.role == "developer" else message.role
         messages.append({"role": role, "content": content})
-    return messages, images
+    return messages, pictures
 
 
-def _check_amounts(chat: ChatCompletionRequest, settings: Settings) -> None:
-    """Refuse too much of anything before any work is done."""
+def _words(part: TextPart | RefusalPart) -> str:
+    return part.text if isinstance(part, TextPart) else part.refusal
+
+
+def _check_characters(chat: ChatCompletionRequest, settings: Settings) -> None:
+    """Refuse too much text before any work is done."""
     parts = [part for message in chat.messages for part in parts_of(message)]
-    images = sum(isinstance(part, ImagePart) for part in parts)
-    if images > settings.max_images:
-        raise BadRequest(
-            f"The request has {images} images, the limit is {settings.max_images}.",
-            param="messages",
-            code="too_many_images",
-        )
-    characters = sum(
-        len(part.text if isinstance(part, TextPart) else part.refusal)
-        for part in parts
-        if not isinstance(part, ImagePart)
-    )
+    characters = sum(len(_words(part)) for part in parts if not isinstance(part, ImagePart))
     if characters > settings.max_prompt_characters:
         raise ContextLengthExceeded(
             f"The messages have {characters} characters, the limit is {settings.max_prompt_characters}.",

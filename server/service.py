@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol
@@ -16,6 +16,7 @@ from server.config import Settings
 from server.engine import Engine
 from server.engine_thread import NotReady, QueueFull
 from server.errors import ApiError, BadRequest, NotFound, TooManyRequests, Unavailable, shown
+from server.images import Images, RequestImages
 from server.metrics import Metrics
 from server.request import Request
 from server.serving import Served
@@ -72,11 +73,12 @@ class Admission:
 class Service:
     """One server's state: its settings, engine, metrics and worker threads."""
 
-    def __init__(self, settings: Settings, runner: Runner, name: str) -> None:
+    def __init__(self, settings: Settings, runner: Runner, name: str, images: Images | None = None) -> None:
         self.settings = settings
         self.runner = runner
         self.name = name
         self.metrics = Metrics()
+        self.images = images or Images(settings)
         self._held = 0
         self._served: Served | None = None
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
@@ -118,6 +120,7 @@ class Service:
     def close(self) -> None:
         """Let the worker threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self.images.close()
 
     # requests --------------------------------------------------------------------------------------------------
 
@@ -173,10 +176,19 @@ class Service:
         return await read_json(http, max_bytes=self.settings.max_body_bytes, seconds=self.settings.body_seconds)
 
     async def accept(
-        self, admission: Admission, prepare: Callable[[], Sequence[Request]], served: Served, stops: Sequence[str]
+        self,
+        admission: Admission,
+        images: Mapping[str, str],
+        prepare: Callable[[RequestImages], Sequence[Request]],
+        served: Served,
+        stops: Sequence[str],
     ) -> Choices:
-        """What `prepare` makes in a worker thread, accepted by the engine, all or none. Raises ApiError."""
-        requests = await asyncio.get_running_loop().run_in_executor(self._threads, prepare)
+        """What `prepare` makes in a worker thread, accepted by the engine, all or none. Raises ApiError.
+
+        `images`: the URL of each image by the path of its field; they are fetched before a thread is taken.
+        """
+        found = await self.images.of(images)
+        requests = await asyncio.get_running_loop().run_in_executor(self._threads, prepare, found)
         choices = Choices(requests, self.runner, served.decoder, stops, self.metrics)
         try:
             choices.start()

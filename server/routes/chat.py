@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from server.prepare import prepare_chat
+from server.prepare import image_urls, prepare_chat
 from server.responses import ChatAnswer
 from server.schemas import ChatCompletionRequest, parse_chat_request
 from server.service import Service
@@ -34,7 +34,9 @@ def routes(service: Service) -> APIRouter:
             admission.widen(chat.choices, "n")
             answer_id = "chatcmpl-" + secrets.token_hex(16)
             prepare = partial(prepare_chat, chat, served, service.settings, answer_id, arrived)
-            choices = await unless_gone(http.receive, service.accept(admission, prepare, served, chat.stop or ()))
+            images = image_urls(chat, service.settings)
+            work = service.accept(admission, images, prepare, served, chat.stop or ())
+            choices = await unless_gone(http.receive, work)
         answer = ChatAnswer(answer_id, choices, chat, served)
         return await respond(http, answer, stall_seconds=service.settings.stall_seconds)
 

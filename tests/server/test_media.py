@@ -17,10 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from server.media import MediaError, MediaLimits, decode_image, load_image, read_data_url
+from server.media import MediaError, decode_image, read_data_url
 from tests.server.scripted import data_url, png
 
-LIMITS = MediaLimits(images=4, bytes=200_000, pixels=1_000_000)
+MAX_BYTES, MAX_PIXELS = 200_000, 1_000_000
+
+
+def load(url: str) -> Image.Image:
+    return decode(read_data_url(url, MAX_BYTES))
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -40,7 +44,7 @@ def close(image: Image.Image, other: Image.Image, tolerance: int) -> bool:
 
 
 def decode(data: bytes) -> Image.Image:
-    return decode_image(data, LIMITS.pixels)
+    return decode_image(data, MAX_PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +60,7 @@ def decode(data: bytes) -> Image.Image:
     ],
 )
 def test_every_supported_format(kind: str, mime: str, options: dict[str, Any], tolerance: int) -> None:
-    image = load_image(data_url(encoded(gradient(), kind, **options), mime), LIMITS)
+    image = load(data_url(encoded(gradient(), kind, **options), mime))
     assert image.mode == "RGB"
     assert close(image, gradient(), tolerance)
 
@@ -262,7 +266,7 @@ NOT_IMAGES = {
 @pytest.mark.parametrize("name", NOT_IMAGES)
 def test_what_is_not_an_image_is_refused(name: str) -> None:
     with pytest.raises(MediaError):
-        load_image(data_url(NOT_IMAGES[name]), LIMITS)
+        load(data_url(NOT_IMAGES[name]))
 
 
 def test_a_png_with_a_script_behind_it_is_only_a_picture() -> None:
@@ -310,7 +314,7 @@ PAYLOAD = GOOD.split(",")[1]
 )
 def test_urls_that_are_refused(url: str) -> None:
     with pytest.raises(MediaError):
-        load_image(url, LIMITS)
+        load(url)
 
 
 def test_http_urls_are_said_to_be_off() -> None:
@@ -322,7 +326,7 @@ def test_http_urls_are_said_to_be_off() -> None:
     "url", [GOOD, GOOD.replace("data:image/png", "DATA:Image/PNG"), GOOD.replace(";base64", ";x=y;base64")]
 )
 def test_urls_that_are_accepted(url: str) -> None:
-    assert load_image(url, LIMITS).size == (8, 8)
+    assert load(url).size == (8, 8)
 
 
 def test_the_byte_limit_is_exact_and_named() -> None:
@@ -348,7 +352,7 @@ def test_damaged_files_are_refused_or_decoded_and_nothing_else(data: st.DataObje
         except MediaError:
             return
     assert image.mode == "RGB"
-    assert image.width * image.height <= LIMITS.pixels
+    assert image.width * image.height <= MAX_PIXELS
 
 
 @settings(max_examples=300, deadline=None)
@@ -357,7 +361,7 @@ def test_damaged_files_are_refused_or_decoded_and_nothing_else(data: st.DataObje
 )
 def test_any_string_is_refused_or_an_image(url: str) -> None:
     try:
-        message = str(load_image(url, LIMITS).size)
+        message = str(load(url).size)
     except MediaError as error:
         message = str(error)
     assert len(message) < 300
