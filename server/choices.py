@@ -10,10 +10,10 @@ from typing import Protocol
 
 from server.detokenizer import TextDecoder
 from server.engine_thread import Deliver
-from server.errors import ApiError, ServerFault, Unavailable
-from server.generation import Generation
+from server.errors import ApiError, BadRequest, ServerFault, Unavailable
+from server.generation import Generation, Piece
 from server.metrics import Metrics
-from server.request import EngineFailed, Event, Finish, Request
+from server.request import EngineFailed, Event, Finish, GrammarFailed, Request
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +88,8 @@ class Choices:
         if not self.tokens and self.failure is not None:
             raise self.failure
 
-    async def pieces(self) -> AsyncIterator[tuple[Generation, str]]:
-        """Each choice's text in pieces as they come, and the choice with no text once it has ended.
+    async def pieces(self) -> AsyncIterator[tuple[Generation, Piece | None]]:
+        """Each choice's answer in pieces as they come, and the choice without one once it has ended.
 
         It ends after the last choice, or at once where `failure` is set.
         """
@@ -97,13 +97,14 @@ class Choices:
         while going:
             quiet = True
             for generation in list(going):
-                if text := generation.take():
-                    yield generation, text
+                piece = generation.take()
+                if piece.text or piece.entries:
+                    yield generation, piece
                 elif generation.ended:
                     if self.failure is not None:
                         return
                     going.remove(generation)
-                    yield generation, ""
+                    yield generation, None
                 else:
                     continue
                 quiet = False
@@ -151,6 +152,8 @@ class Choices:
 def _failure(generation: Generation) -> ApiError | None:
     """What the client is told if this choice ended without an answer."""
     match generation.finish:
+        case Finish.ERROR if isinstance(generation.error, GrammarFailed):
+            return BadRequest(f"The answer could not follow the schema: {generation.error}.", param="response_format")
         case Finish.ERROR if isinstance(generation.error, EngineFailed):
             return Unavailable("The model failed while it generated the answer.", code="engine_failed")
         case Finish.ERROR:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
+from models.vocabulary import Vocabulary
+
 BROKEN = "\ufffd"  # what decoders show for an incomplete or invalid byte sequence
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -39,6 +41,7 @@ class TextDecoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self.vocabulary = Vocabulary(tokenizer)
         added = tokenizer.added_tokens_decoder
         self.special = frozenset(i for i, token in added.items() if getattr(token, "special", False))
         # Byte-fallback tokens decode as a whole run: one bad byte turns all of its run into BROKEN.

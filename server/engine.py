@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone, OutOfRows
-from models.sampling import RowSampler, SamplingParams, sample
-from server.request import EngineFailed, Event, Finish, Request, RequestFailed
+from models.sampling import GrammarError, Logprobs, sample
+from server.request import EngineFailed, Event, Finish, GrammarFailed, Request, RequestFailed
 from server.scheduler import Scheduler
 from steering.guard import Guard
 from steering.policy import Decision, Mode, Verdict, decide
@@ -42,8 +42,11 @@ class Engine:
         requests = started + running
         if requests:
             logits = self.backbone.logits(self._steer(requests, torch.cat(first + following)))
-            tokens = sample(logits, [request.sampler for request in requests])
-            events.extend(self._advance(request, token) for request, token in zip(requests, tokens, strict=True))
+            tokens, logprobs = sample(logits, [request.sampler for request in requests])
+            events.extend(
+                self._advance(request, token, logprobs.get(row))
+                for row, (request, token) in enumerate(zip(requests, tokens, strict=True))
+            )
         return events
 
     def abort(self, request_id: str) -> Event | None:
@@ -129,8 +132,7 @@ class Engine:
             leading = request.leader.decision if request.leader else None
             request.decision = decision = leading or own
             if decision.verdict is Verdict.STEERED:
-                # Sampling parameters are the client's: a logit_bias against the refusal's words would undo the guard.
-                request.sampler = RowSampler(SamplingParams.GREEDY, request.prompt.ids)
+                request.sampler = request.sampler.steered()
 
     def _drop_blocked(self, started: list[Request], hidden: list[Tensor], events: list[Event]) -> Computed:
         """End the rows that their policy blocks; the others, and their hidden states, go on."""
@@ -149,18 +151,25 @@ class Engine:
 
     # postprocess -----------------------------------------------------------------------------------------------
 
-    def _advance(self, request: Request, token: int) -> Event:
+    def _advance(self, request: Request, token: int, logprobs: Logprobs | None) -> Event:
         """Give a request its token, and end it where it ends."""
         if request.timings.first_token is None:
             request.timings.first_token = monotonic()
+        ends = token in self.backbone.info.eos_ids
+        try:
+            if ends:
+                request.sampler.finish()
+            else:
+                request.sampler.observe(token)
+        except GrammarError as error:
+            return self._end(request, Finish.ERROR, GrammarFailed(str(error)))
         steered = request.eps != 0
-        if token in self.backbone.info.eos_ids:
+        if ends:
             return self._end(request, Finish.CONTENT_FILTER if steered else Finish.STOP)
         request.output_ids.append(token)
-        request.sampler.observe(token)
         if len(request.output_ids) < request.max_tokens:
-            return Event(request, token=token)
-        return self._end(request, Finish.CONTENT_FILTER if steered else Finish.LENGTH, token=token)
+            return Event(request, token=token, logprobs=logprobs)
+        return self._end(request, Finish.CONTENT_FILTER if steered else Finish.LENGTH, token=token, logprobs=logprobs)
 
     def _fail(self, request: Request, cause: Exception) -> Event:
         logger.error("request %s failed: %s: %s", request.id, type(cause).__name__, cause)
@@ -174,10 +183,11 @@ class Engine:
         finish: Finish,
         error: RequestFailed | EngineFailed | None = None,
         token: int | None = None,
+        logprobs: Logprobs | None = None,
     ) -> Event:
         self.scheduler.finish(request)
         if request.row is not None:
             self.backbone.close_row(request.row)
             request.row = None
         request.timings.finished = monotonic()
-        return Event(request, token=token, finish=finish, error=error)
+        return Event(request, token=token, logprobs=logprobs, finish=finish, error=error)

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
+from typing import NamedTuple
 
 from server.detokenizer import Detokenizer, TextDecoder
+from server.logprobs import Entry, LogprobsInStep
 from server.metrics import Metrics
 from server.request import Event, Finish, Request
 from steering.policy import Verdict
+
+
+class Piece(NamedTuple):
+    """What has come of a choice: text, and the tokens that ended within it, where they are asked for."""
+
+    text: str
+    entries: list[Entry]
+
+
+def joined(pieces: Iterable[Piece]) -> Piece:
+    """Pieces as one."""
+    pieces = list(pieces)
+    return Piece("".join(piece.text for piece in pieces), [entry for piece in pieces for entry in piece.entries])
 
 
 class Generation:
@@ -29,7 +44,11 @@ class Generation:
         self._decoder = decoder
         self._detokenizer = Detokenizer(decoder, stops)
         self._metrics = metrics
+        self._logprobs = None
+        if request.sampler.params.logprobs is not None:
+            self._logprobs = LogprobsInStep(decoder.vocabulary, decoder.special)
         self._texts: list[str] = []
+        self._entries: list[Entry] = []
         self._last_token: float | None = None
 
     @property
@@ -43,11 +62,11 @@ class Generation:
         """Whether it has reached its one end."""
         return self.finish is not None
 
-    def take(self) -> str:
-        """The text that has come since the last call."""
-        text = "".join(self._texts)
-        self._texts.clear()
-        return text
+    def take(self) -> Piece:
+        """What has come since the last call."""
+        piece = Piece("".join(self._texts), self._entries)
+        self._texts, self._entries = [], []
+        return piece
 
     def deliver(self, event: Event) -> None:
         """Take what one step of the engine did to it; a stop string may end it before the engine does."""
@@ -55,16 +74,22 @@ class Generation:
             self._begin()
         if event.token is not None:
             self._count()
+            if self._logprobs is not None and event.logprobs is not None:
+                self._logprobs.push(event.token, event.logprobs)
             self._add(self._detokenizer.push(event.token))
-            if self._detokenizer.stopped:
-                self.close(Finish.STOP)
-                return
-        if event.finish is not None:
+        if self._detokenizer.stopped:
+            self._finish(Finish.STOP)
+        elif event.finish is not None:
             self._add(self._detokenizer.finish())
-            blocked = self.request.decision is not None and self.request.decision.verdict is Verdict.BLOCKED
-            if blocked and event.finish is Finish.CONTENT_FILTER:
-                self._add(self.request.policy.refusal)
-            self.close(Finish.STOP if self._detokenizer.stopped else event.finish, event.error)
+            self._finish(Finish.STOP if self._detokenizer.stopped else event.finish, event.error)
+
+    def _finish(self, finish: Finish, error: Exception | None = None) -> None:
+        decision = self.request.decision
+        if finish is Finish.CONTENT_FILTER and decision is not None and decision.verdict is Verdict.BLOCKED:
+            self._texts.append(self.request.policy.refusal)
+        if self._logprobs is not None:
+            self._entries += self._logprobs.finish()
+        self.close(finish, error)
 
     def close(self, finish: Finish, error: Exception | None = None) -> None:
         """Give it its one end."""
@@ -89,3 +114,5 @@ class Generation:
     def _add(self, text: str) -> None:
         if text:
             self._texts.append(text)
+            if self._logprobs is not None:
+                self._entries += self._logprobs.release(text)

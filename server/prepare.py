@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from models.grammar import JsonGrammar, SchemaError
 from models.inputs import Prompt, PromptError
 from models.sampling import RowSampler, SamplingParams
 from server.config import Settings
@@ -25,7 +26,8 @@ def prepare_chat(
     images: RequestImages,
 ) -> list[Request]:
     """Everything the engine needs, one request for each choice. Raises BadRequest naming the field and the limit."""
-    sampling = sampling_params(chat, served.info.vocab_size)
+    sampling = sampling_params(chat, served)
+    grammar = answer_grammar(chat, served)
     prompt = build_prompt(chat, served, settings, images)
     limit = answer_limit(chat, len(prompt.ids), served.info.context_length, settings.default_max_tokens)
     requests: list[Request] = []
@@ -33,7 +35,7 @@ def prepare_chat(
         request = Request(
             id=f"{answer_id}.{choice}",
             prompt=prompt,
-            sampler=RowSampler(sampling.of_choice(choice), prompt.ids),
+            sampler=RowSampler(sampling.of_choice(choice), prompt.ids, grammar.fresh() if grammar else None),
             max_tokens=limit,
             policy=served.policy,
             leader=requests[0] if requests else None,
@@ -62,6 +64,17 @@ def image_urls(chat: ChatCompletionRequest, settings: Settings) -> dict[str, str
 
 def _image_path(message: int, part: int) -> str:
     return f"messages.{message}.content.{part}.image_url.url"
+
+
+def answer_grammar(chat: ChatCompletionRequest, served: Served) -> JsonGrammar | None:
+    """What `response_format` binds the answer to. Raises BadRequest."""
+    if (schema := chat.answer_schema) is None:
+        return None
+    try:
+        return served.grammars.compile(schema)
+    except SchemaError as error:
+        param = "response_format" if chat.response_format is None else f"response_format.{chat.response_format.type}"
+        raise BadRequest(f"Invalid value for '{param}': the schema cannot be used: {error}.", param=param) from error
 
 
 def build_prompt(chat: ChatCompletionRequest, served: Served, settings: Settings, images: RequestImages) -> Prompt:
@@ -128,10 +141,15 @@ def answer_limit(chat: ChatCompletionRequest, prompt_tokens: int, context: int, 
     return wanted
 
 
-def sampling_params(chat: ChatCompletionRequest, vocab_size: int) -> SamplingParams:
+def sampling_params(chat: ChatCompletionRequest, served: Served) -> SamplingParams:
     """The request's sampling. Raises BadRequest for biases of tokens that the model does not have."""
+    if chat.logprobs and served.decoder.cleans_up:
+        raise BadRequest(
+            "'logprobs' is not supported with this model: its tokenizer changes text that tokens were given for.",
+            param="logprobs",
+        )
     for token in chat.logit_bias or ():
-        if token >= vocab_size:
+        if token >= (vocab_size := served.info.vocab_size):
             raise BadRequest(
                 f"Invalid value for 'logit_bias': token id {token} is not below the vocabulary size {vocab_size}.",
                 param="logit_bias",
@@ -146,5 +164,6 @@ def sampling_params(chat: ChatCompletionRequest, vocab_size: int) -> SamplingPar
         "frequency_penalty": chat.frequency_penalty,
         "presence_penalty": chat.presence_penalty,
         "logit_bias": chat.logit_bias,
+        "logprobs": chat.likeliest,
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})

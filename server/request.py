@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from models.backbone import Row
     from models.inputs import Prompt
-    from models.sampling import RowSampler
+    from models.sampling import Logprobs, RowSampler
     from steering.policy import Decision, Policy
 
 
@@ -29,12 +29,17 @@ class EngineError(Exception):
 
     EngineError
     ├── RequestFailed    this request alone; its neighbours go on
+    │   └── GrammarFailed    the grammar that the client asked for led nowhere
     └── EngineFailed     the engine is gone; nothing more is accepted
     """
 
 
 class RequestFailed(EngineError):
     """One request failed; the batch goes on."""
+
+
+class GrammarFailed(RequestFailed):
+    """The grammar of one request could not be followed to its end."""
 
 
 class EngineFailed(EngineError):
@@ -82,5 +87,6 @@ class Event:
 
     request: Request
     token: int | None = None
+    logprobs: Logprobs | None = None  # of the token, where its request asks for them
     finish: Finish | None = None
     error: EngineError | None = None

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from server.choices import Choices
-from server.generation import Generation
+from server.generation import Generation, Piece
+from server.logprobs import Entry
 from server.schemas import ChatCompletionRequest
 from server.serving import Served
 
@@ -24,13 +25,13 @@ class Answer(Protocol):
     def headers(self) -> dict[str, str]:
         """What the guard decided, where that is shown; known once `choices` have begun."""
 
-    def whole(self, texts: Sequence[str]) -> dict[str, Any]:
-        """The one object that is not streamed, from the text of each choice."""
+    def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """The one object that is not streamed, from all that each choice says."""
 
     def first_chunks(self) -> list[dict[str, Any]]:
         """What opens a stream."""
 
-    def text_chunk(self, generation: Generation, text: str) -> dict[str, Any]:
+    def chunk(self, generation: Generation, piece: Piece) -> dict[str, Any]:
         """A piece of a choice."""
 
     def last_chunk(self, generation: Generation) -> dict[str, Any]:
@@ -68,9 +69,9 @@ class ChatAnswer:
             headers["x-autosteer-score"] = f"{decision.score:.6f}"
         return headers
 
-    def whole(self, texts: Sequence[str]) -> dict[str, Any]:
-        """The `chat.completion` object, from the text of each choice."""
-        choices = [self._choice(each, text) for each, text in zip(self.choices.generations, texts, strict=True)]
+    def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """The `chat.completion` object."""
+        choices = [self._choice(each, piece) for each, piece in zip(self.choices.generations, pieces, strict=True)]
         answer = {"object": "chat.completion", **self._common, "choices": choices, "usage": self.usage()}
         if self._chat.metadata is not None:
             answer["metadata"] = self._chat.metadata
@@ -78,13 +79,14 @@ class ChatAnswer:
             answer["moderation"] = self.moderation()
         return answer
 
-    def _choice(self, generation: Generation, text: str) -> dict[str, Any]:
+    def _choice(self, generation: Generation, piece: Piece) -> dict[str, Any]:
         assert generation.finish is not None
-        message = {"role": "assistant", "content": text, "refusal": text if generation.flagged else None}
+        refusal = piece.text if generation.flagged else None
+        message = {"role": "assistant", "content": piece.text, "refusal": refusal}
         return {
             "index": generation.index,
             "message": message,
-            "logprobs": None,
+            "logprobs": self._logprobs(generation, piece),
             "finish_reason": generation.finish.value,
         }
 
@@ -96,9 +98,10 @@ class ChatAnswer:
             chunks[0]["moderation"] = self.moderation()
         return chunks
 
-    def text_chunk(self, generation: Generation, text: str) -> dict[str, Any]:
+    def chunk(self, generation: Generation, piece: Piece) -> dict[str, Any]:
         """A piece of a choice; of a flagged one, in both deltas."""
-        return self._chunk(generation, {"content": text, "refusal": text} if generation.flagged else {"content": text})
+        delta = {"content": piece.text, "refusal": piece.text} if generation.flagged else {"content": piece.text}
+        return self._chunk(generation, delta, logprobs=self._logprobs(generation, piece))
 
     def last_chunk(self, generation: Generation) -> dict[str, Any]:
         """The chunk that says why a choice ended."""
@@ -111,8 +114,21 @@ class ChatAnswer:
             return []
         return [{"object": "chat.completion.chunk", **self._common, "choices": [], "usage": self.usage()}]
 
-    def _chunk(self, generation: Generation, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        choice = {"index": generation.index, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _logprobs(self, generation: Generation, piece: Piece) -> dict[str, Any] | None:
+        """Where the request asks for them; a refusal's tokens are those of the content, as its text is."""
+        if not self._chat.logprobs:
+            return None
+        content = [_token_logprob(entry) for entry in piece.entries]
+        return {"content": content, "refusal": content if generation.flagged else None}
+
+    def _chunk(
+        self,
+        generation: Generation,
+        delta: dict[str, Any],
+        finish: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        choice = {"index": generation.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         chunk = {"object": "chat.completion.chunk", **self._common, "choices": [choice]}
         if self._chat.include_usage:
             chunk["usage"] = None
@@ -147,6 +163,17 @@ class ChatAnswer:
             },
         }
         return {"type": "moderation_results", "model": self._served.name, "results": [result]}
+
+
+def _token_logprob(entry: Entry) -> dict[str, Any]:
+    return {
+        **_one_logprob(entry.data, entry.logprob),
+        "top_logprobs": [_one_logprob(token, logprob) for token, logprob in entry.top],
+    }
+
+
+def _one_logprob(token: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
 
 
 def _error(code: str, message: str) -> dict[str, Any]:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import (
     AfterValidator,
@@ -33,6 +33,7 @@ MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
 MAX_METADATA = 16
 MAX_CHOICES = 128
+MAX_LOGPROBS = 20
 INT64 = 2**63
 
 
@@ -42,12 +43,15 @@ def _no_nul(text: str) -> str:
     return text
 
 
-def _not_supported(value: JsonValue) -> None:
-    if value is not None:
-        raise PydanticCustomError("not_supported", "this server does not support it; leave it out")
+def _not_supported(why: LiteralString) -> Callable[[JsonValue], None]:
+    def check(value: JsonValue) -> None:
+        if value is not None:
+            raise PydanticCustomError("not_supported", why)
+
+    return check
 
 
-def _only(*allowed: JsonValue, why: str) -> BeforeValidator:
+def _only(*allowed: JsonValue, why: LiteralString) -> BeforeValidator:
     """Accept null and the given values alone: those that ask for nothing this server cannot do."""
 
     def check(value: JsonValue) -> JsonValue:
@@ -68,7 +72,7 @@ Text = Annotated[str, AfterValidator(_no_nul)]
 Label = Annotated[str, Field(max_length=512), AfterValidator(_no_nul)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1, lt=INT64)]
-NotSupported = Annotated[None, BeforeValidator(_not_supported)]
+NotSupported = Annotated[None, BeforeValidator(_not_supported("this server does not support it; leave it out"))]
 
 
 class Strict(BaseModel):
@@ -196,10 +200,37 @@ class StreamOptions(Strict):
     include_obfuscation: Annotated[Literal[False] | None, _only(False, why="obfuscation is not supported")] = None
 
 
-class ResponseFormat(Strict):
-    """Plain text only."""
+class TextFormat(Strict):
+    """Any text."""
 
-    type: Annotated[Literal["text"], _only("text", why="only 'text' is supported")]
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    """A JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(Strict):
+    """A schema that the answer satisfies, whether or not `strict` is asked for."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    schema_: Annotated[dict[str, JsonValue], Field(alias="schema")]
+    strict: bool | None = None
+    description: Annotated[
+        None, BeforeValidator(_not_supported("nothing would read it; tell the model in a message"))
+    ] = None
+
+
+class JsonSchemaFormat(Strict):
+    """JSON that satisfies a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
 class ModerationStage(Strict):
@@ -288,6 +319,8 @@ class ChatCompletionRequest(Strict):
     stop: Annotated[list[Text] | None, _unless_null(_stops)] = None
 
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     moderation: Moderation | None = None
@@ -296,8 +329,6 @@ class ChatCompletionRequest(Strict):
     safety_identifier: Label | None = None
     metadata: Annotated[dict[str, Text] | None, _unless_null(_metadata)] = None
 
-    logprobs: Annotated[Literal[False] | None, _only(False, why="log-probabilities are not supported")] = None
-    top_logprobs: Annotated[Literal[0] | None, _only(0, why="log-probabilities are not supported")] = None
     modalities: Annotated[list[Literal["text"]] | None, _only(["text"], why="only ['text'] is supported")] = None
     store: Annotated[Literal[False] | None, _only(False, why="answers are not stored")] = None
 
@@ -322,6 +353,21 @@ class ChatCompletionRequest(Strict):
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
         return None if self.max_tokens is None else ("max_tokens", self.max_tokens)
+
+    @property
+    def answer_schema(self) -> dict[str, JsonValue] | None:
+        """The JSON schema that the answer satisfies, if any."""
+        match self.response_format:
+            case JsonObjectFormat():
+                return {"type": "object"}
+            case JsonSchemaFormat(json_schema=wanted):
+                return wanted.schema_
+        return None
+
+    @property
+    def likeliest(self) -> int | None:
+        """How many of the likeliest tokens are reported beside each one's log-probability; None: not even that."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def choices(self) -> int:
@@ -357,6 +403,8 @@ def parse_chat_request(data: object) -> ChatCompletionRequest:
         raise _bad_field(data, error) from None
     if chat.stream_options is not None and not chat.stream:
         raise BadRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+    if chat.top_logprobs and not chat.logprobs:
+        raise BadRequest("'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
     if chat.max_tokens is not None and chat.max_completion_tokens not in (None, chat.max_tokens):
         raise BadRequest(
             f"'max_tokens' ({chat.max_tokens}) and 'max_completion_tokens' ({chat.max_completion_tokens}) "

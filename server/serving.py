@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from models.grammar import GrammarCompiler
 from server.config import DEFAULT_POLICY, Settings
 from server.detokenizer import TextDecoder
 from server.policies import make_policy
@@ -35,6 +36,7 @@ class Served:
     info: BackboneInfo
     inputs: InputBuilder
     decoder: TextDecoder
+    grammars: GrammarCompiler
     policy: Policy
     layer: int | None  # the guarded one
     created: int = field(default_factory=lambda: int(time.time()))
@@ -42,11 +44,13 @@ class Served:
     @classmethod
     def of(cls, engine: Engine, settings: Settings, name: str) -> Served:
         """Describe an engine that has loaded. Raises PolicyError."""
+        info = engine.backbone.info
         return cls(
             name=name,
-            info=engine.backbone.info,
+            info=info,
             inputs=engine.backbone.inputs,
             decoder=TextDecoder(engine.backbone.tokenizer),
+            grammars=GrammarCompiler(engine.backbone.tokenizer, info.vocab_size, info.eos_ids),
             policy=make_policy(DEFAULT_POLICY, settings, None if engine.guard is None else engine.guard.manifest),
             layer=None if engine.guard is None else engine.guard.layer,
         )

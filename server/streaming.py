@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from server.body import as_json
 from server.choices import Choices
 from server.errors import ClientGone
+from server.generation import Piece, joined
 from server.responses import Answer
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ async def chunks(answer: Answer) -> AsyncIterator[bytes]:
     """An answer's events; one that ends without an answer ends with an error event."""
     for chunk in answer.first_chunks():
         yield event(chunk)
-    async for generation, text in answer.choices.pieces():
-        yield event(answer.text_chunk(generation, text) if text else answer.last_chunk(generation))
+    async for generation, piece in answer.choices.pieces():
+        yield event(answer.chunk(generation, piece) if piece else answer.last_chunk(generation))
     if (failure := answer.choices.failure) is not None:
         yield event(failure.body)
     else:
@@ -62,15 +63,16 @@ async def _begun(choices: Choices) -> None:
 
 async def _whole(answer: Answer) -> Response:
     """Wait for the whole answer. Raises the failure it ends with; cancelled, it aborts."""
-    texts = [""] * len(answer.choices.generations)
+    pieces: list[list[Piece]] = [[] for _ in answer.choices.generations]
     try:
-        async for generation, text in answer.choices.pieces():
-            texts[generation.index] += text
+        async for generation, piece in answer.choices.pieces():
+            if piece:
+                pieces[generation.index].append(piece)
     finally:
         answer.choices.abort()
     if (failure := answer.choices.failure) is not None:
         raise failure
-    return as_json(answer.whole(texts), headers=answer.headers)
+    return as_json(answer.whole([joined(some) for some in pieces]), headers=answer.headers)
 
 
 class EventStream(Response):

@@ -22,6 +22,7 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 from models.inputs import Prompt, PromptError
+from models.sampling import Logprobs
 from server.app import create_app
 from server.config import Settings
 from server.engine_thread import Deliver, NotReady, QueueFull
@@ -71,6 +72,14 @@ class Script:
     @classmethod
     def saying(cls, text: str, **options: Any) -> Script:
         return cls(tokens=list(text.encode()), **options)
+
+
+def logprobs_of(request: Request, token: int) -> Logprobs | None:
+    """What the engine reports of a token where its request asks for it."""
+    count = request.sampler.params.logprobs
+    if count is None:
+        return None
+    return Logprobs(-token / 256, [(other % 256, -(other % 256) / 256) for other in range(token, token + count)])
 
 
 class ScriptedInputs:
@@ -123,6 +132,7 @@ def backbone_info(**more: Any) -> SimpleNamespace:
     facts = {
         "name": "test/scripted", "revision": None, "architecture": "Scripted", "vocab_size": 258,
         "context_length": CONTEXT, "dtype": "torch.float32", "device": "cpu", "num_layers": 4,
+        "eos_ids": frozenset({EOS}),
     }  # fmt: skip
     return SimpleNamespace(**{**facts, **more})
 
@@ -207,7 +217,7 @@ class ScriptedRunner:
         request.timings.scheduled = request.timings.arrived
         request.decision = Decision(script.verdict, script.score, 1.0 if script.verdict is Verdict.STEERED else 0.0)
         for token in list(script.tokens)[: request.max_tokens]:
-            deliver([Event(request, token=token)])
+            deliver([Event(request, token=token, logprobs=logprobs_of(request, token))])
             await asyncio.sleep(script.pause)
         if script.finish is None:
             await asyncio.Event().wait()

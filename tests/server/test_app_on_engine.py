@@ -10,8 +10,11 @@ from typing import Any
 
 import httpx
 import orjson
+import pytest
+import torch
 from fastapi import FastAPI
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from server.engine import Engine
 from server.engine_thread import EngineThread
@@ -34,6 +37,7 @@ from tests.server.scripted import (
     events_of,
     metric,
 )
+from tests.server.scripted import EOS as TEXT_END
 
 # The fake guard reads its score from the prompt's first byte, in parts of 50.
 HARMFUL = chr(40) + "x"
@@ -199,3 +203,99 @@ async def test_a_reader_who_leaves_frees_the_row_of_the_model() -> None:
         assert backbone.rows == []
         assert await metric(client, "autosteer_request_success_total", finished_reason="abort") == 1
         assert await metric(client, "autosteer_generation_tokens_total") == 1
+
+
+# answers that follow a grammar -------------------------------------------------------------------------------------
+
+
+class Wordy(Backbone):
+    """Says what it likes of 256 bytes, by a fixed noise of its history; the scripted tokenizer's ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.info = backbone_info(eos_ids=frozenset({TEXT_END}))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        self.before("logits")
+        rows = [torch.rand(258, generator=torch.Generator().manual_seed(int(number))) for number in hidden[:, 0]]
+        steered = hidden[:, 0] == REFUSAL_TOKEN
+        return torch.where(steered[:, None], one_hot(torch.tensor(ord("!")), 258) * 9.0, torch.stack(rows))
+
+
+YES_OR_NO = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "answer",
+        "schema": {
+            "type": "object",
+            "properties": {"a": {"type": "boolean"}, "b": {"enum": ["x", "y"]}},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        },
+        "strict": True,
+    },
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_constrained_answers_beside_others_in_the_batch(stream: bool) -> None:
+    async with loaded(application_on(Wordy())) as client:
+        alone = await greedy(client, HARMLESS, max_tokens=40)
+        answers = await asyncio.gather(
+            *(
+                chat(client, HARMLESS, max_tokens=200, response_format=YES_OR_NO, seed=i, stream=stream)
+                for i in range(3)
+            ),
+            greedy(client, HARMLESS, max_tokens=40),
+        )
+    *constrained, other = answers
+    assert other.json()["choices"] == alone.json()["choices"]
+    for answer in constrained:
+        text = content_of(events_of(answer.text)) if stream else answer.json()["choices"][0]["message"]["content"]
+        found = orjson.loads(text)
+        assert isinstance(found["a"], bool)
+        assert found["b"] in ("x", "y")
+
+
+async def test_a_constrained_request_that_is_flagged_breaks_its_schema_and_says_so() -> None:
+    async with loaded(application_on(Wordy())) as client:
+        choice = (await greedy(client, HARMFUL, max_tokens=5, response_format=YES_OR_NO)).json()["choices"][0]
+    assert choice["message"]["content"] == choice["message"]["refusal"] == "!!!!!"
+    assert choice["finish_reason"] == "content_filter"
+
+
+async def test_log_probabilities_of_a_constrained_answer_are_of_what_the_grammar_allows() -> None:
+    async with loaded(application_on(Wordy())) as client:
+        answer = await greedy(client, HARMLESS, max_tokens=3, response_format=YES_OR_NO, logprobs=True, top_logprobs=20)
+    first = answer.json()["choices"][0]["logprobs"]["content"][0]
+    assert first["token"] == "{"
+    assert first["top_logprobs"] == [{"token": "{", "logprob": 0.0, "bytes": [ord("{")]}]
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"enum": []}, "Unsatisfiable"),
+        ({"type": "string", "pattern": "(a{1000}){1000}"}, "repetitions"),
+        ({"$ref": "file:///etc/passwd"}, "passwd"),
+    ],
+)
+async def test_a_schema_that_cannot_be_used_is_400(schema: dict[str, Any], words: str) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    async with loaded(application_on(Wordy())) as client:
+        error = error_of(await greedy(client, HARMLESS, response_format=wanted), 400)
+    assert error["param"] == "response_format.json_schema"
+    assert words in error["message"]
+
+
+LONG_NUMBERS = {str(byte): 100 for byte in b"123456789"}
+
+
+async def test_a_schema_that_leads_nowhere_is_the_requests_own_failure() -> None:
+    """Too complex only once some of the text is there."""
+    multiple = {"type": "integer", "multipleOf": 7919, "minimum": 0, "maximum": 10**18}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": multiple}}
+    async with loaded(application_on(Wordy())) as client:
+        error = error_of(await chat(client, HARMLESS, response_format=wanted, logit_bias=LONG_NUMBERS), 400)
+        assert error["param"] == "response_format"
+        assert (await greedy(client, HARMLESS, max_tokens=2)).status_code == 200

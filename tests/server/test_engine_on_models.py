@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone
-from models.sampling import RowSampler, SamplingParams, sample
+from models.sampling import RowSampler, Sample, SamplingParams, sample
 from server.engine import Engine
 from server.request import Request
 from server.scheduler import Scheduler
@@ -30,7 +30,7 @@ class Recorder:
         self.logits: dict[str, list[Tensor]] = {}
         self._names: list[str] = []
 
-        def keep(logits: Tensor, samplers: Sequence[RowSampler]) -> list[int]:
+        def keep(logits: Tensor, samplers: Sequence[RowSampler]) -> Sample:
             for row, sampler in zip(logits, samplers, strict=True):
                 name = next(r.id for r in engine.scheduler.live() if r.sampler is sampler)
                 self.logits.setdefault(name, []).append(row.clone())

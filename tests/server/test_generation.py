@@ -62,9 +62,9 @@ def end(answer: Choices, finish: Finish, **more: Any) -> Event:
 
 
 async def texts(answer: Choices) -> AsyncIterator[str]:
-    async for _, text in answer.pieces():
-        if text:
-            yield text
+    async for _, piece in answer.pieces():
+        if piece:
+            yield piece.text
 
 
 async def text_of(answer: Choices) -> str:

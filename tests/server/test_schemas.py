@@ -40,6 +40,8 @@ HONOURED: dict[str, Any] = {
     "logit_bias": {"1": -100, "2": 0.5},
     "stop": ["a", "b"],
     "n": 2,
+    "logprobs": True,
+    "top_logprobs": 20,
     "stream": True,
     "stream_options": {"include_usage": True, "include_obfuscation": False},
     "moderation": {"model": "scripted", "policy": {"input": {"mode": "score"}}},
@@ -50,8 +52,6 @@ HONOURED: dict[str, Any] = {
 }
 # Values that ask for nothing are accepted; the others would change the answer, and are refused.
 ONLY: dict[str, tuple[list[Any], list[Any]]] = {
-    "logprobs": ([False], [True, 0, "false"]),
-    "top_logprobs": ([0], [1, 20, False]),
     "modalities": ([["text"]], [["text", "audio"], [], "text"]),
     "store": ([False], [True, 0]),
 }
@@ -153,6 +153,9 @@ def test_a_field_with_one_value_accepts_that_value_alone(name: str) -> None:
         ("n", 0, "greater than or equal to 1"),
         ("n", MAX_CHOICES + 1, f"less than or equal to {MAX_CHOICES}"),
         ("n", True, "must be an integer"),
+        ("logprobs", 0, "must be true or false"),
+        ("top_logprobs", 21, "less than or equal to 20"),
+        ("top_logprobs", True, "must be an integer"),
         ("stream", 1, "must be true or false"),
         ("stream_options", 5, "must be an object"),
         ("stream_options", {"include_usage": True}, "only allowed with 'stream'"),
@@ -181,7 +184,22 @@ def test_a_wrong_value_is_refused_with_its_field_and_its_limit(name: str, value:
     [
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"top_logprobs": 5}, "top_logprobs"),
+        ({"top_logprobs": 5, "logprobs": False}, "top_logprobs"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x y", "schema": {}}}},
+            "response_format.json_schema.name",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "description": ""}}},
+            "response_format.json_schema.description",
+        ),
         ({"response_format": {"type": "text", "json_schema": {}}}, "response_format.json_schema"),
         ({"moderation": {}}, "moderation.model"),
         ({"moderation": {"model": "m", "policy": {"input": {"mode": "block"}}}}, "moderation.policy.input.mode"),
