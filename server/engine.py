@@ -86,7 +86,9 @@ class Engine:
             return [], []
         try:
             return requests, [forward(requests)]
-        except Exception as error:  # noqa: BLE001  any failure of a model's forward is contained here
+        except torch.AcceleratorError:
+            raise  # after an error of the device itself, nothing that it computes can be trusted
+        except Exception as error:  # noqa: BLE001  any other failure of a model's forward is contained here
             if len(requests) == 1:
                 events.append(self._fail(requests[0], error))
                 return [], []

@@ -3,12 +3,14 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
+import torch
 
 from server.engine import Engine
-from server.engine_thread import EngineThread, NotReady, QueueFull
-from server.request import Event, Finish, Request
+from server.engine_thread import EngineThread, NotReady, Pace, QueueFull
+from server.request import EngineFailed, Event, Finish, Request
 from server.scheduler import Scheduler
 from tests.server.fakes import FakeBackbone, as_any, request
 
@@ -140,3 +142,122 @@ async def test_alive_but_not_ready_while_loading() -> None:
     await thread.loaded()
     assert thread.ready
     await thread.stop()
+
+
+# the thread does not answer ----------------------------------------------------------------------------------------
+
+
+class Hung:
+    """A backbone whose decode stands still until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.backbone = FakeBackbone()
+        self.entered, self.release = threading.Event(), threading.Event()
+        decode = self.backbone.decode
+
+        def hang(rows: Any, ids: Any) -> Any:
+            self.entered.set()
+            self.release.wait()
+            return decode(rows, ids)
+
+        monkeypatch.setattr(self.backbone, "decode", hang)
+
+    async def thread(self, step_seconds: float) -> EngineThread:
+        thread = EngineThread(
+            lambda: Engine(as_any(self.backbone), None, Scheduler(1, 1000)), max_live=9, step_seconds=step_seconds
+        )
+        thread.start()
+        await thread.loaded()
+        return thread
+
+
+async def test_a_step_that_does_not_end_fails_everything_and_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    hung = Hung(monkeypatch)
+    thread = await hung.thread(0.2)
+    running, waiting = Inbox(), Inbox()
+    thread.submit([endless("running")], running)
+    thread.submit([endless("waiting")], waiting)
+    await asyncio.gather(running.ended.wait(), waiting.ended.wait())
+    assert running.finishes == waiting.finishes == [Finish.ERROR]
+    assert isinstance(running.events[-1].error, EngineFailed)
+    assert (thread.ready, thread.live) == (False, 0)
+    assert "did not end within 0.2 seconds" in thread.state
+    with pytest.raises(NotReady):
+        thread.submit([endless("late")], Inbox())
+    hung.release.set()  # the step ends after all: nobody hears of it, its rows are freed, and the thread ends
+    await asyncio.to_thread(thread._thread.join)
+    assert running.finishes == [Finish.ERROR]
+    assert hung.backbone.rows == []
+    await thread.stop()
+
+
+async def test_stopping_does_not_wait_for_a_step_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EngineThread, "STOP_SECONDS", 0.05)
+    hung = Hung(monkeypatch)
+    thread = await hung.thread(300)
+    inbox = Inbox()
+    thread.submit([endless("a")], inbox)
+    await asyncio.to_thread(hung.entered.wait)
+    await thread.stop()
+    assert inbox.finishes == [Finish.ABORT]
+    hung.release.set()
+    await asyncio.to_thread(thread._thread.join)
+
+
+async def test_a_device_that_fails_ends_everything_even_where_its_rows_cannot_be_freed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = FakeBackbone()
+    thread = await started(backbone)
+
+    monkeypatch.setattr(backbone, "decode", fail_device)
+    monkeypatch.setattr(backbone, "close_row", fail_device)
+    inboxes = [Inbox() for _ in range(6)]
+    for number, inbox in enumerate(inboxes):
+        thread.submit([endless(str(number))], inbox)
+    await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
+    assert all(inbox.finishes == [Finish.ERROR] for inbox in inboxes)
+    assert not thread.ready
+    await thread.stop()
+
+
+async def test_a_single_row_that_meets_a_failed_device_fails_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = FakeBackbone()
+    thread = await started(backbone)
+    monkeypatch.setattr(backbone, "prefill", fail_device)
+    inbox = Inbox()
+    thread.submit([endless("alone")], inbox)
+    await inbox.ended.wait()
+    assert isinstance(inbox.events[-1].error, EngineFailed)
+    assert not thread.ready
+    await thread.stop()
+
+
+def fail_device(*_: Any) -> Any:
+    raise torch.AcceleratorError("device-side assert")
+
+
+async def test_a_failure_is_told_in_one_line_of_bounded_length() -> None:
+    def load() -> Engine:
+        raise OSError("no\ncheckpoint " + "x" * 10_000)
+
+    thread = EngineThread(load, max_live=1)
+    thread.start()
+    await asyncio.gather(thread.loaded(), return_exceptions=True)
+    assert thread.state.startswith("failed: no checkpoint xxx")
+    assert len(thread.state) < 250
+    await thread.stop()
+
+
+# when to come back -------------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_is_come_back_to_when_half_of_it_should_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("server.engine_thread.monotonic", lambda: now[0])
+    pace = Pace()
+    assert pace.seconds_for(50) == 1
+    for _ in range(10):
+        pace.count()
+        now[0] += 0.5
+    assert [pace.seconds_for(count) for count in (0, 1, 2, 20, 10_000)] == [1, 1, 1, 10, 60]
