@@ -81,12 +81,11 @@ class Choices:
                 self._engine.abort(generation.request.id)
         self._settle()
 
-    async def begin(self) -> None:
-        """Wait until the guard has decided on every prompt. Raises the failure the answer ends with before that."""
+    async def begun(self) -> bool:
+        """Wait until the guard has decided on every prompt; False if the answer failed before it had a token."""
         while self.outcome is None and not all(generation.begun for generation in self.leaders):
             await self._wait()
-        if not self.tokens and self.failure is not None:
-            raise self.failure
+        return self.failure is None or self.tokens > 0
 
     async def pieces(self) -> AsyncIterator[tuple[Generation, Piece | None]]:
         """Each choice's answer in pieces as they come, and the choice without one once it has ended.

@@ -80,7 +80,7 @@ def _serve(settings: Settings, plan: Plan, listener: socket.socket) -> None:
     from server.engine_thread import EngineThread
     from server.http_server import HttpServer
 
-    runner = EngineThread(lambda: plan.load(settings), max_live=settings.max_live)
+    runner = EngineThread(lambda: plan.load(settings), max_live=settings.max_live, step_seconds=settings.step_seconds)
     application = create_app(settings, runner, name=plan.name)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

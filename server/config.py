@@ -175,8 +175,12 @@ class Settings(BaseSettings, PolicySettings):
     prefill_tokens: Count = _fixed(4096, "Prompt tokens computed in one step.")
     prepare_threads: Count = _fixed(2, "Threads that decode images and render prompts.")
     drain_seconds: Seconds = _fixed(30.0, "How long running requests may go on after SIGTERM.")
+    step_seconds: Seconds = _fixed(300.0, "How long one step of the engine may take before it is taken for dead.")
     default_max_tokens: Count = Field(default=1024, description="Length of an answer whose request does not say.")
     stall_seconds: Seconds = Field(default=30.0, description="How long a stream's reader may take nothing.")
+    keep_alive_seconds: Seconds = Field(
+        default=15.0, description="How long a stream may be silent before a comment is sent, or wait to begin."
+    )
     body_seconds: Seconds = Field(default=60.0, description="How long a body may take to arrive.")
 
     # input limits

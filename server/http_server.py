@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.config import Settings
+from server.http_protocol import BoundedHeadProtocol
 
 KEEP_ALIVE_SECONDS = 75  # longer than the idle timeout of common gateways, so that they close first
 CLOSE_SECONDS = 5  # for streams to send their last event once the engine has ended them
@@ -38,6 +39,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=BoundedHeadProtocol,
                 ws="none",
                 lifespan="on",
                 log_level="info" if settings.access_log else "warning",
@@ -67,11 +69,12 @@ class HttpServer(uvicorn.Server):
             self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, let running requests finish for a while, end the rest with an error, then close."""
+        """Let running requests finish for a while, end the rest with an error, then close.
+
+        Until then it goes on listening: `/ready` and new requests are answered with 503.
+        """
         if self._announcement is not None:
             self._announcement.cancel()
-        for server in self.servers:
-            server.close()
         await self._drain()
         await self._engine.stop()
         await super().shutdown(sockets)

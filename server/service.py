@@ -140,9 +140,11 @@ class Service:
         return served
 
     def unavailable(self) -> Unavailable:
-        """Why no request is accepted now."""
+        """Why no request is accepted now. The connection closes: the next one may lead to a server that is ready."""
         return Unavailable(
-            f"The server is not ready: {self.runner.state}.", code="not_ready", headers={"retry-after": "1"}
+            f"The server is not ready: {self.runner.state}.",
+            code="not_ready",
+            headers={"retry-after": "1", "connection": "close"},
         )
 
     @contextmanager

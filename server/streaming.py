@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable
+from time import monotonic
 from typing import TypeVar
 
 import orjson
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which readers of server-sent events skip
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -32,8 +34,9 @@ def event(data: object) -> bytes:
 
 async def chunks(answer: Answer) -> AsyncIterator[bytes]:
     """An answer's events; one that ends without an answer ends with an error event."""
-    for chunk in answer.first_chunks():
-        yield event(chunk)
+    if await answer.choices.begun():
+        for chunk in answer.first_chunks():
+            yield event(chunk)
     async for generation, piece in answer.choices.pieces():
         yield event(answer.chunk(generation, piece) if piece else answer.last_chunk(generation))
     if (failure := answer.choices.failure) is not None:
@@ -44,21 +47,31 @@ async def chunks(answer: Answer) -> AsyncIterator[bytes]:
     yield DONE
 
 
-async def respond(http: HttpRequest, answer: Answer, *, stall_seconds: float) -> Response:
-    """The answer, whole or as a stream that begins once the guard has decided. Raises ApiError, ClientGone."""
+async def respond(http: HttpRequest, answer: Answer, *, stall_seconds: float, keep_alive_seconds: float) -> Response:
+    """The answer, whole or as a stream. Raises ApiError, ClientGone.
+
+    A stream begins once the guard has decided, with its verdict in the headers and failures until then as plain
+    errors; or after `keep_alive_seconds` without, for the sake of gateways that wait for a status line.
+    """
     if not answer.streamed:
         return await unless_gone(http.receive, _whole(answer))
-    await unless_gone(http.receive, _begun(answer.choices))
-    return EventStream(answer, stall_seconds=stall_seconds)
+    await unless_gone(http.receive, _begun(answer.choices, keep_alive_seconds))
+    return EventStream(answer, stall_seconds=stall_seconds, keep_alive_seconds=keep_alive_seconds)
 
 
-async def _begun(choices: Choices) -> None:
-    """Wait until the decision, and with it the headers, are known. Raises ApiError; cancelled, it aborts."""
+async def _begun(choices: Choices, seconds: float) -> None:
+    """Wait for the decision, and so for the headers, as long as is right. Raises ApiError; cancelled, it aborts."""
     try:
-        await choices.begin()
+        async with asyncio.timeout(seconds):
+            begun = await choices.begun()
+    except TimeoutError:
+        return
     except BaseException:
         choices.abort()
         raise
+    if not begun:
+        assert choices.failure is not None
+        raise choices.failure
 
 
 async def _whole(answer: Answer) -> Response:
@@ -76,13 +89,17 @@ async def _whole(answer: Answer) -> Response:
 
 
 class EventStream(Response):
-    """Streams an answer that has begun. It is aborted if the client leaves or does not read for `stall_seconds`."""
+    """Streams an answer. It is aborted if the client leaves or does not read for `stall_seconds`.
+
+    Where there is nothing to send for `keep_alive_seconds`, a comment is sent.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, *, stall_seconds: float) -> None:
+    def __init__(self, answer: Answer, *, stall_seconds: float, keep_alive_seconds: float) -> None:
         self._answer = answer
         self._stall_seconds = stall_seconds
+        self._keep_alive_seconds = keep_alive_seconds
         self.status_code = 200
         self.background = None
         self.init_headers({**HEADERS, **answer.headers})
@@ -99,14 +116,39 @@ class EventStream(Response):
             self._answer.choices.abort()
 
     async def _send_all(self, send: Send) -> None:
-        async def send_in_time(body: bytes, *, more: bool) -> None:
-            async with asyncio.timeout(self._stall_seconds):
-                await send({"type": "http.response.body", "body": body, "more_body": more})
-
+        writer = _Writer(send, self._stall_seconds)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for chunk in chunks(self._answer):
-            await send_in_time(chunk, more=True)
-        await send_in_time(b"", more=False)
+        try:
+            async with asyncio.TaskGroup() as group:
+                keeper = group.create_task(writer.keep_alive(self._keep_alive_seconds))
+                async for chunk in chunks(self._answer):
+                    await writer.write(chunk)
+                keeper.cancel()
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        await writer.write(b"", more=False)
+
+
+class _Writer:
+    """A response's body, each part of which must be taken within `stall_seconds`."""
+
+    def __init__(self, send: Send, stall_seconds: float) -> None:
+        self._send = send
+        self._stall_seconds = stall_seconds
+        self._last = monotonic()
+
+    async def write(self, body: bytes, *, more: bool = True) -> None:
+        """Send a part. Raises TimeoutError if the client does not read."""
+        async with asyncio.timeout(self._stall_seconds):
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        self._last = monotonic()
+
+    async def keep_alive(self, seconds: float) -> None:
+        """Send a comment whenever nothing else was sent for so long. Raises TimeoutError like `write`."""
+        while True:
+            await asyncio.sleep(self._last + seconds - monotonic())
+            if monotonic() - self._last >= seconds:
+                await self.write(KEEP_ALIVE)
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:

@@ -38,7 +38,12 @@ def routes(service: Service) -> APIRouter:
             work = service.accept(admission, images, prepare, served, chat.stop or ())
             choices = await unless_gone(http.receive, work)
         answer = ChatAnswer(answer_id, choices, chat, served)
-        return await respond(http, answer, stall_seconds=service.settings.stall_seconds)
+        return await respond(
+            http,
+            answer,
+            stall_seconds=service.settings.stall_seconds,
+            keep_alive_seconds=service.settings.keep_alive_seconds,
+        )
 
     return router
 

@@ -149,6 +149,7 @@ class ScriptedRunner:
     aborted: list[str] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     stopped: bool = False
+    gate: asyncio.Event | None = None  # until it is set, nothing is scheduled
 
     def __post_init__(self) -> None:
         self.inputs = ScriptedInputs()
@@ -213,7 +214,7 @@ class ScriptedRunner:
     async def _play(self, request: Request, deliver: Deliver) -> None:
         text = bytes(i for i in request.prompt.ids if i < 256).decode()
         script = self.answer(text)
-        await asyncio.sleep(0)
+        await (self.gate.wait() if self.gate else asyncio.sleep(0))
         request.timings.scheduled = request.timings.arrived
         request.decision = Decision(script.verdict, script.score, 1.0 if script.verdict is Verdict.STEERED else 0.0)
         for token in list(script.tokens)[: request.max_tokens]:

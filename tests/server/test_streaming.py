@@ -155,6 +155,62 @@ async def test_a_flagged_stream_carries_the_refusal_in_both_deltas(verdict: Verd
     assert response.headers["x-autosteer-score"] == "0.900000"
 
 
+# keep-alives -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_that_waits_gets_its_status_line_and_comments_and_then_its_answer() -> None:
+    go = asyncio.Event()
+    runner = ScriptedRunner(answer=lambda text: Script.saying(text), gate=go)
+    app = application(runner, keep_alive_seconds=0.02)
+    async with client_of(app):
+        data = body("abc", stream=True, moderation={"model": MODEL})
+        connection = Connection(app, orjson.dumps(data))
+        await connection.has_sent(4)
+        assert connection.text == ": keep-alive\n\n" * 3
+        assert b"x-autosteer-verdict" not in dict(connection.sent[0]["headers"])  # it was not known yet
+        go.set()
+        await connection.task
+    events = events_of("".join(each + "\n\n" for each in connection.text.split("\n\n")[:-1] if each[0] != ":"))
+    assert content_of(events) == "abc"
+    assert events[0]["moderation"]["input"]["results"][0]["flagged"] is False
+
+
+async def test_a_failure_after_the_status_line_is_an_event() -> None:
+    go = asyncio.Event()
+    script = Script(finish=Finish.ERROR, error=RequestFailed("inner"))
+    runner = ScriptedRunner(answer=lambda _: script, gate=go)
+    app = application(runner, keep_alive_seconds=0.02)
+    async with client_of(app):
+        connection = Connection(app, orjson.dumps(body(stream=True)))
+        await connection.has_sent(2)
+        go.set()
+        await connection.task
+    assert connection.sent[0]["status"] == 200
+    error, done, _ = [each for each in connection.text.split("\n\n") if not each.startswith(":")]
+    assert orjson.loads(error.removeprefix("data: "))["error"]["code"] == "generation_failed"
+    assert done == "data: [DONE]"
+
+
+async def test_comments_come_between_tokens_that_are_far_apart_and_not_between_others() -> None:
+    for pause, expected in ((0.05, True), (0, False)):
+        runner = ScriptedRunner(answer=lambda _, pause=pause: Script.saying("ab", pause=pause))  # type: ignore[misc]
+        app = application(runner, keep_alive_seconds=0.02)
+        async with client_of(app):
+            connection = Connection(app, orjson.dumps(body(stream=True)))
+            await connection.task
+        assert (": keep-alive\n\n" in connection.text) is expected
+        assert connection.text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_waiting_reader_who_takes_no_comments_is_dropped() -> None:
+    runner = ScriptedRunner(gate=asyncio.Event())
+    app = application(runner, keep_alive_seconds=0.01, stall_seconds=0.05)
+    async with client_of(app) as client:
+        await Connection(app, orjson.dumps(body(stream=True)), reads=2).task
+        assert runner.aborted == [runner.requests[0].id]
+        assert await metric(client, "autosteer_request_success_total", finished_reason="abort") == 1
+
+
 # readers -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,123 @@
+"""The real HTTP server on a socket, over a scripted engine: slow heads, endless heads, and what a drain looks like."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from server import http_protocol
+from server.cli import listen
+from server.config import Settings
+from server.http_server import HttpServer
+from tests.server.fakes import as_any
+from tests.server.scripted import Script, ScriptedRunner, application, body, error_of, events_of
+
+
+@asynccontextmanager
+async def server(runner: ScriptedRunner, **options: Any) -> AsyncIterator[tuple[HttpServer, str]]:
+    """A server that runs, and its URL; it is ended at the end."""
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    started = asyncio.Event()
+    http = HttpServer(application(runner, **options), as_any(runner), Settings(**options), announce=started.set)
+    task = asyncio.create_task(http.serve(sockets=[listener]))
+    await started.wait()
+    try:
+        yield http, f"http://127.0.0.1:{port}"
+    finally:
+        http.should_exit = True
+        await task
+        listener.close()
+
+
+async def until_closed(port: int, *parts: bytes) -> bytes:
+    """Send the parts, then read to the end of the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+# heads -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET ", b"GET /health HTTP/1.1\r\nhost: a\r\nx-slow: "])
+async def test_a_head_that_does_not_come_ends_the_connection(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.05)
+    async with server(ScriptedRunner()) as (_, url):
+        port = httpx.URL(url).port or 0
+        assert await until_closed(port, sent) == b""
+
+
+async def test_a_second_head_on_the_same_connection_has_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.05)
+    async with server(ScriptedRunner()) as (_, url):
+        whole = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
+        answer = await until_closed(httpx.URL(url).port or 0, whole, whole[:20])
+    assert answer.count(b"200 OK") == 1
+
+
+async def test_a_body_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.05)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(0.15)
+        yield b"}"
+
+    async with server(ScriptedRunner()) as (_, url), httpx.AsyncClient() as client:
+        response = await client.post(
+            f"{url}/v1/chat/completions", content=slowly(), headers={"content-type": "application/json"}
+        )
+    assert error_of(response, 400)["param"] == "model"
+
+
+async def test_a_head_without_end_is_refused() -> None:
+    async with server(ScriptedRunner()) as (_, url):
+        line = b"x-a: " + b"a" * 1000 + b"\r\n"
+        answer = await until_closed(httpx.URL(url).port or 0, b"GET /health HTTP/1.1\r\n", *[line] * 2000)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+
+
+# the end -----------------------------------------------------------------------------------------------------------
+
+
+async def test_while_it_drains_it_answers_503_and_lets_a_stream_finish() -> None:
+    go = asyncio.Event()
+    runner = ScriptedRunner(answer=lambda text: Script.saying(text), gate=go)
+    async with server(runner, drain_seconds=30) as (http, url), httpx.AsyncClient(base_url=url) as client:
+        stream = asyncio.create_task(client.post("/v1/chat/completions", json=body("abc", stream=True)))
+        await runner.accepted(1)
+        http.should_exit = True
+        while (await client.get("/ready")).status_code == 200:  # noqa: ASYNC110  only asking tells
+            await asyncio.sleep(0.01)
+        refused = await client.post("/v1/chat/completions", json=body())
+        assert error_of(refused, 503)["code"] == "not_ready"
+        assert refused.headers["retry-after"] == "1"
+        assert refused.headers["connection"] == "close"
+        go.set()
+        assert events_of((await stream).text)[-1]["choices"][0]["finish_reason"] == "stop"
+    with pytest.raises(OSError, match=r"refused|Connect"):
+        await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+
+
+async def test_what_still_runs_when_the_drain_ends_gets_its_error_event() -> None:
+    runner = ScriptedRunner(answer=lambda _: Script.saying("a", finish=None))
+    async with server(runner, drain_seconds=0.05) as (http, url), httpx.AsyncClient(base_url=url) as client:
+        stream = asyncio.create_task(client.post("/v1/chat/completions", json=body("abc", stream=True)))
+        whole = asyncio.create_task(client.post("/v1/chat/completions", json=body("abc")))
+        await runner.accepted(2)
+        http.should_exit = True
+        assert events_of((await stream).text)[-1]["error"]["code"] == "shutting_down"
+        assert error_of(await whole, 503)["code"] == "shutting_down"
