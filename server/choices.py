@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from time import monotonic
 from typing import Protocol
 
+from server.deadline import Deadline
 from server.detokenizer import TextDecoder
 from server.engine_thread import Deliver
 from server.errors import ApiError, BadRequest, ServerFault, Unavailable
@@ -18,7 +19,7 @@ from server.request import EngineFailed, Event, Finish, GrammarFailed, Request
 logger = logging.getLogger(__name__)
 
 # The outcome of several: the first of these that any of them ended with.
-_OUTCOMES = (Finish.ERROR, Finish.ABORT, Finish.CONTENT_FILTER, Finish.LENGTH, Finish.STOP)
+_OUTCOMES = (Finish.ERROR, Finish.TIMEOUT, Finish.ABORT, Finish.CONTENT_FILTER, Finish.LENGTH, Finish.STOP)
 
 
 class Submits(Protocol):
@@ -50,11 +51,15 @@ class Choices:
         self._by_request = dict(zip(requests, self.generations, strict=True))
         self._arrived = requests[0].timings.arrived
         self._ended = False
+        self._timer: asyncio.TimerHandle | None = None
         self._news = asyncio.Event()
 
-    def start(self) -> None:
-        """Hand the requests to the engine. Raises NotReady, QueueFull."""
+    def start(self, deadline: Deadline | None = None) -> None:
+        """Hand the requests to the engine; the deadline ends what lives then. Raises NotReady, QueueFull."""
         self._engine.submit([generation.request for generation in self.generations], self._deliver)
+        if deadline is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, deadline.left), self._fail, deadline.exceeded(), Finish.TIMEOUT)
         self._metrics.accepted([generation.request for generation in self.leaders])
 
     @property
@@ -73,11 +78,11 @@ class Choices:
         ends = {generation.finish for generation in self.generations}
         return None if None in ends else next(finish for finish in _OUTCOMES if finish in ends)
 
-    def abort(self) -> None:
+    def abort(self, finish: Finish = Finish.ABORT) -> None:
         """Nobody wants the rest: end it and free its rows. What has already ended stays as it is."""
         for generation in self.generations:
             if not generation.ended:
-                generation.close(Finish.ABORT)
+                generation.close(finish)
                 self._engine.abort(generation.request.id)
         self._settle()
 
@@ -136,14 +141,20 @@ class Choices:
         if not engine_knows:
             self._engine.abort(generation.request.id)
         if self.failure is None and (failure := _failure(generation)) is not None:
-            self.failure = failure
-            self.abort()
+            self._fail(failure)
         self._settle()
+
+    def _fail(self, failure: ApiError, finish: Finish = Finish.ABORT) -> None:
+        """The client gets this instead of the rest."""
+        self.failure = failure
+        self.abort(finish)
 
     def _settle(self) -> None:
         """Count the answer's one outcome, once all its choices have ended."""
         if not self._ended and (outcome := self.outcome) is not None:
             self._ended = True
+            if self._timer is not None:
+                self._timer.cancel()
             self._metrics.ended(outcome, monotonic() - self._arrived)
         self._news.set()
 

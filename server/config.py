@@ -177,6 +177,9 @@ class Settings(BaseSettings, PolicySettings):
     drain_seconds: Seconds = _fixed(30.0, "How long running requests may go on after SIGTERM.")
     step_seconds: Seconds = _fixed(300.0, "How long one step of the engine may take before it is taken for dead.")
     default_max_tokens: Count = Field(default=1024, description="Length of an answer whose request does not say.")
+    request_seconds: Seconds = Field(
+        default=600.0, description="How long a request may take in all; a client may ask for less with `Prefer: wait=`."
+    )
     stall_seconds: Seconds = Field(default=30.0, description="How long a stream's reader may take nothing.")
     keep_alive_seconds: Seconds = Field(
         default=15.0, description="How long a stream may be silent before a comment is sent, or wait to begin."

@@ -12,6 +12,7 @@ ApiError
 ├── RateLimited        429  rate_limit_error
 ├── ServerFault        500  server_error
 └── Unavailable        503  server_error
+    └── DeadlineExceeded
 """
 
 from __future__ import annotations
@@ -158,6 +159,15 @@ class Unavailable(ApiError):
 
     status = 503
     reason = "not_ready"
+
+
+class DeadlineExceeded(Unavailable):
+    """The request took longer than it may; trying again would take as long."""
+
+    reason = "deadline_exceeded"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="deadline_exceeded", headers={"x-should-retry": "false"})
 
 
 class ClientGone(Exception):

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 class Finish(StrEnum):
-    """Why a request ended; `abort` and `error` never reach a client as a `finish_reason`."""
+    """Why a request ended; `abort`, `timeout` and `error` never reach a client as a `finish_reason`."""
 
     STOP = "stop"
     LENGTH = "length"
     CONTENT_FILTER = "content_filter"
     ABORT = "abort"
+    TIMEOUT = "timeout"
     ERROR = "error"
 
 

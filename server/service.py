@@ -13,9 +13,10 @@ from fastapi import Request as HttpRequest
 from server.body import read_json
 from server.choices import Choices, Submits
 from server.config import Settings
+from server.deadline import Deadline
 from server.engine import Engine
 from server.engine_thread import NotReady, QueueFull
-from server.errors import ApiError, BadRequest, NotFound, TooManyRequests, Unavailable, shown
+from server.errors import ApiError, BadRequest, ClientGone, NotFound, TooManyRequests, Unavailable, shown
 from server.images import Images, RequestImages
 from server.metrics import Metrics
 from server.request import Request
@@ -38,6 +39,10 @@ class Runner(Submits, Protocol):
     @property
     def live(self) -> int:
         """Requests accepted and not yet ended."""
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which a full queue may have room."""
 
     def start(self) -> None:
         """Begin to load."""
@@ -149,12 +154,13 @@ class Service:
 
     @contextmanager
     def admission(self) -> Iterator[Admission]:
-        """Hold a place while a request is read and prepared, and count it if it is refused.
+        """Hold a place while a request is read and prepared, and count it if it never reaches the engine.
 
-        Raises TooManyRequests before anything of the request is read.
+        Raises Unavailable and TooManyRequests before anything of the request is read.
         """
         admission = Admission(self)
         try:
+            self.require_served()
             self.hold(admission.places)
             try:
                 yield admission
@@ -163,13 +169,19 @@ class Service:
         except ApiError as error:
             self.metrics.rejections.labels(error.reason).inc()
             raise
+        except ClientGone:
+            self.metrics.rejections.labels("client_gone").inc()
+            raise
+        except Exception:
+            self.metrics.rejections.labels("internal_error").inc()
+            raise
 
     def hold(self, places: int) -> None:
         """Hold more places, or less. Raises TooManyRequests, and holds no more, if there are not as many."""
         if places > 0 and self._held + self.runner.live + places > self.settings.max_live:
             raise TooManyRequests(
                 f"{self._held + self.runner.live} of at most {self.settings.max_live} requests are running or waiting.",
-                retry_after=1,
+                retry_after=self.runner.retry_after,
             )
         self._held += places
 
@@ -184,16 +196,23 @@ class Service:
         prepare: Callable[[RequestImages], Sequence[Request]],
         served: Served,
         stops: Sequence[str],
+        deadline: Deadline,
     ) -> Choices:
         """What `prepare` makes in a worker thread, accepted by the engine, all or none. Raises ApiError.
 
         `images`: the URL of each image by the path of its field; they are fetched before a thread is taken.
         """
-        found = await self.images.of(images)
-        requests = await asyncio.get_running_loop().run_in_executor(self._threads, prepare, found)
+        try:
+            async with asyncio.timeout(deadline.left) as limit:
+                found = await self.images.of(images)
+                requests = await asyncio.get_running_loop().run_in_executor(self._threads, prepare, found)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise deadline.exceeded() from None
         choices = Choices(requests, self.runner, served.decoder, stops, self.metrics)
         try:
-            choices.start()
+            choices.start(deadline)
         except NotReady:
             raise self.unavailable() from None
         except QueueFull as error:

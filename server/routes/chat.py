@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
+from server.deadline import Deadline
 from server.prepare import image_urls, prepare_chat
 from server.responses import ChatAnswer
 from server.schemas import ChatCompletionRequest, parse_chat_request
@@ -35,7 +36,8 @@ def routes(service: Service) -> APIRouter:
             answer_id = "chatcmpl-" + secrets.token_hex(16)
             prepare = partial(prepare_chat, chat, served, service.settings, answer_id, arrived)
             images = image_urls(chat, service.settings)
-            work = service.accept(admission, images, prepare, served, chat.stop or ())
+            deadline = Deadline.of(http, arrived, service.settings.request_seconds)
+            work = service.accept(admission, images, prepare, served, chat.stop or (), deadline)
             choices = await unless_gone(http.receive, work)
         answer = ChatAnswer(answer_id, choices, chat, served)
         return await respond(

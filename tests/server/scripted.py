@@ -149,6 +149,7 @@ class ScriptedRunner:
     aborted: list[str] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     stopped: bool = False
+    retry_after: int = 7
     gate: asyncio.Event | None = None  # until it is set, nothing is scheduled
 
     def __post_init__(self) -> None:
