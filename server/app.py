@@ -9,14 +9,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.audit.sinks import Sink
+from server.authentication import authentication
 from server.body import as_json
+from server.call import Call, call_of
 from server.config import Settings
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
 from server.images import Images
@@ -29,25 +32,30 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-def create_app(settings: Settings, runner: Runner, *, name: str, images: Images | None = None) -> FastAPI:
-    """The application over an engine thread that its lifespan starts and stops. `name`: the served model's."""
-    service = Service(settings, runner, name, images)
+def create_app(
+    settings: Settings, runner: Runner, *, name: str, images: Images | None = None, sink: Sink | None = None
+) -> FastAPI:
+    """The application over an engine thread that its lifespan starts and stops.
+
+    `name`: the served model's. `sink`: where audit records go, as `settings.audit` says.
+    """
+    service = Service(settings, runner, name, images, sink)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        runner.start()
+        service.start()
         try:
             yield
         finally:
-            await runner.stop()
-            service.close()
+            await service.stop()
 
     app = FastAPI(title="Autosteer Server", version=server_version(), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     add_error_handlers(app)
-    for router in (chat, models, operations):
-        app.include_router(router.routes(service))
-    app.add_middleware(Outermost)
+    app.include_router(operations.routes(service))
+    for router in (chat, models):
+        app.include_router(router.routes(service), dependencies=[Depends(authentication(service))])
+    app.add_middleware(Outermost, service=service)
     return app
 
 
@@ -57,8 +65,9 @@ def create_app(settings: Settings, runner: Runner, *, name: str, images: Images 
 def add_error_handlers(app: FastAPI) -> None:
     """Every error in OpenAI's shape."""
 
-    async def on_api_error(_: HttpRequest, error: Exception) -> Response:
+    async def on_api_error(http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, ApiError)
+        call_of(http).error = error
         return as_json(error.body, error.status, error.headers)
 
     async def on_http_error(http: HttpRequest, error: Exception) -> Response:
@@ -70,7 +79,8 @@ def add_error_handlers(app: FastAPI) -> None:
         body = error_body(messages.get(error.status_code, str(error.detail)), "invalid_request_error")
         return as_json(body, error.status_code, dict(error.headers or {}))
 
-    async def on_client_gone(_: HttpRequest, __: Exception) -> Response:
+    async def on_client_gone(http: HttpRequest, _: Exception) -> Response:
+        call_of(http).gone = True
         return Response(status_code=499)
 
     handlers: dict[type[Exception], Callable[..., Any]] = {
@@ -83,13 +93,14 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 class Outermost:
-    """Gives every answer its `X-Request-Id`, and turns an exception nobody handled into a 500 of our shape.
+    """Begins and ends the call that a request is, gives its answer headers, and an exception nobody handled a 500.
 
     Plain ASGI, so that streams pass through untouched.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -97,21 +108,22 @@ class Outermost:
             await self._app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if REQUEST_ID.fullmatch(given) else "req-" + secrets.token_hex(16)
-        started = False
+        call = Call(given if REQUEST_ID.fullmatch(given) else "req-" + secrets.token_hex(16))
+        scope.setdefault("state", {})["call"] = call
 
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                call.status = message["status"]
+                MutableHeaders(scope=message).update({"x-request-id": call.id, **self._service.headers(call)})
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_with_headers)
         except Exception:
-            if started:
+            call.error = ServerFault("The server failed on this request.", code="internal_error")
+            if call.status is not None:
                 raise
-            logger.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
-            fault = ServerFault("The server failed on this request.", code="internal_error")
-            await as_json(fault.body, fault.status)(scope, receive, send_with_id)
+            logger.exception("request %s: %s %s failed", call.id, scope["method"], scope["path"])
+            await as_json(call.error.body, call.error.status)(scope, receive, send_with_headers)
+        finally:
+            self._service.end(call)

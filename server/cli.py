@@ -7,23 +7,28 @@ import io
 import logging
 import shlex
 import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 import typer
 
+from server.audit.command import print_audit
+from server.audit.sinks import Sink, SinkError, make_sink
 from server.config import Settings
 from server.config_cli import app as config_commands
 from server.keys_cli import app as keys_commands
 from server.options import with_settings
 from server.plan import Plan
-from server.settings_sources import ConfigError, load_settings
+from server.settings_sources import ConfigError, Loaded, load_settings
 from steering.cli import app as fitting
 from steering.cli import mistake
 
 if TYPE_CHECKING:
     from server.serving import Served
+    from steering.policy import Policy
 
 app = typer.Typer(
     name="autosteer",
@@ -35,6 +40,7 @@ app = typer.Typer(
 app.add_typer(fitting)
 app.add_typer(config_commands, name="config")
 app.add_typer(keys_commands, name="keys")
+app.command("audit")(print_audit)
 
 
 def main() -> None:
@@ -55,9 +61,11 @@ def version() -> None:
 def serve(options: dict[str, object], config: Path | None) -> None:
     """Serve a model over HTTP. Options go before the environment (AUTOSTEER_PORT, ...), and that before the file."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    load = partial(load_settings, options, config)
     try:
-        settings = load_settings(options, config).settings
-    except ConfigError as error:
+        settings = load().settings
+        sink = None if settings.audit is None else make_sink(settings.audit)
+    except (ConfigError, SinkError) as error:
         mistake(error)
     plan = Plan.of(settings)
     try:
@@ -65,7 +73,7 @@ def serve(options: dict[str, object], config: Path | None) -> None:
     except OSError as error:
         mistake(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
     with listener:
-        _serve(settings, plan, listener)
+        _serve(settings, load, plan, sink, listener)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -74,17 +82,27 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server(address[:2], family=family, backlog=2048)
 
 
-def _serve(settings: Settings, plan: Plan, listener: socket.socket) -> None:
+def _serve(
+    settings: Settings, load: Callable[[], Loaded], plan: Plan, sink: Sink | None, listener: socket.socket
+) -> None:
     """Run until a signal; exits with 2 if the model does not load."""
     from server.app import create_app
     from server.engine_thread import EngineThread
     from server.http_server import HttpServer
+    from server.reload import reload
 
     runner = EngineThread(lambda: plan.load(settings), max_live=settings.max_live, step_seconds=settings.step_seconds)
-    application = create_app(settings, runner, name=plan.name)
+    application = create_app(settings, runner, name=plan.name, sink=sink)
+    service = application.state.service
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    server = HttpServer(application, runner, settings, announce=lambda: announce(application.state.service.served, url))
+    server = HttpServer(
+        application,
+        runner,
+        settings,
+        announce=lambda: announce(service.served, service.default_policy(service.served), url),
+        reload=lambda: reload(service, load),
+    )
     server.run(sockets=[listener])
     if server.start_failure is not None:
         failure = server.start_failure
@@ -102,9 +120,8 @@ def _is_expected(failure: BaseException) -> bool:
     return isinstance(failure, (LoadError, BundleError, PolicyError))
 
 
-def announce(served: Served, url: str) -> None:
+def announce(served: Served, policy: Policy, url: str) -> None:
     """Print the ready line, how to try it, and a warning where nothing guards the model."""
-    policy = served.policy
     if served.layer is None:
         guarded = "UNGUARDED"
         typer.echo(

@@ -64,6 +64,14 @@ def show(options: dict[str, object], config: Path | None) -> None:
             typer.echo(f"{text}  # {loaded.origin(name)}")
 
 
+@app.command("reference")
+def print_reference() -> None:
+    """Print every setting, its default and what it does, as tables in Markdown."""
+    from server.settings_reference import reference
+
+    typer.echo(reference(), nl=False)
+
+
 def plain(value: Any) -> Any:  # noqa: ANN401  any setting
     """A setting as YAML has it; of secrets, only what says which one it is."""
     match value:

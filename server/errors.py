@@ -12,6 +12,7 @@ ApiError
 ├── RateLimited        429  rate_limit_error
 ├── ServerFault        500  server_error
 └── Unavailable        503  server_error
+    ├── AuditUnavailable
     └── DeadlineExceeded
 """
 
@@ -159,6 +160,15 @@ class Unavailable(ApiError):
 
     status = 503
     reason = "not_ready"
+
+
+class AuditUnavailable(Unavailable):
+    """Requests cannot be recorded, and so are not served."""
+
+    reason = "audit_failed"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="audit_failed", headers={"retry-after": "1"})
 
 
 class DeadlineExceeded(Unavailable):

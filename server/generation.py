@@ -41,6 +41,7 @@ class Generation:
         self.begun = False  # from its first event on, the guard's decision is known
         self.finish: Finish | None = None
         self.error: Exception | None = None
+        self.said: list[str] = []  # the text that was taken, in pieces
         self._decoder = decoder
         self._detokenizer = Detokenizer(decoder, stops)
         self._metrics = metrics
@@ -66,6 +67,7 @@ class Generation:
         """What has come since the last call."""
         piece = Piece("".join(self._texts), self._entries)
         self._texts, self._entries = [], []
+        self.said.append(piece.text)
         return piece
 
     def deliver(self, event: Event) -> None:

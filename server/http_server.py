@@ -1,11 +1,15 @@
-"""uvicorn around the application: ready only when the model is, drained on SIGTERM and SIGINT, exit code 0 after."""
+"""uvicorn around the application: ready only when the model is, drained on SIGTERM and SIGINT, exit code 0 after.
+
+SIGHUP reads the settings again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -14,6 +18,8 @@ from starlette.types import ASGIApp
 
 from server.config import Settings
 from server.http_protocol import BoundedHeadProtocol
+
+logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75  # longer than the idle timeout of common gateways, so that they close first
 CLOSE_SECONDS = 5  # for streams to send their last event once the engine has ended them
@@ -35,7 +41,15 @@ class Loads(Protocol):
 class HttpServer(uvicorn.Server):
     """Serves on sockets that listen already. `announce` is called once requests are accepted and answered."""
 
-    def __init__(self, app: ASGIApp, engine: Loads, settings: Settings, *, announce: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        engine: Loads,
+        settings: Settings,
+        *,
+        announce: Callable[[], None],
+        reload: Callable[[], Awaitable[None]],
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -53,12 +67,14 @@ class HttpServer(uvicorn.Server):
         self._engine = engine
         self._drain_seconds = settings.drain_seconds
         self._announce = announce
-        self._announcement: asyncio.Task[None] | None = None
+        self._reload = reload
+        self._hangups = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen at once, so that `/health` answers; announce later."""
         await super().startup(sockets)
-        self._announcement = asyncio.create_task(self._announce_when_loaded())
+        self._tasks = [asyncio.create_task(self._announce_when_loaded()), asyncio.create_task(self._reload_on_hangup())]
 
     async def _announce_when_loaded(self) -> None:
         try:
@@ -68,13 +84,24 @@ class HttpServer(uvicorn.Server):
             self.start_failure = error
             self.should_exit = True
 
+    async def _reload_on_hangup(self) -> None:
+        """One reload after another, however fast the signals come; none before the model is loaded."""
+        await asyncio.wait(self._tasks[:1])
+        while True:
+            await self._hangups.wait()
+            self._hangups.clear()
+            try:
+                await self._reload()
+            except Exception:
+                logger.exception("the settings could not be read again")
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running requests finish for a while, end the rest with an error, then close.
 
         Until then it goes on listening: `/ready` and new requests are answered with 503.
         """
-        if self._announcement is not None:
-            self._announcement.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._drain()
         await self._engine.stop()
         await super().shutdown(sockets)
@@ -88,13 +115,16 @@ class HttpServer(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle the signals, and do not raise them again afterwards: a drained server has ended well."""
+        loop = asyncio.get_running_loop()
         try:
             before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread, as in tests
+            loop.add_signal_handler(signal.SIGHUP, self._hangups.set)
+        except (ValueError, RuntimeError):  # not the main thread, as in tests
             yield
             return
         try:
             yield
         finally:
+            loop.remove_signal_handler(signal.SIGHUP)
             for sig, handler in before.items():
                 signal.signal(sig, handler)

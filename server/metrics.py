@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -24,6 +25,16 @@ LATENCY_BUCKETS = (
 SCORE_BUCKETS = tuple(step / 20 for step in range(1, 21))
 GUARD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Audit(Protocol):
+    """What is read of an audit log."""
+
+    failure: str | None
+
+    @property
+    def pending(self) -> int:
+        """Records that wait."""
 
 
 class Metrics:
@@ -61,13 +72,46 @@ class Metrics:
         self.guard_overhead = histogram(
             "guard_overhead_seconds", "Time the guard took to score one prefill batch.", GUARD_BUCKETS
         )
+        self.reloads = counter(
+            "config_reloads", "Settings read again, by whether they were put in effect.", ("outcome",)
+        )
+        self.audit_records = counter("audit_records", "Audit records, by what became of them.", ("outcome",))
         self.model_info = Info("autosteer_model", "The loaded model and its guard.", registry=registry)
         for finish in Finish:
             self.finished.labels(finish.value)
 
     def watch(self, running: Callable[[], int], waiting: Callable[[], int], cache_usage: Callable[[], float]) -> None:
         """Read the engine's load whenever the metrics are."""
-        self.registry.register(_Load(running, waiting, cache_usage))
+        self.registry.register(
+            _Gauges(
+                [
+                    ("autosteer_num_requests_running", "Requests in the running batch.", running),
+                    ("autosteer_num_requests_waiting", "Accepted requests that wait for a row.", waiting),
+                    (
+                        "autosteer_kv_cache_usage_ratio",
+                        "Share of the key-value cache that is filled, 0 to 1.",
+                        cache_usage,
+                    ),
+                ]
+            )
+        )
+
+    def watch_audit(self, audit: Audit) -> None:
+        """Read the audit log's state whenever the metrics are."""
+        self.registry.register(
+            _Gauges(
+                [
+                    ("autosteer_audit_sink_up", "Whether audit records can be written.", lambda: audit.failure is None),
+                    ("autosteer_audit_pending", "Audit records that wait to be written.", lambda: audit.pending),
+                ]
+            )
+        )
+        for outcome in ("written", "dropped"):
+            self.audit_records.labels(outcome)
+
+    def audited(self, outcome: str, count: int) -> None:
+        """Audit records were written, or dropped."""
+        self.audit_records.labels(outcome).inc(count)
 
     def render(self) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -104,17 +148,11 @@ class Metrics:
         self.e2e_latency.observe(seconds)
 
 
-class _Load(Collector):
-    """The engine's load at the time of a scrape."""
+class _Gauges(Collector):
+    """What is read at the time of a scrape."""
 
-    def __init__(
-        self, running: Callable[[], int], waiting: Callable[[], int], cache_usage: Callable[[], float]
-    ) -> None:
-        self._gauges: list[tuple[str, str, Callable[[], float]]] = [
-            ("autosteer_num_requests_running", "Requests in the running batch.", running),
-            ("autosteer_num_requests_waiting", "Accepted requests that wait for a row.", waiting),
-            ("autosteer_kv_cache_usage_ratio", "Share of the key-value cache that is filled, 0 to 1.", cache_usage),
-        ]
+    def __init__(self, gauges: Sequence[tuple[str, str, Callable[[], float]]]) -> None:
+        self._gauges = gauges
 
     def collect(self) -> list[GaugeMetricFamily]:
         """Read all gauges now."""

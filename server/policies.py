@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from server.config import DEFAULT_POLICY, PolicySettings, Settings
 from server.errors import BadRequest, Forbidden
+from server.schemas import GuardOptions
 from steering.policy import Mode, Policy
 
 STRENGTH = {Mode.OFF: 0, Mode.MONITOR: 1, Mode.STEER: 2, Mode.BLOCK: 2}
@@ -36,9 +37,8 @@ class Calibrated(Protocol):
         """Raises ValueError naming the rates that there are."""
 
 
-def make_policy(name: str, settings: Settings, guard: Calibrated | None) -> Policy:
-    """One of the settings' policies. Raises PolicyError naming the field."""
-    terms = settings.policy(name)
+def make_policy(name: str, terms: PolicySettings, guard: Calibrated | None) -> Policy:
+    """A policy of the settings, with what the bundle knows. Raises PolicyError naming the field."""
     if guard is None:
         _check_unguarded(name, terms)
         return Policy(name, Mode.OFF, threshold=1.0, eps=0.0, refusal="", expose_scores=terms.expose_scores)
@@ -58,7 +58,7 @@ def make_policy(name: str, settings: Settings, guard: Calibrated | None) -> Poli
 
 def make_policies(settings: Settings, guard: Calibrated | None) -> dict[str, Policy]:
     """Every policy of the settings. Raises PolicyError."""
-    return {name: make_policy(name, settings, guard) for name in settings.policy_names}
+    return {name: make_policy(name, settings.policy(name), guard) for name in settings.policy_names}
 
 
 def _check_unguarded(name: str, terms: PolicySettings) -> None:
@@ -73,17 +73,7 @@ def _path(name: str) -> str:
     return "" if name == DEFAULT_POLICY else f"policies.{name}: "
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What one request asks of its guard; None leaves the policy's."""
-
-    mode: Mode | None = None
-    threshold: float | None = None
-    target_fpr: float | None = None
-    eps: float | None = None
-
-
-def wished_policy(policy: Policy, wish: Wish, guard: Calibrated | None, *, may_loosen: bool) -> Policy:
+def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, *, may_loosen: bool) -> Policy:
     """The policy as a request wants it. Raises BadRequest, or Forbidden where that is looser and it may not be.
 
     Tighter is a stronger mode (off < monitor < steer = block), a lower threshold, or a higher eps.
@@ -100,7 +90,7 @@ def wished_policy(policy: Policy, wish: Wish, guard: Calibrated | None, *, may_l
             raise BadRequest(f"Invalid value for 'guard.target_fpr': {error}.", param="guard.target_fpr") from None
     new = replace(
         policy,
-        mode=policy.mode if wish.mode is None else wish.mode,
+        mode=policy.mode if wish.mode is None else Mode(wish.mode),
         threshold=policy.threshold if threshold is None else threshold,
         eps=policy.eps if wish.eps is None else wish.eps,
     )

@@ -15,11 +15,13 @@ from server.images import RequestImages
 from server.request import Request, Timings
 from server.schemas import ChatCompletionRequest, ImagePart, RefusalPart, TextPart, parts_of
 from server.serving import Served
+from steering.policy import Policy
 
 
 def prepare_chat(
     chat: ChatCompletionRequest,
     served: Served,
+    policy: Policy,
     settings: Settings,
     answer_id: str,
     arrived: float,
@@ -37,7 +39,7 @@ def prepare_chat(
             prompt=prompt,
             sampler=RowSampler(sampling.of_choice(choice), prompt.ids, grammar.fresh() if grammar else None),
             max_tokens=limit,
-            policy=served.policy,
+            policy=policy,
             leader=requests[0] if requests else None,
             timings=Timings(arrived=arrived),
         )

@@ -55,7 +55,7 @@ class ChatAnswer:
             "id": answer_id,
             "created": int(time.time()),
             "model": served.name,
-            "system_fingerprint": served.fingerprint,
+            "system_fingerprint": served.fingerprint(self._first.policy),
         }
 
     @property

@@ -34,6 +34,7 @@ MAX_BIASES = 1024
 MAX_METADATA = 16
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
+MAX_EPS = 100.0
 INT64 = 2**63
 
 
@@ -299,6 +300,15 @@ def _unless_null(check: Any) -> BeforeValidator:  # noqa: ANN401  any validator
     return BeforeValidator(lambda value: None if value is None else check(value))
 
 
+class GuardOptions(Strict):
+    """What one request wants its guard to be; an extension. What is left out is as the policy says."""
+
+    mode: Literal["off", "monitor", "steer", "block"] | None = None
+    threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
+    target_fpr: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    eps: Annotated[Number, Field(gt=0, le=MAX_EPS)] | None = None
+
+
 class ChatCompletionRequest(Strict):
     """The body of `POST /v1/chat/completions`."""
 
@@ -324,6 +334,7 @@ class ChatCompletionRequest(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     moderation: Moderation | None = None
+    guard: GuardOptions | None = None
     response_format: ResponseFormat | None = None
     user: Label | None = None
     safety_identifier: Label | None = None

@@ -5,22 +5,41 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Protocol
 
 from fastapi import Request as HttpRequest
 
+from server.audit.describe import record_of
+from server.audit.log import AuditLog
+from server.audit.sinks import Sink
 from server.body import read_json
+from server.call import Call, call_of
 from server.choices import Choices, Submits
-from server.config import Settings
+from server.config import DEFAULT_POLICY, Settings
 from server.deadline import Deadline
 from server.engine import Engine
 from server.engine_thread import NotReady, QueueFull
-from server.errors import ApiError, BadRequest, ClientGone, NotFound, TooManyRequests, Unavailable, shown
+from server.errors import (
+    ApiError,
+    AuditUnavailable,
+    BadRequest,
+    ClientGone,
+    NotFound,
+    TooManyRequests,
+    Unavailable,
+    shown,
+)
 from server.images import Images, RequestImages
+from server.limits import RateLimiter
 from server.metrics import Metrics
+from server.policies import PolicyError, make_policy, wished_policy
 from server.request import Request
+from server.rules import Rules
+from server.schemas import GuardOptions
 from server.serving import Served
+from steering.policy import Policy
 
 
 class Runner(Submits, Protocol):
@@ -54,8 +73,9 @@ class Runner(Submits, Protocol):
 class Admission:
     """Places held for one HTTP request while it is read and prepared: one, until it is known to want more."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, call: Call) -> None:
         self._service = service
+        self.call = call
         self.places = 1
 
     def widen(self, places: int, param: str) -> None:
@@ -69,6 +89,16 @@ class Admission:
         self._service.hold(places - self.places)
         self.places = places
 
+    def policy(self, wish: GuardOptions | None, served: Served) -> Policy:
+        """What this request is served under: its client's policy, as far as it may as it wishes. Raises ApiError."""
+        client = self.call.client
+        assert client is not None, "a request is authenticated before it is admitted"
+        policy = make_policy(client.policy, client.terms, served.guard)
+        if wish is not None:
+            policy = wished_policy(policy, wish, served.guard, may_loosen=client.terms.may_loosen)
+        self.call.policy = policy
+        return policy
+
     def release(self) -> None:
         """Hold none any more: the engine counts what it has accepted."""
         self._service.hold(-self.places)
@@ -76,14 +106,22 @@ class Admission:
 
 
 class Service:
-    """One server's state: its settings, engine, metrics and worker threads."""
+    """One server's state: its rules, engine, metrics, rate limits, audit log and worker threads."""
 
-    def __init__(self, settings: Settings, runner: Runner, name: str, images: Images | None = None) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: Settings, runner: Runner, name: str, images: Images | None = None, sink: Sink | None = None
+    ) -> None:
+        self.rules = Rules.of(settings)
         self.runner = runner
         self.name = name
         self.metrics = Metrics()
         self.images = images or Images(settings)
+        self.limiter = RateLimiter()
+        self.audit: AuditLog | None = None
+        if sink is not None:
+            assert settings.audit is not None
+            self.audit = AuditLog(sink, settings.audit, self.metrics)
+            self.metrics.watch_audit(self.audit)
         self._held = 0
         self._served: Served | None = None
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
@@ -92,23 +130,45 @@ class Service:
     # state -----------------------------------------------------------------------------------------------------
 
     @property
+    def settings(self) -> Settings:
+        """Those in effect."""
+        return self.rules.settings
+
+    def change(self, settings: Settings) -> list[str]:
+        """Put other settings in effect for requests to come; tells which were not. Raises PolicyError."""
+        served = self.served
+        if served is None:
+            raise PolicyError("the model is not loaded yet; try again when the server is ready")
+        self.rules, kept = self.rules.changed(settings, served.guard)
+        self.limiter.forget_all_but(self.rules.clients.names)
+        self._tell(served)
+        return kept
+
+    @property
     def served(self) -> Served | None:
         """The model, once it is loaded."""
         if self._served is None and self.runner.engine is not None:
-            self._served = Served.of(self.runner.engine, self.settings, self.name)
-            info = self._served.info
-            self.metrics.model_info.info(
-                {
-                    "model": self.name,
-                    "architecture": info.architecture,
-                    "dtype": str(info.dtype).removeprefix("torch."),
-                    "device": str(info.device),
-                    "guarded_layer": str(self._served.layer),
-                    "policy": self._served.policy.name,
-                    "mode": self._served.policy.mode.value,
-                }
-            )
+            self._served = Served.of(self.runner.engine, self.name)
+            self._tell(self._served)
         return self._served
+
+    def default_policy(self, served: Served) -> Policy:
+        """What a request is served under where nothing says otherwise."""
+        return make_policy(DEFAULT_POLICY, self.settings.policy(DEFAULT_POLICY), served.guard)
+
+    def _tell(self, served: Served) -> None:
+        policy = self.default_policy(served)
+        self.metrics.model_info.info(
+            {
+                "model": self.name,
+                "architecture": served.info.architecture,
+                "dtype": str(served.info.dtype).removeprefix("torch."),
+                "device": str(served.info.device),
+                "guarded_layer": str(served.layer),
+                "policy": policy.name,
+                "mode": policy.mode.value,
+            }
+        )
 
     def _running(self) -> int:
         return len(self.runner.engine.scheduler.running) if self.runner.engine else 0
@@ -122,12 +182,46 @@ class Service:
         backbone = self.runner.engine.backbone
         return backbone.cached_tokens / (self.settings.max_rows * backbone.info.context_length)
 
-    def close(self) -> None:
-        """Let the worker threads end."""
+    def start(self) -> None:
+        """Begin to load the model, and to write the audit log."""
+        if self.audit is not None:
+            self.audit.start()
+        self.runner.start()
+
+    async def stop(self) -> None:
+        """End what lives, let the worker threads end, and write the last records."""
+        await self.runner.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.images.close()
+        if self.audit is not None:
+            await self.audit.stop()
 
     # requests --------------------------------------------------------------------------------------------------
+
+    def authenticate(self, http: HttpRequest) -> None:
+        """Find out who asks; from here on the request is recorded. Raises Unauthorized."""
+        call = call_of(http)
+        call.route = f"{http.method} {http.scope['route'].path}"
+        if self.audit is not None:
+            self.audit.begin()
+        with self._counted() if http.method == "POST" else nullcontext():
+            call.client = self.rules.clients.authenticate(http.headers.get("authorization"))
+
+    def headers(self, call: Call) -> dict[str, str]:
+        """What every answer to this client carries."""
+        return {} if call.client is None else self.limiter.headers(call.client)
+
+    def end(self, call: Call) -> None:
+        """A request has had its last byte: settle its tokens and record it."""
+        if call.reservation is not None:
+            used = 0
+            if call.choices is not None:
+                used = call.choices.tokens + sum(len(each.request.prompt.ids) for each in call.choices.leaders)
+            call.reservation.settle(used)
+        if self.audit is not None and call.route is not None:
+            layer = None if self._served is None else self._served.layer
+            record = record_of(call, layer=layer, content=self.audit.content)
+            self.audit.end(record, spare=isinstance(call.error, AuditUnavailable))
 
     def check_model(self, name: str, param: str | None) -> None:
         """Raise NotFound unless this is the served model."""
@@ -152,20 +246,33 @@ class Service:
             headers={"retry-after": "1", "connection": "close"},
         )
 
+    def check_audit(self) -> None:
+        """Raise AuditUnavailable where requests that cannot be recorded are not to be served."""
+        if self.audit is not None and (why := self.audit.refuses) is not None:
+            raise AuditUnavailable(f"The server is not ready: {why}.")
+
     @contextmanager
-    def admission(self) -> Iterator[Admission]:
+    def admission(self, http: HttpRequest) -> Iterator[Admission]:
         """Hold a place while a request is read and prepared, and count it if it never reaches the engine.
 
-        Raises Unavailable and TooManyRequests before anything of the request is read.
+        Raises Unavailable, RateLimited and TooManyRequests before anything of the request is read.
         """
-        admission = Admission(self)
-        try:
+        admission = Admission(self, call_of(http))
+        with self._counted():
             self.require_served()
+            self.check_audit()
+            assert admission.call.client is not None
+            self.limiter.admit(admission.call.client)
             self.hold(admission.places)
             try:
                 yield admission
             finally:
                 admission.release()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
         except ApiError as error:
             self.metrics.rejections.labels(error.reason).inc()
             raise
@@ -187,7 +294,9 @@ class Service:
 
     async def body(self, http: HttpRequest) -> object:
         """The decoded JSON body, within the limits. Raises ApiError, ClientGone."""
-        return await read_json(http, max_bytes=self.settings.max_body_bytes, seconds=self.settings.body_seconds)
+        body = await read_json(http, max_bytes=self.settings.max_body_bytes, seconds=self.settings.body_seconds)
+        call_of(http).body = body
+        return body
 
     async def accept(
         self,
@@ -202,14 +311,17 @@ class Service:
 
         `images`: the URL of each image by the path of its field; they are fetched before a thread is taken.
         """
+        call = admission.call
         try:
             async with asyncio.timeout(deadline.left) as limit:
                 found = await self.images.of(images)
-                requests = await asyncio.get_running_loop().run_in_executor(self._threads, prepare, found)
+                work = partial(self._prepared, call, prepare, found)
+                requests = await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except TimeoutError:
             if not limit.expired():
                 raise
             raise deadline.exceeded() from None
+        self._reserve(call, requests)
         choices = Choices(requests, self.runner, served.decoder, stops, self.metrics)
         try:
             choices.start(deadline)
@@ -218,4 +330,19 @@ class Service:
         except QueueFull as error:
             raise TooManyRequests(f"{error}.", retry_after=error.retry_after) from None
         admission.release()
+        call.choices = choices
         return choices
+
+    def _prepared(
+        self, call: Call, prepare: Callable[[RequestImages], Sequence[Request]], images: RequestImages
+    ) -> Sequence[Request]:
+        """In a worker thread: what was asked, for the audit log, then the requests."""
+        if self.audit is not None:
+            call.describe(images.fetched, keep=self.audit.content)
+        return prepare(images)
+
+    def _reserve(self, call: Call, requests: Sequence[Request]) -> None:
+        """Hold as many tokens as the answer can take. Raises RateLimited."""
+        assert call.client is not None
+        prompts = sum(len(each.prompt.ids) for each in requests if each.leader is None)
+        call.reservation = self.limiter.reserve(call.client, prompts + sum(each.max_tokens for each in requests))

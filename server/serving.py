@@ -1,4 +1,4 @@
-"""What is served: the loaded model's face towards HTTP, and the policy it is served under."""
+"""What is served: the loaded model's face towards HTTP."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from models.grammar import GrammarCompiler
-from server.config import DEFAULT_POLICY, Settings
 from server.detokenizer import TextDecoder
-from server.policies import make_policy
+from server.policies import Calibrated
 from steering.policy import Policy
 
 if TYPE_CHECKING:
@@ -37,13 +36,13 @@ class Served:
     inputs: InputBuilder
     decoder: TextDecoder
     grammars: GrammarCompiler
-    policy: Policy
+    guard: Calibrated | None
     layer: int | None  # the guarded one
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, engine: Engine, settings: Settings, name: str) -> Served:
-        """Describe an engine that has loaded. Raises PolicyError."""
+    def of(cls, engine: Engine, name: str) -> Served:
+        """Describe an engine that has loaded."""
         info = engine.backbone.info
         return cls(
             name=name,
@@ -51,12 +50,11 @@ class Served:
             inputs=engine.backbone.inputs,
             decoder=TextDecoder(engine.backbone.tokenizer),
             grammars=GrammarCompiler(engine.backbone.tokenizer, info.vocab_size, info.eos_ids),
-            policy=make_policy(DEFAULT_POLICY, settings, None if engine.guard is None else engine.guard.manifest),
+            guard=None if engine.guard is None else engine.guard.manifest,
             layer=None if engine.guard is None else engine.guard.layer,
         )
 
-    @property
-    def fingerprint(self) -> str:
+    def fingerprint(self, policy: Policy) -> str:
         """OpenAI's `system_fingerprint`: changes with whatever could change an answer."""
-        parts = (server_version(), self.info.name, self.info.revision, self.info.dtype, self.layer, self.policy)
+        parts = (server_version(), self.info.name, self.info.revision, self.info.dtype, self.layer, policy)
         return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]

@@ -26,15 +26,16 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/chat/completions", openapi_extra=_request_body())
     async def chat_completions(http: HttpRequest) -> Response:
         arrived = monotonic()
-        with service.admission() as admission:
+        with service.admission(http) as admission:
             chat = parse_chat_request(await service.body(http))
             service.check_model(chat.model, "model")
             if chat.moderation is not None:
                 service.check_model(chat.moderation.model, "moderation.model")
             served = service.require_served()
+            policy = admission.policy(chat.guard, served)
             admission.widen(chat.choices, "n")
             answer_id = "chatcmpl-" + secrets.token_hex(16)
-            prepare = partial(prepare_chat, chat, served, service.settings, answer_id, arrived)
+            prepare = partial(prepare_chat, chat, served, policy, service.settings, answer_id, arrived)
             images = image_urls(chat, service.settings)
             deadline = Deadline.of(http, arrived, service.settings.request_seconds)
             work = service.accept(admission, images, prepare, served, chat.stop or (), deadline)

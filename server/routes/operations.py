@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from server.body import as_json
@@ -21,12 +22,14 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/ready")
     async def ready() -> Response:
-        if not service.runner.ready or service.served is None:
-            raise service.unavailable()
+        service.require_served()
+        service.check_audit()
         return as_json({"status": "ready"})
 
     @router.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(http: HttpRequest) -> Response:
+        if service.settings.metrics_key:
+            service.rules.clients.authenticate(http.headers.get("authorization"))
         return Response(service.metrics.render(), media_type=TEXT_FORMAT)
 
     @router.get("/version")

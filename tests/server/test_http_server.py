@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -24,7 +25,8 @@ async def server(runner: ScriptedRunner, **options: Any) -> AsyncIterator[tuple[
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     started = asyncio.Event()
-    http = HttpServer(application(runner, **options), as_any(runner), Settings(**options), announce=started.set)
+    app = application(runner, **options)
+    http = HttpServer(app, as_any(runner), Settings(**options), announce=started.set, reload=AsyncMock())
     task = asyncio.create_task(http.serve(sockets=[listener]))
     await started.wait()
     try:

@@ -26,6 +26,8 @@ FAMILIES = {
     "autosteer_guard_decisions": "counter",
     "autosteer_guard_score": "histogram",
     "autosteer_guard_overhead_seconds": "histogram",
+    "autosteer_config_reloads": "counter",
+    "autosteer_audit_records": "counter",
     "autosteer_model_info": "gauge",
 }
 

@@ -45,6 +45,7 @@ HONOURED: dict[str, Any] = {
     "stream": True,
     "stream_options": {"include_usage": True, "include_obfuscation": False},
     "moderation": {"model": "scripted", "policy": {"input": {"mode": "score"}}},
+    "guard": {"mode": "block", "threshold": 0.25, "eps": 2},
     "response_format": {"type": "text"},
     "user": "u",
     "safety_identifier": "s",
