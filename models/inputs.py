@@ -34,7 +34,14 @@ _SENTINELS = re.compile("\ue0f0(\\d+)\ue0f1")
 
 
 class PromptError(ValueError):
-    """The messages cannot be made into a prompt for this model; the message says why, for the client."""
+    """The messages cannot be made into a prompt for this model; the message says why, for the client.
+
+    `place`: the path within the messages of what is at fault, such as `0.name`, where it is one thing.
+    """
+
+    def __init__(self, message: str, place: str | None = None) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class _Text:
 
     where: str
     core: str
+    place: str | None = None  # the path of the field, where only the client can put it right
 
 
 class InputBuilder:
@@ -74,8 +82,9 @@ class InputBuilder:
     def build(self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> Prompt:
         """The prompt of a chat.
 
-        `messages`: `{"role", "content": [{"type": "text", "text": ...} | {"type": "image"}, ...]}`; a string as content
-        is one text. `images` in order of appearance. Raises `PromptError`.
+        `messages`: `{"role", "content": [{"type": "text", "text": ...} | {"type": "image"}, ...]}`, and a `name` if
+        the template has a use for it; a string as content is one text. `images` in order of appearance. Raises
+        `PromptError`.
         """
         chat = [_message(message, place) for place, message in enumerate(messages)]
         if not chat:
@@ -91,6 +100,21 @@ class InputBuilder:
         if hostile:
             return self._process(self._with_pieces(texts), skeleton, images)
         return self._process(self._processor, rendered, images)
+
+    def build_text(self, text: str) -> Prompt:
+        """The prompt of a bare text, without the chat template; in it too, special tokens are text.
+
+        Raises `PromptError`.
+        """
+        return self.build_ids([*self._pieces.prefix, *self._pieces.user(text, first=True)])
+
+    def build_ids(self, ids: Sequence[int]) -> Prompt:
+        """The prompt of given tokens. Raises `PromptError` if there are none, or if one stands for an image."""
+        if not ids:
+            raise PromptError("the prompt has no tokens")
+        if self._image_token_id in ids:
+            raise PromptError(f"token {self._image_token_id} stands for an image, and there is none")
+        return Prompt(ids=list(ids), features={}, image_tokens=0)
 
     def _render(self, chat: list[dict[str, Any]]) -> str:
         try:
@@ -134,7 +158,8 @@ def _message(message: Mapping[str, Any], place: int) -> dict[str, Any]:
         content = [{"type": "text", "text": content}]
     if not isinstance(content, Sequence):
         raise PromptError(f"messages[{place}].content is neither a text nor a list of parts")
-    return {"role": role, "content": [_part(part, place) for part in content]}
+    name = {"name": message["name"]} if message.get("name") is not None else {}
+    return {"role": role, **name, "content": [_part(part, place) for part in content]}
 
 
 def _part(part: Mapping[str, Any], place: int) -> dict[str, str]:
@@ -163,7 +188,11 @@ def _with_sentinels(chat: Sequence[Mapping[str, Any]], texts: list[_Text]) -> li
             before, after = part["text"].split(core, 1)
             content.append({"type": "text", "text": f"{before}{_SENTINEL.format(len(texts))}{after}"})
             texts.append(_Text(where=f"messages[{place}]", core=core))
-        out.append({"role": message["role"], "content": content})
+        stand_in = {**message, "content": content}
+        if (name := message.get("name")) is not None:
+            stand_in["name"] = _SENTINEL.format(len(texts))
+            texts.append(_Text(where=f"messages[{place}].name", core=name, place=f"{place}.name"))
+        out.append(stand_in)
     return out
 
 
@@ -172,7 +201,7 @@ def _check_nothing_dropped(skeleton: str, texts: Sequence[_Text]) -> None:
     shown = {int(number) for number in _SENTINELS.findall(skeleton)}
     for number, text in enumerate(texts):
         if number not in shown:
-            raise PromptError(f"the model's chat template leaves out the text of {text.where}")
+            raise PromptError(f"the model's chat template leaves out the text of {text.where}", text.place)
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

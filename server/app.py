@@ -23,7 +23,7 @@ from server.call import Call, call_of
 from server.config import Settings
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
 from server.images import Images
-from server.routes import chat, models, operations
+from server.routes import chat, completions, models, moderations, operations, tokens
 from server.service import Runner, Service
 from server.serving import server_version
 
@@ -53,7 +53,7 @@ def create_app(
     app.state.service = service
     add_error_handlers(app)
     app.include_router(operations.routes(service))
-    for router in (chat, models):
+    for router in (chat, completions, moderations, models, tokens):
         app.include_router(router.routes(service), dependencies=[Depends(authentication(service))])
     app.add_middleware(Outermost, service=service)
     return app

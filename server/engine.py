@@ -37,7 +37,7 @@ class Engine:
         """
         plan = self.scheduler.schedule()
         events: list[Event] = []
-        started, first = self._drop_blocked(*self._run(self._prefill, self._open(plan.prefill, events), events), events)
+        started, first = self._drop_judged(*self._run(self._prefill, self._open(plan.prefill, events), events), events)
         running, following = self._run(self._decode, plan.decode, events)
         requests = started + running
         if requests:
@@ -136,14 +136,14 @@ class Engine:
             if decision.verdict is Verdict.STEERED:
                 request.sampler = request.sampler.steered()
 
-    def _drop_blocked(self, started: list[Request], hidden: list[Tensor], events: list[Event]) -> Computed:
-        """End the rows that their policy blocks; the others, and their hidden states, go on."""
-        blocked = [request.decision is not None and request.decision.verdict is Verdict.BLOCKED for request in started]
-        if not any(blocked):
+    def _drop_judged(self, started: list[Request], hidden: list[Tensor], events: list[Event]) -> Computed:
+        """End the rows that want no token, and those that their policy gives none; the others go on."""
+        ends = [_end_of_judged(request) for request in started]
+        if not any(ends):
             return started, hidden
-        events.extend(self._end(request, Finish.CONTENT_FILTER) for request in compress(started, blocked))
-        kept = [not drop for drop in blocked]
-        return list(compress(started, kept)), [torch.cat(hidden)[torch.tensor(kept)]]
+        events.extend(self._end(request, end) for request, end in zip(started, ends, strict=True) if end)
+        kept = [end is None for end in ends]
+        return list(compress(started, kept)), [torch.cat(hidden)[torch.tensor(kept)]] if any(kept) else []
 
     def _steer(self, requests: Sequence[Request], hidden: Tensor) -> Tensor:
         eps = [request.eps for request in requests]
@@ -193,3 +193,10 @@ class Engine:
             request.row = None
         request.timings.finished = monotonic()
         return Event(request, token=token, logprobs=logprobs, finish=finish, error=error)
+
+
+def _end_of_judged(request: Request) -> Finish | None:
+    """Why a row ends with its prompt, if it does."""
+    if request.decision is not None and request.decision.verdict is Verdict.BLOCKED:
+        return Finish.CONTENT_FILTER
+    return Finish.STOP if request.max_tokens == 0 else None

@@ -1,71 +1,108 @@
-"""A validated chat request -> the engine's `Request`: images, prompt, limits, sampling. Blocks: for worker threads."""
+"""Validated requests -> the engine's `Request`s: prompt, limits, sampling. Blocks: for worker threads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from PIL import Image
-
 from models.grammar import JsonGrammar, SchemaError
-from models.inputs import Prompt, PromptError
+from models.inputs import Prompt
 from models.sampling import RowSampler, SamplingParams
 from server.config import Settings
 from server.errors import BadRequest, ContextLengthExceeded
 from server.images import RequestImages
+from server.prompts import Conversation, text_prompt
 from server.request import Request, Timings
-from server.schemas import ChatCompletionRequest, ImagePart, RefusalPart, TextPart, parts_of
+from server.schemas import AnswerFields, ChatCompletionRequest, Moderation
+from server.schemas_text import CompletionRequest, ModerationRequest
 from server.serving import Served
-from steering.policy import Policy
+from steering.policy import Mode, Policy
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for the legacy route
 
 
-def prepare_chat(
-    chat: ChatCompletionRequest,
-    served: Served,
-    policy: Policy,
-    settings: Settings,
-    answer_id: str,
-    arrived: float,
-    images: RequestImages,
-) -> list[Request]:
+@dataclass(frozen=True)
+class Intake:
+    """What every request is made under."""
+
+    served: Served
+    policy: Policy
+    settings: Settings
+    answer_id: str
+    arrived: float
+
+
+def prepare_chat(chat: ChatCompletionRequest, intake: Intake, images: RequestImages) -> list[Request]:
     """Everything the engine needs, one request for each choice. Raises BadRequest naming the field and the limit."""
+    served, settings = intake.served, intake.settings
     sampling = sampling_params(chat, served)
+    policy = moderated_policy(intake.policy, chat.moderation, guarded=served.layer is not None)
     grammar = answer_grammar(chat, served)
-    prompt = build_prompt(chat, served, settings, images)
-    limit = answer_limit(chat, len(prompt.ids), served.info.context_length, settings.default_max_tokens)
+    prompt = Conversation(chat.messages).prompt(served, settings, images)
+    limit = answer_limit(chat, prompt, served, settings.default_max_tokens, "messages")
+    return requests_of(replace(intake, policy=policy), [(prompt, limit)], chat.choices, sampling, grammar)
+
+
+def prepare_completion(completion: CompletionRequest, intake: Intake, _: RequestImages) -> list[Request]:
+    """As `prepare_chat`: the choices of the first prompt, then those of the next. Raises BadRequest."""
+    served = intake.served
+    sampling = sampling_params(completion, served)
+    prompts = [text_prompt(each, served, intake.settings) for each in completion.prompts]
+    limits = [answer_limit(completion, prompt, served, DEFAULT_COMPLETION_TOKENS, "prompt") for prompt in prompts]
+    return requests_of(intake, zip(prompts, limits, strict=True), completion.choices, sampling)
+
+
+def prepare_moderation(moderation: ModerationRequest, intake: Intake, images: RequestImages) -> list[Request]:
+    """A request for each input, to be scored and nothing more. Raises BadRequest."""
+    conversations = [Conversation.of_input(parts) for parts in moderation.inputs]
+    prompts = [conversation.prompt(intake.served, intake.settings, images) for conversation in conversations]
+    for prompt in prompts:
+        check_room(prompt, intake.served, "input")
+    scored = replace(intake, policy=replace(intake.policy, mode=Mode.MONITOR))
+    return requests_of(scored, [(prompt, 0) for prompt in prompts], 1, SamplingParams.GREEDY)
+
+
+def requests_of(
+    intake: Intake,
+    prompts: Iterable[tuple[Prompt, int]],
+    choices: int,
+    sampling: SamplingParams,
+    grammar: JsonGrammar | None = None,
+) -> list[Request]:
+    """The choices of every prompt, each with its limit of tokens; those of one share it, and the decision on it."""
     requests: list[Request] = []
-    for choice in range(chat.choices):
-        request = Request(
-            id=f"{answer_id}.{choice}",
-            prompt=prompt,
-            sampler=RowSampler(sampling.of_choice(choice), prompt.ids, grammar.fresh() if grammar else None),
-            max_tokens=limit,
-            policy=policy,
-            leader=requests[0] if requests else None,
-            timings=Timings(arrived=arrived),
-        )
-        requests.append(request)
+    for prompt, max_tokens in prompts:
+        leader: Request | None = None
+        for choice in range(choices):
+            request = Request(
+                id=f"{intake.answer_id}.{len(requests)}",
+                prompt=prompt,
+                sampler=RowSampler(
+                    sampling.of_choice(len(requests)), prompt.ids, None if grammar is None else grammar.fresh()
+                ),
+                max_tokens=max_tokens,
+                policy=intake.policy,
+                leader=leader,
+                timings=Timings(arrived=intake.arrived),
+            )
+            leader = request if choice == 0 else leader
+            requests.append(request)
     return requests
 
 
-def image_urls(chat: ChatCompletionRequest, settings: Settings) -> dict[str, str]:
-    """The URL of each image by the path of its field, in order. Raises BadRequest if they are too many."""
-    urls = {
-        _image_path(i, j): part.image_url.url
-        for i, message in enumerate(chat.messages)
-        for j, part in enumerate(parts_of(message))
-        if isinstance(part, ImagePart)
-    }
-    if len(urls) > settings.max_images:
+def moderated_policy(policy: Policy, moderation: Moderation | None, *, guarded: bool) -> Policy:
+    """The policy of a request that asks to be scored, or blocked where it is flagged. Raises BadRequest."""
+    if moderation is None:
+        return policy
+    if not moderation.blocks:
+        return replace(policy, mode=Mode.MONITOR) if guarded and policy.mode is Mode.OFF else policy
+    if not guarded:
         raise BadRequest(
-            f"The request has {len(urls)} images, the limit is {settings.max_images}.",
-            param="messages",
-            code="too_many_images",
+            "'moderation.policy.input.mode' is 'block', but this server has no guard.",
+            param="moderation.policy.input.mode",
         )
-    return urls
-
-
-def _image_path(message: int, part: int) -> str:
-    return f"messages.{message}.content.{part}.image_url.url"
+    return replace(policy, mode=Mode.BLOCK)
 
 
 def answer_grammar(chat: ChatCompletionRequest, served: Served) -> JsonGrammar | None:
@@ -79,93 +116,55 @@ def answer_grammar(chat: ChatCompletionRequest, served: Served) -> JsonGrammar |
         raise BadRequest(f"Invalid value for '{param}': the schema cannot be used: {error}.", param=param) from error
 
 
-def build_prompt(chat: ChatCompletionRequest, served: Served, settings: Settings, images: RequestImages) -> Prompt:
-    """Decode the images, render the template. Raises BadRequest."""
-    _check_characters(chat, settings)
-    messages, pictures = template_messages(chat, images)
-    try:
-        return served.inputs.build(messages, pictures)
-    except PromptError as error:
-        raise BadRequest(f"The model cannot take these messages: {error}.", param="messages") from error
-
-
-def template_messages(
-    chat: ChatCompletionRequest, images: RequestImages
-) -> tuple[list[dict[str, Any]], list[Image.Image]]:
-    """Messages as the chat template wants them, and the images in order of appearance. Raises BadRequest."""
-    messages: list[dict[str, Any]] = []
-    pictures: list[Image.Image] = []
-    for i, message in enumerate(chat.messages):
-        content: list[dict[str, Any]] = []
-        for j, part in enumerate(parts_of(message)):
-            if isinstance(part, ImagePart):
-                pictures.append(images.load(_image_path(i, j)))
-                content.append({"type": "image"})
-            else:
-                content.append({"type": "text", "text": _words(part)})
-        role = "system" if message.role == "developer" else message.role
-        messages.append({"role": role, "content": content})
-    return messages, pictures
-
-
-def _words(part: TextPart | RefusalPart) -> str:
-    return part.text if isinstance(part, TextPart) else part.refusal
-
-
-def _check_characters(chat: ChatCompletionRequest, settings: Settings) -> None:
-    """Refuse too much text before any work is done."""
-    parts = [part for message in chat.messages for part in parts_of(message)]
-    characters = sum(len(_words(part)) for part in parts if not isinstance(part, ImagePart))
-    if characters > settings.max_prompt_characters:
+def check_room(prompt: Prompt, served: Served, field: str) -> int:
+    """The tokens that the context has left. Raises ContextLengthExceeded if there are none."""
+    tokens, context = len(prompt.ids), served.info.context_length
+    if tokens >= context:
         raise ContextLengthExceeded(
-            f"The messages have {characters} characters, the limit is {settings.max_prompt_characters}.",
-            param="messages",
+            f"The prompt has {tokens} tokens; the model's context of {context} tokens holds prompt and answer.",
+            param=field,
         )
+    return context - tokens
 
 
-def answer_limit(chat: ChatCompletionRequest, prompt_tokens: int, context: int, default: int) -> int:
+def answer_limit(answer: AnswerFields, prompt: Prompt, served: Served, default: int, field: str) -> int:
     """How many tokens may be generated. Raises ContextLengthExceeded if the prompt or the wish does not fit."""
-    room = context - prompt_tokens
-    if room < 1:
-        raise ContextLengthExceeded(
-            f"The prompt has {prompt_tokens} tokens; the model's context of {context} tokens holds prompt and answer.",
-            param="messages",
-        )
-    if chat.limit is None:
+    room = check_room(prompt, served, field)
+    if answer.limit is None:
         return min(room, default)
-    name, wanted = chat.limit
+    name, wanted = answer.limit
     if wanted > room:
         raise ContextLengthExceeded(
-            f"'{name}' is {wanted}, but the prompt's {prompt_tokens} tokens leave room for {room} "
-            f"in the model's context of {context} tokens.",
+            f"'{name}' is {wanted}, but the prompt's {len(prompt.ids)} tokens leave room for {room} "
+            f"in the model's context of {served.info.context_length} tokens.",
             param=name,
         )
     return wanted
 
 
-def sampling_params(chat: ChatCompletionRequest, served: Served) -> SamplingParams:
-    """The request's sampling. Raises BadRequest for biases of tokens that the model does not have."""
-    if chat.logprobs and served.decoder.cleans_up:
+def sampling_params(answer: AnswerFields, served: Served) -> SamplingParams:
+    """The request's sampling. Raises BadRequest for what this model does not have."""
+    if answer.likeliest is not None and served.decoder.cleans_up:
         raise BadRequest(
             "'logprobs' is not supported with this model: its tokenizer changes text that tokens were given for.",
             param="logprobs",
         )
-    for token in chat.logit_bias or ():
+    for token in answer.logit_bias or ():
         if token >= (vocab_size := served.info.vocab_size):
             raise BadRequest(
                 f"Invalid value for 'logit_bias': token id {token} is not below the vocabulary size {vocab_size}.",
                 param="logit_bias",
             )
     given: dict[str, Any] = {
-        "temperature": chat.temperature,
-        "top_p": chat.top_p,
-        "top_k": None if chat.top_k is None else max(chat.top_k, 0),
-        "min_p": chat.min_p,
-        "seed": chat.seed,
-        "repetition_penalty": chat.repetition_penalty,
-        "frequency_penalty": chat.frequency_penalty,
-        "presence_penalty": chat.presence_penalty,
-        "logit_bias": chat.logit_bias,
-        "logprobs": chat.likeliest,
+        "temperature": answer.temperature,
+        "top_p": answer.top_p,
+        "top_k": None if answer.top_k is None else max(answer.top_k, 0),
+        "min_p": answer.min_p,
+        "seed": answer.seed,
+        "repetition_penalty": answer.repetition_penalty,
+        "frequency_penalty": answer.frequency_penalty,
+        "presence_penalty": answer.presence_penalty,
+        "logit_bias": answer.logit_bias,
+        "logprobs": answer.likeliest,
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})

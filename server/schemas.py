@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, LiteralString, Self
+from typing import Annotated, Any, Literal, LiteralString, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,7 @@ from pydantic import (
     JsonValue,
     Tag,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -69,11 +70,16 @@ def _number(value: object) -> object:
     return value
 
 
-Text = Annotated[str, AfterValidator(_no_nul)]
-Label = Annotated[str, Field(max_length=512), AfterValidator(_no_nul)]
+_NO_NUL: dict[str, Any] = {"pattern": r"^[^\u0000]*$"}
+Text = Annotated[str, AfterValidator(_no_nul), Field(json_schema_extra=_NO_NUL)]
+Label = Annotated[str, Field(max_length=512, json_schema_extra=_NO_NUL), AfterValidator(_no_nul)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[^\s<|\\/>]{1,64}$"), AfterValidator(_no_nul)]
 Positive = Annotated[int, Field(ge=1, lt=INT64)]
 NotSupported = Annotated[None, BeforeValidator(_not_supported("this server does not support it; leave it out"))]
+
+
+Body = TypeVar("Body", bound="Strict")
 
 
 class Strict(BaseModel):
@@ -147,7 +153,7 @@ class SystemMessage(Strict):
 
     role: Literal["system", "developer"]
     content: _TextContent
-    name: NotSupported = None
+    name: Name | None = None
 
 
 class UserMessage(Strict):
@@ -155,7 +161,7 @@ class UserMessage(Strict):
 
     role: Literal["user"]
     content: _UserContent
-    name: NotSupported = None
+    name: Name | None = None
 
 
 class AssistantMessage(Strict):
@@ -164,7 +170,7 @@ class AssistantMessage(Strict):
     role: Literal["assistant"]
     content: _AssistantContent | None = None
     refusal: Text | None = None
-    name: NotSupported = None
+    name: Name | None = None
     audio: NotSupported = None
     function_call: NotSupported = None
     tool_calls: NotSupported = None
@@ -235,9 +241,9 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 class ModerationStage(Strict):
-    """What moderation does; blocking is the server's policy, not the request's."""
+    """What moderation does: tell the score and leave the rest to the policy, or have a flagged request blocked."""
 
-    mode: Annotated[Literal["score"], _only("score", why="only 'score' is supported: the server's policy decides")]
+    mode: Literal["score", "block"]
 
 
 class ModerationPolicy(Strict):
@@ -252,6 +258,11 @@ class Moderation(Strict):
 
     model: str
     policy: ModerationPolicy | None = None
+
+    @property
+    def blocks(self) -> bool:
+        """Whether a flagged request is to be blocked, whatever the policy does otherwise."""
+        return self.policy is not None and self.policy.input is not None and self.policy.input.mode == "block"
 
 
 def _stops(value: object) -> object:
@@ -296,6 +307,29 @@ def _metadata(value: object) -> object:
     return value
 
 
+# What these check, for `/openapi.json`.
+_STOP_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS, **_NO_NUL}
+_STOPS_SCHEMA = WithJsonSchema(
+    {"anyOf": [_STOP_SCHEMA, {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOPS}, {"type": "null"}]}
+)
+_BIASES_SCHEMA = WithJsonSchema(
+    {
+        "type": ["object", "null"],
+        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        "maxProperties": MAX_BIASES,
+    }
+)
+_METADATA_SCHEMA = WithJsonSchema(
+    {
+        "type": ["object", "null"],
+        "propertyNames": {"maxLength": 64},
+        "additionalProperties": {"type": "string", "maxLength": 512, **_NO_NUL},
+        "maxProperties": MAX_METADATA,
+    }
+)
+
+
 def _unless_null(check: Any) -> BeforeValidator:  # noqa: ANN401  any validator
     return BeforeValidator(lambda value: None if value is None else check(value))
 
@@ -309,14 +343,12 @@ class GuardOptions(Strict):
     eps: Annotated[Number, Field(gt=0, le=MAX_EPS)] | None = None
 
 
-class ChatCompletionRequest(Strict):
-    """The body of `POST /v1/chat/completions`."""
+class AnswerFields(Strict):
+    """What every request for an answer has: how its tokens are chosen, where it ends, how it is sent."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
     max_tokens: Positive | None = None
-    max_completion_tokens: Positive | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=INT64)] | None = None
@@ -325,20 +357,48 @@ class ChatCompletionRequest(Strict):
     repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[int, float] | None, _unless_null(_biases)] = None
-    stop: Annotated[list[Text] | None, _unless_null(_stops)] = None
-
+    logit_bias: Annotated[dict[int, float] | None, _unless_null(_biases), _BIASES_SCHEMA] = None
+    stop: Annotated[list[Text] | None, _unless_null(_stops), _STOPS_SCHEMA] = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    moderation: Moderation | None = None
     guard: GuardOptions | None = None
-    response_format: ResponseFormat | None = None
     user: Label | None = None
+
+    @property
+    def limit(self) -> tuple[str, int] | None:
+        """Name and value of the field that limits the answer."""
+        return None if self.max_tokens is None else ("max_tokens", self.max_tokens)
+
+    @property
+    def likeliest(self) -> int | None:
+        """How many of the likeliest tokens are reported beside each one's log-probability; None: not even that."""
+        raise NotImplementedError
+
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for."""
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class ChatCompletionRequest(AnswerFields):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
+    max_completion_tokens: Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    moderation: Moderation | None = None
     safety_identifier: Label | None = None
-    metadata: Annotated[dict[str, Text] | None, _unless_null(_metadata)] = None
+    metadata: Annotated[dict[str, Text] | None, _unless_null(_metadata), _METADATA_SCHEMA] = None
 
     modalities: Annotated[list[Literal["text"]] | None, _only(["text"], why="only ['text'] is supported")] = None
     store: Annotated[Literal[False] | None, _only(False, why="answers are not stored")] = None
@@ -363,7 +423,7 @@ class ChatCompletionRequest(Strict):
         """Name and value of the field that limits the answer."""
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
-        return None if self.max_tokens is None else ("max_tokens", self.max_tokens)
+        return super().limit
 
     @property
     def answer_schema(self) -> dict[str, JsonValue] | None:
@@ -379,16 +439,6 @@ class ChatCompletionRequest(Strict):
     def likeliest(self) -> int | None:
         """How many of the likeliest tokens are reported beside each one's log-probability; None: not even that."""
         return (self.top_logprobs or 0) if self.logprobs else None
-
-    @property
-    def choices(self) -> int:
-        """How many answers are asked for."""
-        return self.n or 1
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 # parsing -----------------------------------------------------------------------------------------------------------
@@ -406,14 +456,8 @@ PLAINER = {
 
 def parse_chat_request(data: object) -> ChatCompletionRequest:
     """A decoded JSON body as a request; raises BadRequest naming the first field that is wrong."""
-    if not isinstance(data, dict):
-        raise BadRequest(f"The body must be a JSON object, not {shown(data)}.")
-    try:
-        chat = ChatCompletionRequest.model_validate(data)
-    except ValidationError as error:
-        raise _bad_field(data, error) from None
-    if chat.stream_options is not None and not chat.stream:
-        raise BadRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+    chat = parse(ChatCompletionRequest, data)
+    check_stream_options(chat)
     if chat.top_logprobs and not chat.logprobs:
         raise BadRequest("'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
     if chat.max_tokens is not None and chat.max_completion_tokens not in (None, chat.max_tokens):
@@ -423,6 +467,22 @@ def parse_chat_request(data: object) -> ChatCompletionRequest:
             param="max_tokens",
         )
     return chat
+
+
+def check_stream_options(answer: AnswerFields) -> None:
+    """Raise BadRequest for options of a stream that is none."""
+    if answer.stream_options is not None and not answer.stream:
+        raise BadRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+
+
+def parse(kind: type[Body], data: object) -> Body:
+    """A decoded JSON body as one of its kind; raises BadRequest naming the first field that is wrong."""
+    if not isinstance(data, dict):
+        raise BadRequest(f"The body must be a JSON object, not {shown(data)}.")
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise _bad_field(data, error) from None
 
 
 def _bad_field(data: Mapping[str, Any], error: ValidationError) -> BadRequest:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
 
@@ -40,6 +40,8 @@ from server.rules import Rules
 from server.schemas import GuardOptions
 from server.serving import Served
 from steering.policy import Policy
+
+T = TypeVar("T")
 
 
 class Runner(Submits, Protocol):
@@ -298,6 +300,23 @@ class Service:
         call_of(http).body = body
         return body
 
+    async def prepared(
+        self, admission: Admission, images: Mapping[str, str], prepare: Callable[[RequestImages], T], deadline: Deadline
+    ) -> T:
+        """What `prepare` makes in a worker thread. Raises ApiError.
+
+        `images`: the URL of each image by the path of its field; they are fetched before a thread is taken.
+        """
+        try:
+            async with asyncio.timeout(deadline.left) as limit:
+                found = await self.images.of(images)
+                work = partial(self._prepared, admission.call, prepare, found)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise deadline.exceeded() from None
+
     async def accept(
         self,
         admission: Admission,
@@ -307,20 +326,9 @@ class Service:
         stops: Sequence[str],
         deadline: Deadline,
     ) -> Choices:
-        """What `prepare` makes in a worker thread, accepted by the engine, all or none. Raises ApiError.
-
-        `images`: the URL of each image by the path of its field; they are fetched before a thread is taken.
-        """
+        """What `prepare` makes in a worker thread, accepted by the engine, all or none. Raises ApiError."""
         call = admission.call
-        try:
-            async with asyncio.timeout(deadline.left) as limit:
-                found = await self.images.of(images)
-                work = partial(self._prepared, call, prepare, found)
-                requests = await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise deadline.exceeded() from None
+        requests = await self.prepared(admission, images, prepare, deadline)
         self._reserve(call, requests)
         choices = Choices(requests, self.runner, served.decoder, stops, self.metrics)
         try:
@@ -333,10 +341,8 @@ class Service:
         call.choices = choices
         return choices
 
-    def _prepared(
-        self, call: Call, prepare: Callable[[RequestImages], Sequence[Request]], images: RequestImages
-    ) -> Sequence[Request]:
-        """In a worker thread: what was asked, for the audit log, then the requests."""
+    def _prepared(self, call: Call, prepare: Callable[[RequestImages], T], images: RequestImages) -> T:
+        """In a worker thread: what was asked, for the audit log, then what is to be made of it."""
         if self.audit is not None:
             call.describe(images.fetched, keep=self.audit.content)
         return prepare(images)

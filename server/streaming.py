@@ -17,7 +17,7 @@ from server.body import as_json
 from server.choices import Choices
 from server.errors import ClientGone
 from server.generation import Piece, joined
-from server.responses import Answer
+from server.responses import Answer, WholeAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +54,14 @@ async def respond(http: HttpRequest, answer: Answer, *, stall_seconds: float, ke
     errors; or after `keep_alive_seconds` without, for the sake of gateways that wait for a status line.
     """
     if not answer.streamed:
-        return await unless_gone(http.receive, _whole(answer))
+        return await respond_whole(http, answer)
     await unless_gone(http.receive, _begun(answer.choices, keep_alive_seconds))
     return EventStream(answer, stall_seconds=stall_seconds, keep_alive_seconds=keep_alive_seconds)
+
+
+async def respond_whole(http: HttpRequest, answer: WholeAnswer) -> Response:
+    """The answer, once all of it is there. Raises ApiError, ClientGone."""
+    return await unless_gone(http.receive, _whole(answer))
 
 
 async def _begun(choices: Choices, seconds: float) -> None:
@@ -74,7 +79,7 @@ async def _begun(choices: Choices, seconds: float) -> None:
         raise choices.failure
 
 
-async def _whole(answer: Answer) -> Response:
+async def _whole(answer: WholeAnswer) -> Response:
     """Wait for the whole answer. Raises the failure it ends with; cancelled, it aborts."""
     pieces: list[list[Piece]] = [[] for _ in answer.choices.generations]
     try:

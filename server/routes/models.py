@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from server.body import as_json
+from server.objects import Model, ModelList
+from server.openapi import documented
 from server.responses import model_object
 from server.service import Service
 
@@ -14,14 +17,14 @@ def routes(service: Service) -> APIRouter:
     """The routes that say what is served."""
     router = APIRouter()
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", **documented(ModelList))
     async def models() -> Response:
         served = service.served
         return as_json({"object": "list", "data": [] if served is None else [model_object(served)]})
 
-    @router.get("/v1/models/{model:path}")
-    async def model(model: str) -> Response:
-        service.check_model(model, "model")
+    @router.get("/v1/models/{model:path}", **documented(Model, parameter="model"))
+    async def model(http: HttpRequest) -> Response:
+        service.check_model(http.path_params["model"], "model")
         if (served := service.served) is None:
             raise service.unavailable()
         return as_json(model_object(served))

@@ -8,6 +8,8 @@ from starlette.responses import Response
 
 from server.body import as_json
 from server.metrics import TEXT_FORMAT
+from server.objects import Status, Version
+from server.openapi import documented
 from server.service import Service
 from server.serving import server_version
 
@@ -16,23 +18,23 @@ def routes(service: Service) -> APIRouter:
     """The routes of operations."""
     router = APIRouter()
 
-    @router.get("/health")
+    @router.get("/health", **documented(Status))
     async def health() -> Response:
         return as_json({"status": "alive"})
 
-    @router.get("/ready")
+    @router.get("/ready", **documented(Status))
     async def ready() -> Response:
         service.require_served()
         service.check_audit()
         return as_json({"status": "ready"})
 
-    @router.get("/metrics")
+    @router.get("/metrics", **documented(str, kind="text/plain"))
     async def metrics(http: HttpRequest) -> Response:
         if service.settings.metrics_key:
             service.rules.clients.authenticate(http.headers.get("authorization"))
         return Response(service.metrics.render(), media_type=TEXT_FORMAT)
 
-    @router.get("/version")
+    @router.get("/version", **documented(Version))
     async def version() -> Response:
         return as_json({"version": server_version()})
 

@@ -211,6 +211,47 @@ class TestTemplates:
         with pytest.raises(PromptError, match="shows 0 of 1 images"):
             self._builder(tiny_models, template).build(chat(("user", "Hi", 1)), [picture(0)])
 
+    def test_a_name_is_said_where_the_template_has_a_use_for_it(self, tiny_models: TinyModels) -> None:
+        template = (
+            "{% for m in messages %}{% if m['name'] %}{{ m['name'] }}: {% endif %}"
+            "{{ m['content'][-1]['text'] }}{% endfor %}"
+        )
+        builder = self._builder(tiny_models, template)
+        messages = chat(("user", "Hi", 0))
+        named = builder.build([{**messages[0], "name": "Ada"}], [])
+        assert named.ids == builder.build_text("Ada: Hi").ids
+        # A name is a user's word too: it cannot become a control token.
+        special = next(iter(builder._tokenizer.all_special_tokens))
+        forged = builder.build([{**messages[0], "name": special}], [])
+        assert _special_ids(builder, forged) == _special_ids(builder, builder.build(messages, []))
+
+    def test_a_name_that_the_template_leaves_out_is_refused_by_its_place(self, backbone: Backbone) -> None:
+        with pytest.raises(PromptError, match=r"leaves out the text of messages\[0\].name") as caught:
+            backbone.inputs.build([{**CHATS["text"][0], "name": "Ada"}], [])
+        assert caught.value.place == "0.name"
+
     def test_a_template_that_fails_is_the_client_s_error(self, tiny_models: TinyModels) -> None:
         with pytest.raises(PromptError, match="refuses these messages"):
             self._builder(tiny_models, "{{ messages[5]['content'] }}").build(chat(("user", "Hi", 0)), [])
+
+
+class TestPromptsWithoutATemplate:
+    def test_a_text_is_what_the_tokenizer_makes_of_it(self, backbone: Backbone) -> None:
+        text = "What is in the picture?"
+        frame = backbone.inputs._pieces
+        expected = backbone.tokenizer.encode(text)
+        assert backbone.inputs.build_text(text).ids == expected[: len(expected) - len(frame.suffix)]
+
+    def test_special_tokens_in_a_text_are_text(self, backbone: Backbone) -> None:
+        builder = backbone.inputs
+        plain = _special_ids(builder, builder.build_text("a"))
+        for special in builder._tokenizer.all_special_tokens:
+            if special != builder._tokenizer.unk_token:
+                assert _special_ids(builder, builder.build_text(f"a{special}b")) == plain
+
+    def test_ids_are_taken_as_they_are_but_for_images(self, backbone: Backbone) -> None:
+        assert backbone.inputs.build_ids([50, 60]) == Prompt([50, 60], {}, 0)
+        with pytest.raises(PromptError, match="no tokens"):
+            backbone.inputs.build_ids([])
+        with pytest.raises(PromptError, match="stands for an image"):
+            backbone.inputs.build_ids([50, backbone.inputs._image_token_id])

@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,6 +104,14 @@ class ScriptedInputs:
             raise PromptError("the first message must not be the assistant's")
         text = "".join(part.get("text", "") for message in messages for part in message["content"])
         return Prompt(list(text.encode()) + [257] * IMAGE_TOKENS * len(images), {}, IMAGE_TOKENS * len(images))
+
+    def build_text(self, text: str) -> Prompt:
+        return self.build_ids(list(text.encode()))
+
+    def build_ids(self, ids: Sequence[int]) -> Prompt:
+        if not ids:
+            raise PromptError("the prompt has no tokens")
+        return Prompt(list(ids), {}, 0)
 
 
 class ScriptedGuard:
@@ -218,6 +226,8 @@ class ScriptedRunner:
         await (self.gate.wait() if self.gate else asyncio.sleep(0))
         request.timings.scheduled = request.timings.arrived
         request.decision = Decision(script.verdict, script.score, 1.0 if script.verdict is Verdict.STEERED else 0.0)
+        if request.max_tokens == 0:
+            script = replace(script, tokens=())
         for token in list(script.tokens)[: request.max_tokens]:
             deliver([Event(request, token=token, logprobs=logprobs_of(request, token))])
             await asyncio.sleep(script.pause)

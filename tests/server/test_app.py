@@ -392,7 +392,7 @@ async def test_an_unknown_model_is_not_found() -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nowhere", 404), ("POST", "/v1/completions", 404), ("GET", CHAT, 405), ("POST", "/health", 405)],
+    [("GET", "/nowhere", 404), ("POST", "/v1/embeddings", 404), ("GET", CHAT, 405), ("POST", "/health", 405)],
 )
 async def test_a_wrong_route_has_an_error_of_the_same_shape(method: str, path: str, status: int) -> None:
     async with serving(ScriptedRunner()) as client:
@@ -540,17 +540,12 @@ async def test_models_and_version() -> None:
     assert version == {"version": server_version()}
 
 
-async def test_the_schema_of_the_api_names_every_field_and_resolves() -> None:
+async def test_the_schema_of_the_api_names_every_field_and_needs_no_references() -> None:
     async with serving(ScriptedRunner()) as client:
         document = (await client.get("/openapi.json")).json()
     schema = document["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert schema["properties"].keys() == ChatCompletionRequest.model_fields.keys()
-    references = set(re.findall(r'"\$ref":"#/([^"]+)"', orjson.dumps(document).decode()))
-    assert len(references) > 5
-    for reference in references:
-        found = document
-        for key in reference.split("/"):
-            found = found[key.replace("~1", "/")]
+    assert "$ref" not in orjson.dumps(document["paths"]).decode()
 
 
 @pytest.mark.parametrize("given", ["abc-123", "a" * 128])

@@ -1,0 +1,198 @@
+"""What the routes answer with, as types: the code is checked against them, and `/openapi.json` is made of them."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+FinishReason = Literal["stop", "length", "content_filter"]
+
+
+class PromptTokensDetails(TypedDict):
+    cached_tokens: int
+    image_tokens: int
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+# moderations -------------------------------------------------------------------------------------------------------
+
+InputType = Literal["text", "image"]
+
+
+class ModerationResult(TypedDict):
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[InputType]]
+
+
+class ModerationsObject(TypedDict):
+    id: str
+    model: str
+    results: list[ModerationResult]
+
+
+class ChatModerationResult(ModerationResult):
+    type: Literal["moderation_result"]
+    model: str
+
+
+class ChatModerationResults(TypedDict):
+    type: Literal["moderation_results"]
+    model: str
+    results: list[ChatModerationResult]
+
+
+class ChatModerationError(TypedDict):
+    type: Literal["error"]
+    code: str
+    message: str
+
+
+class ChatModeration(TypedDict):
+    input: ChatModerationResults | ChatModerationError
+    output: ChatModerationError
+
+
+# chat --------------------------------------------------------------------------------------------------------------
+
+
+class OneLogprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(OneLogprob):
+    top_logprobs: list[OneLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    content: list[TokenLogprob]
+    refusal: list[TokenLogprob] | None
+
+
+class ChatMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str
+    refusal: str | None
+
+
+class ChatChoice(TypedDict):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(TypedDict):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    metadata: NotRequired[dict[str, str]]
+    moderation: NotRequired[ChatModeration]
+
+
+class ChatDelta(TypedDict, total=False):
+    role: Literal["assistant"]
+    content: str
+    refusal: str | None
+
+
+class ChatChunkChoice(TypedDict):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletionChunk(TypedDict):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: NotRequired[Usage | None]
+    moderation: NotRequired[ChatModeration]
+
+
+# completions -------------------------------------------------------------------------------------------------------
+
+
+class CompletionLogprobs(TypedDict):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(TypedDict):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class Completion(TypedDict):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: NotRequired[Usage | None]
+
+
+# the others --------------------------------------------------------------------------------------------------------
+
+
+class Tokens(TypedDict):
+    count: int
+    max_model_len: int
+    image_tokens: int
+    tokens: list[int]
+    token_strs: NotRequired[list[str]]
+
+
+class Model(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Status(TypedDict):
+    status: Literal["alive", "ready"]
+
+
+class Version(TypedDict):
+    version: str
+
+
+class ErrorDetails(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorObject(TypedDict):
+    error: ErrorDetails
