@@ -190,11 +190,12 @@ def _mistakes() -> Iterator[None]:
     from models.inputs import PromptError
     from models.load import LoadError
     from steering.bundle import BundleError
-    from steering.pairs import FitError, PairsError
+    from steering.pairs import FitError
+    from steering.tables import DataError
 
     try:
         yield
-    except (LoadError, BundleError, PairsError, FitError, PromptError) as error:
+    except (LoadError, BundleError, DataError, FitError, PromptError) as error:
         mistake(error)
     except ModuleNotFoundError as error:
         if error.name not in ("sklearn", "matplotlib"):

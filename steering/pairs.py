@@ -8,7 +8,6 @@ Image paths (one, or a list) are relative to the file, or to `images` where that
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,14 +19,11 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from steering.offline import Question
+from steering.tables import DataError, Source, first_error, read_table
 
 Part = Literal["train", "validation", "calibration"]
 Images = Annotated[list[str], Field(max_length=16)] | str | None
 Words = Annotated[str, Field(min_length=1)]
-
-
-class PairsError(ValueError):
-    """A file of pairs or prompts cannot be used; the message names file and row."""
 
 
 class FitError(ValueError):
@@ -95,73 +91,52 @@ class Problem:
 
 
 def read_pairs(path: Path, images: Path | None = None) -> list[Item]:
-    """Pairs of a file: ours, VLSafe's, ToViLaG's (toxic prompts alone), or a condition set. Raises PairsError."""
+    """Pairs of a file: ours, VLSafe's, ToViLaG's (toxic prompts alone), or a condition set. Raises DataError."""
     return _read(path, images, _PAIR_FORMATS)
 
 
 def read_prompts(path: Path, images: Path | None = None, *, toxic: bool = False) -> list[Item]:
-    """Single prompts of a file, harmless unless `toxic`. Raises PairsError."""
+    """Single prompts of a file, harmless unless `toxic`. Raises DataError."""
     reader = _toxic_prompt if toxic else _safe_prompt
     return _read(path, images, {frozenset({"text"}): reader})
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a row stands, and where its images are."""
-
-    path: Path
-    line: int
-    images: Path | None
-
-    @property
-    def where(self) -> str:
-        return f"{self.path.name}:{self.line}"
-
-    @property
-    def id(self) -> str:
-        return f"{self.path.stem}-{self.line}"
-
-    def pictures(self, named: Images) -> tuple[Path, ...]:
-        names = [named] if isinstance(named, str) else named or []
-        return tuple((self.images or self.path.parent) / name for name in names)
+Reader = Callable[[Mapping[str, Any], Source], Item]
 
 
-Reader = Callable[[Mapping[str, Any], _Source], Item]
-
-
-def _own_pair(row: Mapping[str, Any], source: _Source) -> Item:
+def _own_pair(row: Mapping[str, Any], source: Source) -> Item:
     pair = PairRow.model_validate(row)
     if pair.image is not None and (pair.toxic_image is not None or pair.safe_image is not None):
-        raise PairsError(f"{source.where}: image is of both sides; give either it or toxic_image and safe_image")
+        raise DataError(f"{source.where}: image is of both sides; give either it or toxic_image and safe_image")
     toxic = Question(pair.toxic, source.pictures(pair.image or pair.toxic_image))
     safe = Question(pair.safe, source.pictures(pair.image or pair.safe_image))
     return Item(pair.id or source.id, toxic, safe, pair.category, pair.group, pair.split, source.where)
 
 
-def _safe_prompt(row: Mapping[str, Any], source: _Source) -> Item:
+def _safe_prompt(row: Mapping[str, Any], source: Source) -> Item:
     prompt = PromptRow.model_validate(row)
     question = Question(prompt.text, source.pictures(prompt.image))
     return Item(prompt.id or source.id, None, question, prompt.category, prompt.group, prompt.split, source.where)
 
 
-def _toxic_prompt(row: Mapping[str, Any], source: _Source) -> Item:
+def _toxic_prompt(row: Mapping[str, Any], source: Source) -> Item:
     item = _safe_prompt(row, source)
     return Item(item.id, item.safe, None, item.category, item.group, item.split, item.where)
 
 
-def _vlsafe(row: Mapping[str, Any], source: _Source) -> Item:
+def _vlsafe(row: Mapping[str, Any], source: Source) -> Item:
     """`orig_query` (or `query`) is the harmful one; the image is fetched apart from it, as a COCO file."""
     pictures = source.pictures(row["image_id"]) if source.images is not None else ()
     toxic = Question(row.get("orig_query") or row["query"], pictures)
     return Item(source.id, toxic, Question(row["safe_query"], pictures), "VLSafe", row["image_id"], None, source.where)
 
 
-def _tovilag(row: Mapping[str, Any], source: _Source) -> Item:
+def _tovilag(row: Mapping[str, Any], source: Source) -> Item:
     toxic = Question(row["query"], source.pictures(row["image_pth"]))
     return Item(source.id, toxic, None, "ToViLaG", None, None, source.where)
 
 
-def _condition(row: Mapping[str, Any], source: _Source) -> Item:
+def _condition(row: Mapping[str, Any], source: Source) -> Item:
     return Item(source.id, Question(row["harmful"]), Question(row["harmless"]), "condition", None, None, source.where)
 
 
@@ -177,47 +152,16 @@ _PAIR_FORMATS: dict[frozenset[str], Reader] = {
 
 def _read(path: Path, images: Path | None, formats: Mapping[frozenset[str], Reader]) -> list[Item]:
     items = []
-    for line, row in _rows(path):
-        source = _Source(path, line, images)
-        if not isinstance(row, dict):
-            raise PairsError(f"{source.where}: a row must be an object, not {str(row)[:60]!r}")
+    for source, row in read_table(path, images):
         reader = next((found for fields, found in formats.items() if fields <= row.keys()), None)
         if reader is None:
             known = " or ".join("{" + ", ".join(sorted(fields)) + "}" for fields in formats)
-            raise PairsError(f"{source.where}: has {{{', '.join(sorted(row))}}}, but needs {known}")
+            raise DataError(f"{source.where}: has {{{', '.join(sorted(row))}}}, but needs {known}")
         try:
             items.append(reader(row, source))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise PairsError(f"{source.where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    if not items:
-        raise PairsError(f"{path} holds no rows")
+            raise first_error(source.where, error) from error
     return items
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows with their numbers: of JSONL by line, of a JSON list, or of a JSON object of lists, by place."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PairsError(f"cannot read {path}: {error}") from error
-    if path.suffix == ".json":
-        whole = _parsed(text, path.name)
-        lists = whole.values() if isinstance(whole, dict) else [whole]
-        if not all(isinstance(rows, list) for rows in lists):
-            raise PairsError(f"{path.name}: neither a list of rows nor an object of such lists")
-        yield from enumerate((row for rows in lists for row in rows), start=1)
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            yield number, _parsed(line, f"{path.name}:{number}")
-
-
-def _parsed(text: str, where: str) -> Any:  # noqa: ANN401
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PairsError(f"{where}: no JSON: {error}") from error
 
 
 # checking ----------------------------------------------------------------------------------------------------------

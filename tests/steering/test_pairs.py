@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from steering.pairs import Item, NearSame, PairsError, check, leaks, read_pairs, read_prompts, split
+from steering.pairs import Item, NearSame, check, leaks, read_pairs, read_prompts, split
+from steering.tables import DataError
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -83,12 +84,12 @@ def test_single_prompts(folder: Path) -> None:
 )
 def test_bad_files_are_refused_by_row(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "bad.jsonl").write_text(text)
-    with pytest.raises(PairsError, match=says):
+    with pytest.raises(DataError, match=says):
         read_pairs(tmp_path / "bad.jsonl")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PairsError, match=r"nothing\.jsonl"):
+    with pytest.raises(DataError, match=r"nothing\.jsonl"):
         read_pairs(tmp_path / "nothing.jsonl")
 
 
