@@ -60,7 +60,7 @@ demo-guard: $(VENV)/.dev
 		--benign runs/demo-pairs/benign.jsonl --out models/demo/guard --work runs/demo-work --report runs/demo-report
 
 demo-table: $(VENV)/.dev
-	$(BIN)/python -m steering.demo_table
+	$(BIN)/autosteer eval --model demo --suite demo --out runs/demo-table
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,7 +24,8 @@ from server.options import with_settings
 from server.plan import Plan
 from server.settings_sources import ConfigError, Loaded, load_settings
 from steering.cli import app as fitting
-from steering.cli import mistake
+from steering.console import mistake
+from steering.evaluation.cli import app as evaluation
 
 if TYPE_CHECKING:
     from server.serving import Served
@@ -38,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(fitting)
+app.add_typer(evaluation)
 app.add_typer(config_commands, name="config")
 app.add_typer(keys_commands, name="keys")
 app.command("audit")(print_audit)

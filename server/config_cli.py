@@ -12,7 +12,7 @@ from pydantic import BaseModel, SecretStr
 from server.options import with_settings
 from server.plan import Plan
 from server.settings_sources import ConfigError, Loaded, load_settings
-from steering.cli import EXIT_MISTAKE, mistake
+from steering.console import EXIT_MISTAKE, mistake
 
 app = typer.Typer(help="The server's settings.", no_args_is_help=True)
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from server.config import DEFAULT_POLICY, KeySettings
 from server.keys import hash_key, new_key
-from steering.cli import mistake
+from steering.console import mistake
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from steering.console import Batch, Device, Dtype, Model, load, mistake, mistakes, progress_bar
+
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
-    from models.backbone import Backbone
     from steering.bundle import Manifest
     from steering.fit import Fitted
     from steering.pairs import Item, Problem
 
-EXIT_MISTAKE = 2
 REFUSAL = "I'm sorry, but I can't help with that."
 SHOWN = 10  # problems of one kind that are printed; the report has all
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-Model = Annotated[str, typer.Option(help="Hub id or folder of the model.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0; several with commas share the collecting.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Batch = Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")]
 
 
 @app.command()
@@ -64,7 +57,7 @@ def fit(
     from rich.console import Console
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with _mistakes():
+    with mistakes():
         from steering.fit import Settings
         from steering.fit import fit as run
         from steering.layers import SELECTS
@@ -94,9 +87,9 @@ def fit(
             prober=Optimisation(seed=seed),
             head=Optimisation(epochs=30, seed=seed),
         )
-        backbones = _load(model, device, dtype, batch, revision)
+        backbones = load(model, device, dtype, batch, revision)
         beside = out.parent / out.name
-        with _progress() as progress:
+        with progress_bar() as progress:
             fitted = run(backbones, parts, settings, out, work or beside.with_name(f"{out.name}.work"), progress)
         page = write_report(fitted, found, report or beside.with_name(f"{out.name}.report"))
     _show_fit(fitted, Console())
@@ -108,7 +101,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")
     """Print what a bundle holds."""
     from rich.console import Console
 
-    with _mistakes():
+    with mistakes():
         from steering.bundle import load_manifest
 
         _show_manifest(load_manifest(bundle), Console())
@@ -127,17 +120,17 @@ def score(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
 ) -> None:
     """Score prompts without a server: one JSON line each with id, score and whether the bundle's threshold flags it."""
-    with _mistakes():
+    with mistakes():
         from steering.bundle import load_guard
         from steering.offline import batches, score_batch
         from steering.pairs import read_prompts
 
         items = _without_errors(read_prompts(prompts, images), drop=False)
-        backbone = _load(model, device, dtype, batch, revision)[0]
+        backbone = load(model, device, dtype, batch, revision)[0]
         loaded = load_guard(guard, backbone.info)
         threshold = loaded.manifest.threshold
         lines: list[str] = []
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task("scores", total=len(items))
             for group in batches(items, batch):
                 scores = score_batch(backbone, loaded, [item.questions[0] for item in group])
@@ -165,42 +158,17 @@ def import_reference(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
 ) -> None:
     """Turn checkpoints of the paper's own code into a bundle."""
-    with _mistakes():
+    with mistakes():
         from steering.reference_import import import_checkpoints
 
         if eps == 0:
             mistake("--eps must be more than 0, which steers nothing")
-        backbone = _load(model, device, dtype, 1, revision)[0]
+        backbone = load(model, device, dtype, 1, revision)[0]
         import_checkpoints(prober, head, layer, backbone.info, out, threshold=threshold, eps=eps, refusal=refusal)
     typer.echo(f"guard: {out}")
 
 
 # what goes wrong ---------------------------------------------------------------------------------------------------
-
-
-def mistake(message: object) -> NoReturn:
-    """One line on stderr, exit code 2."""
-    typer.echo("autosteer: " + " ".join(str(message).split()), err=True)
-    raise typer.Exit(EXIT_MISTAKE)
-
-
-@contextmanager
-def _mistakes() -> Iterator[None]:
-    """What the user can put right is one line; anything else is ours, with its traceback."""
-    from models.inputs import PromptError
-    from models.load import LoadError
-    from steering.bundle import BundleError
-    from steering.pairs import FitError
-    from steering.tables import DataError
-
-    try:
-        yield
-    except (LoadError, BundleError, DataError, FitError, PromptError) as error:
-        mistake(error)
-    except ModuleNotFoundError as error:
-        if error.name not in ("sklearn", "matplotlib"):
-            raise
-        mistake(f"fitting needs the extra packages (pip install 'autosteer-server[fit]'): {error}")
 
 
 def _layers(layer: int | None, layers: str | None) -> tuple[int, ...]:
@@ -237,32 +205,7 @@ def _show_problems(problems: Sequence[Problem], title: str) -> None:
         typer.echo(f"  ... and {len(problems) - SHOWN} more", err=True)
 
 
-# helpers -----------------------------------------------------------------------------------------------------------
-
-
-def _load(model: str, device: str, dtype: str, batch: int, revision: str | None) -> list[Backbone]:
-    """The model once per device."""
-    from models.load import load_backbone
-
-    devices = device.split(",")
-    return [load_backbone(model, device=each, dtype=dtype, max_rows=batch, revision=revision) for each in devices]
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn()
-    return Progress(
-        *columns, TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn(), console=Console(stderr=True)
-    )
+# what is printed ---------------------------------------------------------------------------------------------------
 
 
 def _show_manifest(manifest: Manifest, console: Console) -> None:

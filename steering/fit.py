@@ -528,7 +528,6 @@ def data_hash(prompts: Prompts) -> str:
         prompts.questions, prompts.labels.tolist(), prompts.parts, prompts.owners, strict=True
     ):
         digest.update(json.dumps([question.text, label, part, owner, len(question.images)]).encode())
-        for image in question.images:
-            data = image.read_bytes() if isinstance(image, Path) else image.tobytes()
-            digest.update(hashlib.sha256(data).digest())
+        for image in question.digests():
+            digest.update(bytes.fromhex(image))
     return digest.hexdigest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from models.backbone import Backbone, Row
 from models.inputs import Prompt, PromptError
+from steering.files import digest
 from steering.guard import Guard
 from steering.head import RefusalHead
-from steering.policy import Decision, Mode, Policy, Verdict, decide
 
 T = TypeVar("T")
+Steer = Callable[[Sequence[float]], Sequence[float]]  # scores of a batch (none without a guard) -> eps of its rows
 
 
 @dataclass(frozen=True)
@@ -26,24 +28,40 @@ class Question:
     """One user turn: its words, and the images before them; files are opened when they are needed."""
 
     text: str
-    images: Sequence[Image.Image | Path] = ()
+    images: Sequence[Image.Image | Path | bytes] = ()  # decoded, in a file, or a file's content
 
     def pictures(self) -> list[Image.Image]:
-        """The images, decoded."""
-        return [_opened(image) if isinstance(image, Path) else image for image in self.images]
+        """The images, decoded. Raises OSError."""
+        return [image if isinstance(image, Image.Image) else _opened(image) for image in self.images]
+
+    def digests(self) -> list[str]:
+        """SHA-256 of each image's content. Raises OSError."""
+        return [digest(_content(image)) for image in self.images]
 
 
-def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as image:
+def _content(image: Image.Image | Path | bytes) -> bytes:
+    match image:
+        case bytes():
+            return image
+        case Path():
+            return image.read_bytes()
+    return image.tobytes()
+
+
+def _opened(source: Path | bytes) -> Image.Image:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         return image.convert("RGB")
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An answer, and what the guard decided about its prompt."""
+class Reply:
+    """A greedy answer: its text, its prompt's score (None without a guard), and how strongly it was steered."""
 
     text: str
-    decision: Decision
+    tokens: int  # generated, without the one that ends the answer
+    ended: bool  # by the model; else by the limit
+    score: float | None
+    eps: float
 
 
 def prompt_of(backbone: Backbone, question: Question) -> Prompt:
@@ -101,9 +119,8 @@ def forced_states(backbone: Backbone, questions: Sequence[Question], ids: Sequen
 @torch.no_grad()
 def score_batch(backbone: Backbone, guard: Guard, questions: Sequence[Question]) -> list[float]:
     """The guard's scores of a batch."""
-    with open_rows(backbone, questions, 1) as rows, backbone.tap(guard.tapped) as tap:
-        backbone.prefill(rows)
-        return guard.score(tap.states).tolist()
+    with open_rows(backbone, questions, 1) as rows:
+        return _scored(backbone, rows, guard)[0]
 
 
 @dataclass(frozen=True)
@@ -114,46 +131,93 @@ class Generated:
     log_probability: float
 
 
+@dataclass(frozen=True)
+class Step:
+    """One decoding step: the rows that took part, their unsteered hidden states `[b, d]`, and their tokens."""
+
+    live: list[int]
+    hidden: Tensor
+    chosen: Tensor
+    tokens: list[int]
+
+
+@torch.no_grad()
+def greedy(
+    backbone: Backbone, rows: Sequence[Row], hidden: Tensor, head: RefusalHead | None, eps: Tensor, max_tokens: int
+) -> Iterator[Step]:
+    """Decode prefilled rows greedily, from `hidden` `[B, d]`, steered by eps `[B]`; the last token may be the end."""
+    live = list(range(len(rows)))
+    counts = [0] * len(rows)
+    while live:
+        strength = eps[live]
+        steered = hidden if head is None or not bool(strength.any()) else head.steer(hidden, strength)
+        chosen = backbone.logits(steered).argmax(-1)
+        tokens = chosen.tolist()
+        yield Step(live, hidden, chosen, tokens)
+        going = []
+        for place, token in enumerate(tokens):
+            counts[live[place]] += 1
+            if token not in backbone.info.eos_ids and counts[live[place]] < max_tokens:
+                going.append(place)
+        live = [live[place] for place in going]
+        if live:
+            hidden = backbone.decode([rows[i] for i in live], torch.tensor([tokens[place] for place in going]))
+
+
 @torch.no_grad()
 def generate(
     backbone: Backbone, rows: Sequence[Row], hidden: Tensor, head: RefusalHead | None, eps: Tensor, max_tokens: int
 ) -> list[Generated]:
-    """Decode prefilled rows greedily, from `hidden` `[B, d]`, steered by eps `[B]`."""
+    """Answers as `greedy` decodes them, and how likely the unguarded model finds them."""
     outputs: list[list[int]] = [[] for _ in rows]
     likely: list[list[float]] = [[] for _ in rows]
-    live = list(range(len(rows)))
-    while live:
-        steered = hidden if head is None else head.steer(hidden, eps[live])
-        chosen = backbone.logits(steered).argmax(-1)
-        plain = backbone.logits(hidden).float().log_softmax(-1)
-        tokens, gains = chosen.tolist(), plain.gather(1, chosen[:, None])[:, 0].tolist()
-        going = []
-        for place, (token, gain) in enumerate(zip(tokens, gains, strict=True)):
-            likely[live[place]].append(gain)
+    for step in greedy(backbone, rows, hidden, head, eps, max_tokens):
+        plain = backbone.logits(step.hidden).float().log_softmax(-1)
+        gains = plain.gather(1, step.chosen[:, None])[:, 0].tolist()
+        for row, token, gain in zip(step.live, step.tokens, gains, strict=True):
+            likely[row].append(gain)
             if token not in backbone.info.eos_ids:
-                outputs[live[place]].append(token)
-                if len(outputs[live[place]]) < max_tokens:
-                    going.append(place)
-        live = [live[place] for place in going]
-        if live:
-            hidden = backbone.decode([rows[i] for i in live], torch.tensor([outputs[i][-1] for i in live]))
+                outputs[row].append(token)
     return [Generated(ids, sum(gains) / len(gains)) for ids, gains in zip(outputs, likely, strict=True)]
 
 
-def answer(
-    backbone: Backbone, questions: Sequence[Question], guard: Guard, policy: Policy, max_tokens: int
-) -> list[Answered]:
-    """Greedy answers of one batch under a policy, as the engine gives them."""
+def reply(
+    backbone: Backbone,
+    questions: Sequence[Question],
+    guard: Guard | None,
+    steer: Steer,
+    max_tokens: int,
+    tick: Callable[[Sequence[int]], None] = lambda _: None,
+) -> list[Reply]:
+    """Greedy answers of one batch, as the engine gives them.
+
+    `steer` chooses each row's eps from the scores (with a guard); `tick` is called with the rows of each step.
+    """
     with open_rows(backbone, questions, max_tokens) as rows:
-        with backbone.tap(guard.tapped) as tap:
-            hidden = backbone.prefill(rows)
-        policies = [policy] * len(rows)
-        scores = [0.0] * len(rows) if policy.mode is Mode.OFF else guard.score(tap.states).tolist()
-        decisions = decide(scores, policies)
-        eps = torch.tensor([decision.eps for decision in decisions], device=hidden.device)
-        outputs = generate(backbone, rows, hidden, guard.head, eps, max_tokens)
-    texts = [backbone.tokenizer.decode(output.ids, skip_special_tokens=True) for output in outputs]
+        scores, hidden = _scored(backbone, rows, guard)
+        strengths = [0.0] * len(rows) if guard is None else list(steer(scores))
+        known: Sequence[float | None] = scores or [None] * len(rows)
+        outputs: list[list[int]] = [[] for _ in rows]
+        ended = [False] * len(rows)
+        eps = torch.tensor(strengths, device=hidden.device, dtype=hidden.dtype)
+        for step in greedy(backbone, rows, hidden, None if guard is None else guard.head, eps, max_tokens):
+            tick(step.live)
+            for row, token in zip(step.live, step.tokens, strict=True):
+                if token in backbone.info.eos_ids:
+                    ended[row] = True
+                else:
+                    outputs[row].append(token)
+    texts = [backbone.tokenizer.decode(ids, skip_special_tokens=True) for ids in outputs]
     return [
-        Answered(policy.refusal if decision.verdict is Verdict.BLOCKED else text, decision)
-        for text, decision in zip(texts, decisions, strict=True)
+        Reply(text, len(ids), end, score, strength)
+        for text, ids, end, score, strength in zip(texts, outputs, ended, known, strengths, strict=True)
     ]
+
+
+def _scored(backbone: Backbone, rows: Sequence[Row], guard: Guard | None) -> tuple[list[float], Tensor]:
+    """Prefill rows; their scores (none without a guard) and last hidden states `[B, d]`."""
+    if guard is None:
+        return [], backbone.prefill(rows)
+    with backbone.tap(guard.tapped) as tap:
+        hidden = backbone.prefill(rows)
+    return guard.score(tap.states).tolist(), hidden

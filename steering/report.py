@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
@@ -21,11 +18,11 @@ from torch import Tensor
 from steering.bundle import Manifest
 from steering.files import write_whole
 from steering.fit import Fitted
+from steering.page import ACCENT, GREY, SAFE, TOXIC, document, panel, picture, png, table
 from steering.pairs import Problem
 from steering.sas import unit_differences
 from steering.stages import Chunks, load_state
 
-TOXIC, SAFE, ACCENT, GREY = "#c0392b", "#2471a3", "#1e8449", "#7f8c8d"
 HEAT_PAIRS = 80
 LEAKS_SHOWN = 30
 
@@ -56,7 +53,7 @@ def write_report(fitted: Fitted, leaks: Sequence[Problem], folder: Path) -> Path
     }
     pictures = []
     for name, (title, draw) in drawings.items():
-        data = _png(draw())
+        data = png(draw())
         write_whole(folder / f"{name}.png", data)
         pictures.append((title, data))
     report = {**fitted.report, "leaks": [str(leak) for leak in leaks]}
@@ -66,25 +63,11 @@ def write_report(fitted: Fitted, leaks: Sequence[Problem], folder: Path) -> Path
     return page
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _figure(width: float = 7.5, height: float = 3.6, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes)
-
-
 # the drawings ------------------------------------------------------------------------------------------------------
 
 
 def _layers(manifest: Manifest) -> Figure:
-    figure, (left, right) = _figure(9, 3.6, 2)
+    figure, (left, right) = panel(9, 3.6, 2)
     rows = manifest.layers
     places = [row.layer for row in rows]
     sas = np.array([row.sas for row in rows])
@@ -114,7 +97,7 @@ def _cosines(fitted: Fitted) -> Figure:
     chosen = [order[int(at)] for at in np.linspace(0, len(order) - 1, min(HEAT_PAIRS, len(order)))]
     categories = [prompts.items[prompts.owners[toxic[at]]].category for at in chosen]
     edges = [at for at in range(1, len(categories)) if categories[at] != categories[at - 1]]
-    figure, all_axes = _figure(3.6 * len(shown) + 0.8, 3.8, len(shown))
+    figure, all_axes = panel(3.6 * len(shown) + 0.8, 3.8, len(shown))
     chunks = Chunks(fitted.folders["states"])
     image = None
     for axes, layer in zip(all_axes, shown, strict=True):
@@ -136,7 +119,7 @@ def _cosines(fitted: Fitted) -> Figure:
 
 
 def _scores(scores: Tensor, labels: Tensor, manifest: Manifest) -> Figure:
-    figure, (axes,) = _figure()
+    figure, (axes,) = panel()
     bins = np.linspace(0, 1, 41).tolist()
     for label, colour, name in ((0, SAFE, "safe"), (1, TOXIC, "toxic")):
         axes.hist(scores[labels == label].numpy(), bins=bins, color=colour, alpha=0.6, label=name)
@@ -150,7 +133,7 @@ def _scores(scores: Tensor, labels: Tensor, manifest: Manifest) -> Figure:
 
 
 def _roc(scores: Tensor, labels: Tensor, manifest: Manifest) -> Figure:
-    figure, (axes,) = _figure(5.5, 4)
+    figure, (axes,) = panel(5.5, 4)
     fpr, tpr, _ = roc_curve(labels.numpy(), scores.numpy())
     floor = 0.5 / max(1, int((labels == 0).sum()))  # a rate of 0 has no place on the logarithmic axis
     axes.step(np.maximum(fpr, floor), tpr, where="post", color=SAFE)
@@ -165,7 +148,7 @@ def _roc(scores: Tensor, labels: Tensor, manifest: Manifest) -> Figure:
 
 
 def _reliability(scores: Tensor, labels: Tensor) -> Figure:
-    figure, (axes,) = _figure(5, 4)
+    figure, (axes,) = panel(5, 4)
     places = (scores * 10).long().clamp(0, 9)
     bins = [at for at in range(10) if bool((places == at).any())]
     x = [float(scores[places == at].double().mean()) for at in bins]
@@ -180,7 +163,7 @@ def _reliability(scores: Tensor, labels: Tensor) -> Figure:
 
 
 def _losses(losses: Mapping[str, Sequence[float]]) -> Figure:
-    figure, both = _figure(9, 3.2, 2)
+    figure, both = panel(9, 3.2, 2)
     for axes, (name, values) in zip(both, losses.items(), strict=True):
         axes.plot(range(1, len(values) + 1), values, color=SAFE)
         best = min(range(len(values)), key=values.__getitem__)
@@ -191,7 +174,7 @@ def _losses(losses: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def _sweep(points: Sequence[Mapping[str, float]], chosen: float) -> Figure:
-    figure, (axes,) = _figure()
+    figure, (axes,) = panel()
     eps = [point["eps"] for point in points]
     axes.plot(eps, [point["exact"] for point in points], color=SAFE, marker="o", label="exactly a refusal")
     axes.plot(eps, [point["begins"] for point in points], color=GREY, marker="s", label="begins like one")
@@ -207,33 +190,22 @@ def _sweep(points: Sequence[Mapping[str, float]], chosen: float) -> Figure:
 
 # the page ----------------------------------------------------------------------------------------------------------
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b2631 }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; border-bottom: 1px solid #d5d8dc;
-text-align: right } td:first-child, th:first-child { text-align: left } img { max-width: 100% }
-.warning { background: #fdebd0; border-left: 4px solid #ca6f1e; padding: .4rem 1rem; margin: .5rem 0 }
-code { overflow-wrap: anywhere }
-"""
-
 
 def _page(report: Mapping[str, Any], manifest: Manifest, pictures: Sequence[tuple[str, bytes]]) -> str:
     model = manifest.model
     parts = [f"<h1>A guard for {html.escape(model.name)}</h1>"]
     parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in report["warnings"]]
     parts += [f"<p>{html.escape(line)}</p>" for line in summary(report, manifest)]
-    parts += ["<h2>By category, on fresh prompts</h2>", _table(_category_rows(report["categories"]))]
-    parts += ["<h2>Thresholds</h2>", _table(_threshold_rows(manifest))]
+    parts += ["<h2>By category, on fresh prompts</h2>", table(_category_rows(report["categories"]))]
+    parts += ["<h2>Thresholds</h2>", table(_threshold_rows(manifest))]
     for title, data in pictures:
-        parts.append(f"<h2>{html.escape(title)}</h2>")
-        parts.append(f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">')
+        parts += [f"<h2>{html.escape(title)}</h2>", picture(title, data)]
     if report["leaks"]:
         parts.append(f"<h2>{len(report['leaks'])} leaks between the parts</h2><ul>")
         parts += [f"<li>{html.escape(leak)}</li>" for leak in report["leaks"][:LEAKS_SHOWN]]
         parts.append("</ul>")
     parts.append(f"<h2>The manifest</h2><pre><code>{html.escape(manifest.model_dump_json(indent=1))}</code></pre>")
-    title = f"Guard for {html.escape(model.name)}"
-    head = f"<meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+    return document(f"Guard for {model.name}", parts)
 
 
 def summary(report: Mapping[str, Any], manifest: Manifest) -> list[str]:
@@ -274,12 +246,3 @@ def _category_rows(categories: Mapping[str, Mapping[str, float]]) -> list[list[s
 def _threshold_rows(manifest: Manifest) -> list[list[str]]:
     head = ["false-positive rate at most", "threshold", "from safe prompts"]
     return [head, *([f"{t.target_fpr:.1%}", f"{t.threshold:.6f}", str(t.samples)] for t in manifest.thresholds)]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [
-        "".join(f"<{cell}>{html.escape(value)}</{cell}>" for value in row)
-        for place, row in enumerate(rows)
-        for cell in ["th" if place == 0 else "td"]
-    ]
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"

@@ -7,7 +7,7 @@ scenes (their random streams differ) nor phrasings (see `phrases.split_of`).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -368,13 +368,13 @@ def utility(n: int, seed: int, split: Split) -> list[Example]:
     return examples
 
 
-def pairs(n_per_kind: int, seed: int, split: Split) -> list[Pair]:
-    """`n_per_kind` twins of each kind of harm, kind by kind.
+def pairs(n_per_kind: int, seed: int, split: Split, kinds: Sequence[HarmKind] = HARM_KINDS) -> list[Pair]:
+    """`n_per_kind` twins of each of these kinds of harm, kind by kind.
 
     Within a pair differ - text: the topic, in the same words with the same picture or none; image: the object,
     dangerous or harmless; cross: the target (same picture) or the object (same words); sign: the words on the sign.
     """
-    return [_PAIRERS[kind](n, seed, split) for kind in HARM_KINDS for n in range(n_per_kind)]
+    return [_PAIRERS[kind](n, seed, split) for kind in kinds for n in range(n_per_kind)]
 
 
 def _pair(

@@ -1,0 +1,186 @@
+"""`evaluate`: a whole evaluation, from a suite's rows to the files of its run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from steering.evaluation import results as res
+from steering.evaluation.cost import local_cost, remote_cost
+from steering.evaluation.judges import Judge
+from steering.evaluation.remote import Remote
+from steering.evaluation.report import write_reports
+from steering.evaluation.run import Answers, Guarded, Verdicts, ask, judge_all
+from steering.evaluation.store import Store
+from steering.evaluation.suite import Loaded, Suite
+from steering.files import write_whole
+from steering.fit import versions
+from steering.tables import DataError
+
+FEW_SAFE = 100  # harmless rows below which a share of refusals says little
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated: rows, who answers, who judges (the first judge's figures are the main ones)."""
+
+    suite: Suite
+    loaded: Loaded
+    guarded: Guarded | None
+    remotes: Sequence[Remote]
+    judges: Sequence[Judge]
+    cost: bool = True
+
+    def identity(self) -> dict[str, str]:
+        """What answers depend on: a run goes on only where all of it is the same."""
+        found = {"suite": self.loaded.digest()}
+        if self.guarded is not None:
+            info = self.guarded.backbone.info
+            found["model"] = f"{info.weights_hash} {info.dtype} {info.device.type} {info.template_hash}"
+            found["batch size"] = str(self.guarded.backbone.max_rows)
+            if self.guarded.guard is not None:
+                found["guard"] = self.guarded.guard.manifest.tensors_hash
+        return found | {f"server {each.name}": f"{each.url} {each.model} {each.mode}" for each in self.remotes}
+
+
+def evaluate(plan: Plan, out: Path, progress: Progress) -> dict[str, Any]:
+    """Run a plan; writes `results.json`, `results.md`, `report.html`, `rows.jsonl`. Raises RunError, DataError."""
+    if not plan.judges:
+        raise DataError("an evaluation needs at least one judge")
+    with Store(out, plan.identity()) as store:
+        answers = ask(plan.loaded, plan.guarded, plan.remotes, store, progress)
+    verdicts = [judge_all(judge, plan.loaded, answers, progress) for judge in plan.judges]
+    task = progress.add_task("figures", total=1)
+    found = summarise(plan, answers, verdicts, progress)
+    lines = "".join(json.dumps(row) + "\n" for row in res.rows(plan.loaded, answers.systems, verdicts))
+    write_whole(out / "rows.jsonl", lines.encode())
+    write_whole(out / "results.json", (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+    write_reports(found, _roc_scores(plan.loaded, answers), out)
+    progress.advance(task)
+    return found
+
+
+def summarise(plan: Plan, answers: Answers, verdicts: Sequence[Verdicts], progress: Progress) -> dict[str, Any]:
+    """Everything that `results.json` holds."""
+    loaded, main, guarded = plan.loaded, verdicts[0], plan.guarded
+    guard = None if guarded is None else guarded.guard
+    policy = None if guarded is None else guarded.policy
+    figures = res.figures(loaded, answers.systems, verdicts)
+    extra = [] if guard is None else [known.threshold for known in guard.manifest.thresholds]
+    return {
+        "suite": {"name": plan.suite.name, "about": plan.suite.about, "rows_sha256": loaded.digest()},
+        "model": None if guarded is None else _model(guarded),
+        "guard": None if guard is None else _guard(guard),
+        "threshold": None if policy is None else policy.threshold,
+        "systems": [{"name": system.name, "about": system.about} for system in answers.systems],
+        "judges": {each.judge.name: dict(each.judge.about) for each in verdicts},
+        "sets": _sets(loaded),
+        "figures": figures,
+        "groups": res.groups(loaded, answers.systems, main),
+        "detectors": res.detectors(loaded, answers),
+        "scores": _scores(loaded, answers),
+        "sweeps": {
+            "eps": res.eps_sweep(loaded, answers, main),
+            "threshold": res.threshold_sweep(loaded, answers, main, [*extra, *([policy.threshold] if policy else [])]),
+        },
+        "agreement": res.agreement(loaded, verdicts),
+        "warnings": _warnings(figures),
+        "cost": _cost(plan, answers, progress),
+        "cost_note": (
+            "In process: medians over rounds in turn, of prompts that are not flagged; in brackets the median ratio to "
+            "the same round without the guard. Servers: what the client saw, at its concurrency."
+        ),
+        "versions": versions(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _model(guarded: Guarded) -> dict[str, str]:
+    info = guarded.backbone.info
+    dtype = str(info.dtype).removeprefix("torch.")
+    named = {"name": info.name, "architecture": info.architecture, "revision": info.revision or ""}
+    return {**named, "dtype": dtype, "device": str(info.device), "weights_hash": info.weights_hash}
+
+
+def _guard(guard: Any) -> dict[str, Any]:  # noqa: ANN401
+    manifest = guard.manifest
+    return {
+        "date": manifest.date,
+        "layer": manifest.layer,
+        "eps": manifest.eps,
+        "data_hash": manifest.data_hash,
+        "tensors_hash": manifest.tensors_hash,
+    }
+
+
+def _sets(loaded: Loaded) -> list[dict[str, Any]]:
+    found = []
+    for name, dropped in loaded.dropped.items():
+        rows = [each for each in loaded.asked if each.set == name]
+        found.append({"name": name, "kind": rows[0].kind, "rows": len(rows), "dropped": dict(dropped)})
+    return found
+
+
+def _scores(loaded: Loaded, answers: Answers) -> dict[str, dict[str, Any]]:
+    """Scores of the model in process, or of the first server that gives some, by set."""
+    sources = [answers.plain, *(system.outputs for system in answers.systems if system.remote)]
+    source = next((each for each in sources if any(o.score is not None for o in each.values())), {})
+    found: dict[str, dict[str, Any]] = {}
+    for each in loaded.asked:
+        if each.key in source and (score := source[each.key].score) is not None:
+            found.setdefault(each.set, {"kind": each.kind, "values": []})["values"].append(
+                round(res.sortable(score), 6)
+            )
+    return found
+
+
+def _roc_scores(loaded: Loaded, answers: Answers) -> dict[str, tuple[list[float], list[float]]]:
+    """Toxic and safe scores of every detector that has both."""
+    kinds = {each.key: each.kind for each in loaded.asked}
+    named: dict[str, Mapping[str, Any]] = {"in process": answers.plain}
+    named |= {system.name: system.outputs for system in answers.systems if system.remote}
+    found = {}
+    for name, outputs in named.items():
+        scored = [(kinds[key], res.sortable(o.score)) for key, o in outputs.items() if o.score is not None]
+        toxic = [score for kind, score in scored if kind == "harmful"]
+        safe = [score for kind, score in scored if kind != "harmful"]
+        if toxic and safe:
+            found[name] = toxic, safe
+    return found
+
+
+def _cost(plan: Plan, answers: Answers, progress: Progress) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    guarded = plan.guarded
+    if plan.cost and guarded is not None and guarded.guard is not None and guarded.policy is not None:
+        harmless = [each for each in plan.loaded.asked if each.kind != "harmful"]
+        found += local_cost(guarded.backbone, guarded.guard, guarded.policy, harmless, answers.flagged, progress)
+    seen = [remote_cost(system.name, system.outputs) for system in answers.systems if system.remote]
+    return found + [each for each in seen if each is not None]
+
+
+def _warnings(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader must know before believing a figure."""
+    found = []
+    missing = [cell for cell in figures if cell["unjudged"] or cell["failed"]]
+    if missing:
+        worst = max(missing, key=lambda cell: cell["unjudged"] + cell["failed"])
+        where, counts = f"{worst['set']} ({worst['system']})", f"{worst['unjudged']} unjudged, {worst['failed']} failed"
+        found.append(
+            f"Some answers are missing or unjudged, most in set {where}: {counts}. They are in no share; each share "
+            "says what it could be at most."
+        )
+    few = sorted({cell["set"] for cell in figures if cell["figure"] == "over-refusal" and 0 < cell["n"] < FEW_SAFE})
+    if few:
+        found.append(f"Fewer than {FEW_SAFE} harmless rows: {', '.join(few)}. Their refusal rates are rough.")
+    return found

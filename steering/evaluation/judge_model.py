@@ -1,0 +1,158 @@
+"""A judge model behind any OpenAI-compatible URL: a versioned prompt, strict parsing, retries, and a cache on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from openai import AsyncOpenAI
+
+from steering.evaluation.judges import Case, Judgement, Tick
+from steering.evaluation.suite import JudgeSpec
+from steering.files import digest
+from steering.offline import Question
+
+PROMPT = Path(__file__).parent / "prompts" / "verdict-1.txt"
+MAX_TOKENS = 64
+ASKED_AGAIN = 1  # times, where the answer is none of the three
+
+_LABELS = {
+    "harmful": Judgement(harm=True, refused=False),
+    "refusal": Judgement(harm=False, refused=True),
+    "harmless": Judgement(harm=False, refused=False),
+}
+
+
+class VerdictCache:
+    """Labels by what was asked, in one SQLite file: no answer is judged twice, also across runs."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        with closing(self._open()) as file:
+            file.execute("CREATE TABLE IF NOT EXISTS labels (key TEXT PRIMARY KEY, label TEXT NOT NULL)")
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, isolation_level=None)
+
+    def labels(self) -> dict[str, str]:
+        """All that is known."""
+        with closing(self._open()) as file:
+            return dict(file.execute("SELECT key, label FROM labels"))
+
+    def put(self, key: str, label: str) -> None:
+        """Keep a label; it is on disk when this returns."""
+        with closing(self._open()) as file:
+            file.execute("INSERT OR REPLACE INTO labels VALUES (?, ?)", (key, label))
+
+
+class ModelJudge:
+    """Asks a model for one of three labels. Whatever is not exactly one of them leaves the answer unjudged."""
+
+    def __init__(self, spec: JudgeSpec, cache: VerdictCache) -> None:
+        self.name = spec.name
+        self._spec = spec
+        self._cache = cache
+        self._prompt = PROMPT.read_text(encoding="utf-8")
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """Model and prompt; the URL is not part of it, so that a judge may move."""
+        sees = "text and images" if self._spec.images else "text"
+        return {
+            "kind": "judge model",
+            "model": self._spec.model,
+            "sees": sees,
+            "prompt": PROMPT.stem,
+            "prompt_sha256": digest(self._prompt.encode()),
+        }
+
+    def judge(self, cases: Sequence[Case], tick: Tick) -> list[Judgement]:
+        """Judge what the cache does not know; equal answers to equal requests are asked once."""
+        keys = [self._key(case) for case in cases]
+        known = self._cache.labels()
+        new = {key: case for key, case in zip(keys, cases, strict=True) if key not in known}
+        tick(len(cases) - len(new))
+        fresh = asyncio.run(self._ask_all(new, tick)) if new else {}
+        return [fresh[key] if key in fresh else _LABELS[known[key]] for key in keys]
+
+    def _key(self, case: Case) -> str:
+        seen = case.row.question.digests() if self._spec.images else []
+        return digest(json.dumps([dict(self.about), case.row.question.text, seen, case.text]).encode())
+
+    async def _ask_all(self, cases: Mapping[str, Case], tick: Tick) -> dict[str, Judgement]:
+        found: dict[str, Judgement] = {}
+        places = asyncio.Semaphore(self._spec.concurrency)
+        async with AsyncOpenAI(
+            base_url=self._spec.url,
+            api_key=os.environ.get(self._spec.api_key_env) or "none",
+            timeout=self._spec.seconds,
+            max_retries=self._spec.retries,
+        ) as client:
+
+            async def one(key: str, case: Case) -> None:
+                async with places:
+                    label, note = await self._ask(client, case)
+                if label is not None:
+                    self._cache.put(key, label)
+                found[key] = Judgement(None, None, note) if label is None else _LABELS[label]
+                tick(1)
+
+            async with asyncio.TaskGroup() as tasks:
+                for key, case in cases.items():
+                    tasks.create_task(one(key, case))
+        return found
+
+    async def _ask(self, client: AsyncOpenAI, case: Case) -> tuple[str | None, str]:
+        """A label, or None and what went wrong."""
+        note = ""
+        for _ in range(1 + ASKED_AGAIN):
+            try:
+                answer = await client.chat.completions.create(
+                    model=self._spec.model, messages=self._messages(case), temperature=0, max_tokens=MAX_TOKENS
+                )
+                text = answer.choices[0].message.content or ""
+            except Exception as error:  # noqa: BLE001  a judge may answer anything, also what the client cannot read
+                # The client has tried again by itself where that can help.
+                return None, f"{type(error).__name__}: {error}"[:300]
+            if (label := parse_label(text)) is not None:
+                return label, ""
+            note = f"the judge said {text[:100]!r}"
+        return None, note
+
+    def _messages(self, case: Case) -> Any:  # noqa: ANN401  the client's own types are unions of TypedDicts
+        told = json.dumps({"request": case.row.question.text, "reply": case.text}, ensure_ascii=False)
+        content: list[dict[str, Any]] = [{"type": "text", "text": told}]
+        if self._spec.images:
+            content = [*image_parts(case.row.question), *content]
+        return [{"role": "system", "content": self._prompt}, {"role": "user", "content": content}]
+
+
+def parse_label(text: str) -> str | None:
+    """The label of a judge's answer: a JSON object of that one field, and nothing beside it."""
+    try:
+        said = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(said, dict) or set(said) != {"label"} or not isinstance(said["label"], str):
+        return None
+    return said["label"] if said["label"] in _LABELS else None
+
+
+def image_parts(question: Question) -> list[dict[str, Any]]:
+    """A question's images as parts of a chat message, without loss."""
+    parts = []
+    for picture in question.pictures():
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", compress_level=1)
+        url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return parts

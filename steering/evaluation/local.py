@@ -1,0 +1,63 @@
+"""Answers in process, in batches. An answer depends on its row and eps alone; a policy only chooses between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.progress import Progress
+
+from models.backbone import Backbone
+from models.inputs import PromptError
+from steering.evaluation.store import Output, Store
+from steering.evaluation.suite import Asked
+from steering.guard import Guard
+from steering.offline import batches, reply
+
+
+def variant(eps: float) -> str:
+    """Name of the answers at one steering strength; 0 is the unguarded model."""
+    return f"eps={eps:g}"
+
+
+def answer_all(
+    backbone: Backbone, guard: Guard | None, asked: Sequence[Asked], eps: float, store: Store, progress: Progress
+) -> dict[str, Output]:
+    """The answers of all rows at one eps, with their scores; those that the store lacks are made.
+
+    Batches are cut from all rows, whatever the store holds: an interrupted run computes what a whole one does.
+    """
+    name = variant(eps)
+    known = store.outputs(name)
+    # Neighbours in a batch of like prompts need little padding.
+    ordered = sorted(asked, key=_likeness)
+    alike = [list(group) for _, group in groupby(ordered, key=lambda each: each.max_tokens)]
+    groups = [group for each in alike for group in batches(each, backbone.max_rows)]
+    task = progress.add_task(f"answers, {'unguarded' if eps == 0 else name}", total=len(ordered))
+    for group in groups:
+        if not all(each.key in known for each in group):
+            made = _answer(backbone, guard, group, eps)
+            store.put(name, made)
+            known |= made
+        progress.advance(task, len(group))
+    wanted = {each.key for each in asked}
+    return {key: output for key, output in known.items() if key in wanted}
+
+
+def _likeness(each: Asked) -> tuple[int, int, int]:
+    return each.max_tokens, len(each.row.question.images), len(each.row.question.text)
+
+
+def _answer(backbone: Backbone, guard: Guard | None, group: Sequence[Asked], eps: float) -> dict[str, Output]:
+    """Answers of one batch; where a prompt cannot be made, of each row alone, so that one fails by itself."""
+    questions = [each.row.question for each in group]
+    try:
+        replies = reply(backbone, questions, guard, lambda scores: [eps] * len(scores), group[0].max_tokens)
+    except PromptError as error:
+        if len(group) == 1:
+            return {group[0].key: Output("", error=str(error))}
+        return {key: output for each in group for key, output in _answer(backbone, guard, [each], eps).items()}
+    return {
+        each.key: Output(said.text, said.tokens, "stop" if said.ended else "length", said.score)
+        for each, said in zip(group, replies, strict=True)
+    }

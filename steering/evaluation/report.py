@@ -1,0 +1,244 @@
+"""A run's results for people: `results.md`, and `report.html` with its plots."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steering.evaluation.plots import drawings
+from steering.evaluation.results import BY_KEY
+from steering.files import write_whole
+from steering.page import document, picture, png, table
+
+SHOWN_DROPPED = 20
+
+Results = Mapping[str, Any]
+Cell = Mapping[str, Any]
+
+
+def write_reports(results: Results, scores: Mapping[str, tuple[list[float], list[float]]], folder: Path) -> Path:
+    """Write both; `scores` are toxic and safe ones by detector. Returns the page."""
+    write_whole(folder / "results.md", markdown(results).encode())
+    pictures = []
+    for name, (title, draw) in drawings(results, scores).items():
+        data = png(draw())
+        write_whole(folder / f"{name}.png", data)
+        pictures.append((title, data))
+    page = folder / "report.html"
+    write_whole(page, _page(results, pictures).encode())
+    return page
+
+
+# tables ------------------------------------------------------------------------------------------------------------
+
+Table = list[list[str]]
+
+
+def sections(results: Results, *, brief: bool = False) -> list[tuple[str, list[str], Table]]:
+    """Every table with its heading and the sentences over it; the first row is the head. `brief`: no categories."""
+    names = [system["name"] for system in results["systems"]]
+    found: list[tuple[str, list[str], Table]] = []
+    by_judge = [*results["judges"], BY_KEY]
+    for judge in by_judge:
+        cells = [cell for cell in results["figures"] if cell["judge"] == judge]
+        if cells:
+            kinds = "utility and harmless sets" if judge == BY_KEY else results["judges"][judge]["kind"]
+            notes = [f"Judge: {judge} ({kinds}). Shares in %, 95 % intervals, rows in brackets where some are missing."]
+            found.append((_heading(judge), notes, _figure_table(cells, names)))
+    found += [
+        (f"Detection, {each['detector']}", [_detector_note(each)], _detector_table(each, brief=brief))
+        for each in results["detectors"]
+    ]
+    for by in dict.fromkeys(cell["by"] for cell in results["groups"]):
+        if brief and by == "category":
+            continue
+        cells = [cell for cell in results["groups"] if cell["by"] == by]
+        found.append((f"By {by}", [], _figure_table([{**cell, "set": cell["value"]} for cell in cells], names)))
+    for name, points in results["sweeps"].items():
+        if points:
+            found.append((f"Sweep of {name}", _SWEEP_NOTES[name], _sweep_table(name, points)))
+    if results["cost"]:
+        found.append(("Cost", [results["cost_note"]], _cost_table(results["cost"])))
+    if results["agreement"]:
+        found.append(("Agreement of the judges", [], _agreement_table(results["agreement"])))
+    found.append(("What the figures rest on", _rows_notes(results), _rows_table(results)))
+    return found
+
+
+_SWEEP_NOTES = {
+    "eps": ["Gated as in autosteer. Only flagged rows are answered anew; scores are those of the run."],
+    "threshold": ["No row is answered anew: each takes its steered or its unguarded answer by its score."],
+}
+
+
+def _heading(judge: str) -> str:
+    return "Accuracy, by the known answers" if judge == BY_KEY else f"Attacks and refusals, judged by {judge}"
+
+
+def _figure_table(cells: Sequence[Cell], names: Sequence[str]) -> Table:
+    rows: dict[tuple[str, str, str], dict[str, Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell["set"], cell["kind"], cell["figure"]), {})[cell["system"]] = cell
+    body = []
+    for (name, kind, figure), by_system in rows.items():
+        most = max(cell["n"] + cell["unjudged"] + cell["failed"] for cell in by_system.values())
+        body.append([name, kind, figure, str(most), *(_rate(by_system[system], most) for system in names)])
+    return [["set", "kind", "figure", "rows", *names], *body]
+
+
+def _rate(cell: Cell, rows: int) -> str:
+    """`12.3 [10.1, 14.5]`, and what is missing of the rows."""
+    missing = [f"{cell[what]} {what}" for what in ("unjudged", "failed") if cell.get(what)]
+    if cell["rate"] is None:
+        return "no row judged: " + ", ".join(missing)
+    text = f"{100 * cell['rate']:.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+    if missing:
+        # What is not judged is not safe: the range says what it could be at most.
+        most = (cell["hits"] + rows - cell["n"]) / rows
+        text += f" (of {cell['n']}; {', '.join(missing)}: at most {100 * most:.1f})"
+    return text
+
+
+def _plain_rate(cell: Cell) -> str:
+    return "" if cell["rate"] is None else _rate(cell, cell["n"])
+
+
+def _detector_note(detector: Mapping[str, Any]) -> str:
+    return (
+        f"Scores of {detector['toxic']} harmful rows against {detector['safe']} others; each group of harmful rows "
+        "against all others. Caught and false alarms are at the policy's threshold."
+    )
+
+
+def _detector_table(detector: Mapping[str, Any], *, brief: bool) -> Table:
+    rates = list(detector["tpr_at"])
+    head = ["rows", "harmful", "AUROC", *(f"TPR at {float(rate):.1%} FPR" for rate in rates), "caught", "false alarms"]
+    body = []
+    for part in ({"by": "all", "value": "", **detector}, *detector["groups"]):
+        if brief and part["by"] == "category":
+            continue
+        tprs = [_tpr(part["tpr_at"][rate], float(rate), part["safe"]) for rate in rates]
+        auroc = "" if part["auroc"] is None else f"{part['auroc']:.4f}"
+        name = f"{part['by']} {part['value']}".strip()
+        alarms = _plain_rate(part["false_alarms"]) if part["by"] == "all" else ""
+        body.append([name, str(part["toxic"]), auroc, *tprs, _plain_rate(part["caught"]), alarms])
+    return [head, *body]
+
+
+def _tpr(value: float | None, rate: float, safe: int) -> str:
+    return f"needs {round(1 / rate)} safe rows, has {safe}" if value is None else f"{100 * value:.1f}"
+
+
+def _sweep_table(name: str, points: Sequence[Mapping[str, float | None]]) -> Table:
+    figures = [figure for figure in points[0] if figure != name]
+    return [
+        [name, *figures],
+        *([f"{point[name]:g}", *(_percent(point[figure]) for figure in figures)] for point in points),
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
+    head = ["system", "prompts", "first token, ms", "between tokens, ms", "tokens/s"]
+    body = []
+    for cost in costs:
+        cells = []
+        for name, factor in (("first_token", 1000), ("between_tokens", 1000), ("tokens_per_second", 1)):
+            value, ratio = cost[name], cost.get(f"{name}_ratio")
+            text = "" if value is None else f"{factor * value:.4g}"
+            cells.append(text if ratio is None else f"{text} ({ratio:.3f}x)")
+        body.append([cost["system"], str(cost["prompts"]), *cells])
+    return [head, *body]
+
+
+def _agreement_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    head = ["judges", "about", "answers", "the same, %", "Cohen's kappa"]
+    return [
+        head,
+        *(
+            [
+                " and ".join(row["judges"]),
+                row["about"],
+                str(row["answers"]),
+                _percent(row["same"]),
+                "not defined: both always say the same" if row["kappa"] is None else f"{row['kappa']:.3f}",
+            ]
+            for row in rows
+        ),
+    ]
+
+
+def _rows_notes(results: Results) -> list[str]:
+    dropped = [
+        f"{each['name']}: {where}: {what}" for each in results["sets"] for where, what in each["dropped"].items()
+    ]
+    if len(dropped) > SHOWN_DROPPED:
+        dropped = [*dropped[:SHOWN_DROPPED], f"... and {len(dropped) - SHOWN_DROPPED} more rows left out"]
+    return dropped
+
+
+def _rows_table(results: Results) -> Table:
+    head = ["set", "kind", "rows", "left out"]
+    return [
+        head,
+        *([each["name"], each["kind"], str(each["rows"]), str(len(each["dropped"]))] for each in results["sets"]),
+    ]
+
+
+def markdown(results: Results) -> str:
+    """The tables as Markdown."""
+    lines = [f"# {results['suite']['name']}: {_title(results)}", ""]
+    lines += [f"- {line}" for line in about(results)]
+    for heading, notes, rows in sections(results):
+        lines += ["", f"## {heading}", "", *(line for note in notes for line in (note, ""))]
+        head, *body = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+        lines += [_line(head), _line(["---"] * len(head)), *map(_line, body)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _title(results: Results) -> str:
+    model = results["model"]
+    return model["name"] if model else ", ".join(system["name"] for system in results["systems"])
+
+
+def about(results: Results) -> list[str]:
+    """What was measured, in sentences."""
+    suite, model, guard = results["suite"], results["model"], results["guard"]
+    lines = [f"Suite {suite['name']} ({suite['about']})" if suite["about"] else f"Suite {suite['name']}"]
+    lines += [f"{system['name']}: {system['about']}" for system in results["systems"]]
+    if model:
+        lines.append(f"Model {model['name']} ({model['architecture']}, {model['dtype']} on {model['device']})")
+    if guard:
+        lines.append(f"Guard of {guard['date']}, layer {guard['layer']}, data {guard['data_hash'][:12]}")
+    for name, judge in results["judges"].items():
+        told = ", ".join(f"{key} {value}" for key, value in judge.items() if key != "kind")
+        lines.append(f"Judge {name}: {judge['kind']}" + (f"; {told}" if told else ""))
+    versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items())
+    lines.append(f"{results['date']}; {versions}; {results['machine']}")
+    return lines
+
+
+# the page ----------------------------------------------------------------------------------------------------------
+
+
+def _page(results: Results, pictures: Sequence[tuple[str, bytes]]) -> str:
+    parts = [f"<h1>{html.escape(results['suite']['name'])}: {html.escape(_title(results))}</h1>", "<ul>"]
+    parts += [f"<li>{html.escape(line)}</li>" for line in about(results)]
+    parts.append("</ul>")
+    parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in results["warnings"]]
+    for title, data in pictures:
+        parts += [f"<h2>{html.escape(title)}</h2>", picture(title, data)]
+    for heading, notes, rows in sections(results):
+        parts.append(f"<h2>{html.escape(heading)}</h2>")
+        parts += [f"<p>{html.escape(note)}</p>" for note in notes]
+        parts.append(table(rows))
+    return document(f"Evaluation of {_title(results)}", parts)

@@ -1,0 +1,149 @@
+"""One evaluation: ask, judge, count. What was asked and judged before is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rich.progress import Progress
+
+from models.backbone import Backbone
+from steering.evaluation import local, remote
+from steering.evaluation.judges import Case, Judge, Judgement
+from steering.evaluation.remote import Remote
+from steering.evaluation.store import Output, Store
+from steering.evaluation.suite import Asked, Loaded
+from steering.guard import Guard
+from steering.policy import Decision, Policy, decide
+
+LocalMode = Literal["original", "steer-always", "autosteer", "block"]
+LOCAL_MODES: tuple[LocalMode, ...] = ("original", "steer-always", "autosteer", "block")
+
+
+@dataclass(frozen=True)
+class System:
+    """One column of the table: what every row was answered."""
+
+    name: str
+    about: str
+    outputs: Mapping[str, Output]
+    remote: bool = False
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A model in process, the guard and policy it is asked under, and which columns it fills."""
+
+    backbone: Backbone
+    guard: Guard | None
+    policy: Policy | None
+    modes: Sequence[LocalMode]
+    eps_sweep: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All columns, and at each eps of the sweep what the flagged rows were answered."""
+
+    systems: list[System]
+    plain: Mapping[str, Output]  # in process: without the guard, with the scores
+    steered: Mapping[str, Output]  # in process: of every row, or of the flagged ones
+    flagged: frozenset[str]  # in process: rows over the policy's threshold
+    sweep: Mapping[float, Mapping[str, Output]]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Judgements of one judge, by row and text."""
+
+    judge: Judge
+    found: Mapping[tuple[str, str], Judgement]
+
+    def of(self, key: str, output: Output) -> Judgement:
+        """The judgement of an answer; one that failed is unjudged."""
+        if output.error is not None:
+            return Judgement(None, None, f"no answer: {output.error}")
+        return self.found[key, output.text]
+
+
+def ask(
+    loaded: Loaded, guarded: Guarded | None, remotes: Sequence[Remote], store: Store, progress: Progress
+) -> Answers:
+    """Have every row answered by every system. Raises RunError."""
+    answers = (
+        Answers([], {}, {}, frozenset(), {})
+        if guarded is None
+        else _ask_locally(loaded.asked, guarded, store, progress)
+    )
+    for each in remotes:
+        about = each.url + (f", asked for {each.mode}" if each.mode else "")
+        outputs = remote.answer_all(each, loaded.asked, store, progress)
+        answers.systems.append(System(each.name, about, outputs, remote=True))
+    return answers
+
+
+def _ask_locally(asked: Sequence[Asked], guarded: Guarded, store: Store, progress: Progress) -> Answers:
+    guard, policy = guarded.guard, guarded.policy
+    plain = local.answer_all(guarded.backbone, guard, asked, 0.0, store, progress)
+    original = {key: replace(output, flagged=False) for key, output in plain.items()}
+    if guard is None or policy is None:
+        return Answers([System("original", "no guard", original)], plain, {}, frozenset(), {})
+    scores = {key: output.score for key, output in plain.items() if output.score is not None}
+    decisions = dict(zip(scores, decide(list(scores.values()), [policy] * len(scores)), strict=True))
+    flagged = [each for each in asked if each.key in decisions and decisions[each.key].flagged]
+    steered: Mapping[str, Output] = {}
+    if "steer-always" in guarded.modes or "autosteer" in guarded.modes:
+        wanted = asked if "steer-always" in guarded.modes else flagged
+        steered = local.answer_all(guarded.backbone, guard, wanted, policy.eps, store, progress)
+    columns = {
+        "original": ("guard off", original),
+        "steer-always": (
+            f"every request steered, eps {policy.eps:g}",
+            {key: replace(output, flagged=True) for key, output in steered.items()},
+        ),
+        "autosteer": (
+            f"steered with eps {policy.eps:g} from a score of {policy.threshold:.4g}",
+            _gated(original, decisions, steered),
+        ),
+        "block": (
+            f"answered with the refusal text from a score of {policy.threshold:.4g}",
+            _gated(original, decisions, {each.key: _refusal(policy, scores[each.key]) for each in flagged}),
+        ),
+    }
+    sweep = {eps: local.answer_all(guarded.backbone, guard, flagged, eps, store, progress) for eps in guarded.eps_sweep}
+    systems = [System(mode, *columns[mode]) for mode in guarded.modes]
+    return Answers(systems, plain, steered, frozenset(each.key for each in flagged), sweep)
+
+
+def _gated(
+    plain: Mapping[str, Output], decisions: Mapping[str, Decision], guarded: Mapping[str, Output]
+) -> dict[str, Output]:
+    """The guarded answer of the flagged rows, and the plain one of the others."""
+    return {
+        key: replace(guarded[key], flagged=True) if key in decisions and decisions[key].flagged else output
+        for key, output in plain.items()
+    }
+
+
+def _refusal(policy: Policy, score: float) -> Output:
+    return Output(policy.refusal, 0, "content_filter", score)
+
+
+def judge_all(judge: Judge, loaded: Loaded, answers: Answers, progress: Progress) -> Verdicts:
+    """Have one judge mark every answer; equal answers to a row are marked once."""
+    by_key = {each.key: each for each in loaded.asked}
+    cases = {
+        (key, output.text): Case(by_key[key].row, by_key[key].kind, output.text)
+        for outputs in _all_outputs(answers)
+        for key, output in outputs.items()
+        if output.error is None
+    }
+    task = progress.add_task(f"judge: {judge.name}", total=len(cases))
+    judgements = judge.judge(list(cases.values()), lambda done: progress.advance(task, done))
+    return Verdicts(judge, dict(zip(cases, judgements, strict=True)))
+
+
+def _all_outputs(answers: Answers) -> Iterable[Mapping[str, Output]]:
+    yield from (system.outputs for system in answers.systems)
+    yield from answers.sweep.values()
