@@ -10,8 +10,9 @@ import binascii
 import io
 import re
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from models.pixels import upright_rgb
 
 FORMATS = {
     "image/png": "PNG",
@@ -79,7 +80,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
             _check_pixels(image.size, max_pixels)
             image.load()
             _check_pixels(image.size, max_pixels)
-            return _to_rgb(_upright(image))
+            return upright_rgb(image)
     except MediaError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -116,24 +117,3 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
                 int.from_bytes(data[28:30], "little") & 0x3FFF,
             )
     return None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; broken EXIF data says nothing about it."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001  EXIF of hostile files raises nearly anything, and the pixels are fine
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16 bits of grey: PIL's own conversion clips at 255 where it should scale.
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        return white.convert("RGB")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()

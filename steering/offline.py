@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.backbone import Backbone, Row
 from models.inputs import Prompt, PromptError
+from models.pixels import upright_rgb
 from steering.files import digest
 from steering.guard import Guard
 from steering.head import RefusalHead
@@ -50,7 +51,7 @@ def _content(image: Image.Image | Path | bytes) -> bytes:
 
 def _opened(source: Path | bytes) -> Image.Image:
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        return image.convert("RGB")
+        return upright_rgb(image)
 
 
 @dataclass(frozen=True)

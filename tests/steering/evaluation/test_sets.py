@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from server.media import decode_image
 from steering.evaluation.sets import FIGSTEP_TEXT, FORMATS, problems, read_set
 from steering.tables import DataError
 
@@ -229,3 +230,19 @@ def test_the_real_files_are_read_whole() -> None:
     assert not problems(rows)
     vlsafe = SHARED / "zjunlp+AutoSteer/dataset/VLSafe/train/VLSafe_harmlessnss_alignment.jsonl"
     assert len(read_set(vlsafe, "vlsafe", "harmful")) == 3000
+
+
+def test_an_image_is_seen_as_a_server_sees_it(tmp_path: Path) -> None:
+    """Turned as its EXIF data says, with transparency on white: what a guard is fitted on is what it is served."""
+    turned = Image.new("RGB", (4, 2), "red")
+    exif = turned.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    path = jsonl(tmp_path / "x.jsonl", {"text": "t", "image": ["turned.jpg", "clear.png"]})
+    (row,) = read_set(path, "rows", "harmful")
+    first, second = row.question.pictures()
+    assert first.size == (2, 4)
+    assert second.getpixel((0, 0)) == (255, 255, 255)
+    served = [decode_image((tmp_path / name).read_bytes(), 100) for name in ("turned.jpg", "clear.png")]
+    assert [image.tobytes() for image in served] == [image.tobytes() for image in (first, second)]
