@@ -52,6 +52,7 @@ def evaluate(
     target_fpr: Annotated[float | None, typer.Option(help="Instead of a threshold, a calibrated rate.")] = None,
     eps: Annotated[float | None, typer.Option(min=0, help="Steering strength. Default: the bundle's.")] = None,
     eps_sweep: Annotated[str | None, typer.Option(help="Such as 0.5,1,2; 'none'. Default: the suite's.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of a suite's paths. Default: the suite's own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each set: a quick look.")] = None,
     batch: Batch = 32,
     device: Device = "auto",
@@ -77,7 +78,7 @@ def evaluate(
         if len(set(names)) < len(names):
             mistake(f"two columns of one name: {', '.join(names)}; give another NAME in --url NAME=URL")
         judges = _judges(chosen, judge, judge_url, judge_model, judge_cache or out / "judge.sqlite")
-        loaded = load_rows(chosen, folder, drop_bad=drop_bad, limit=limit)
+        loaded = load_rows(chosen, data or folder, drop_bad=drop_bad, limit=limit)
         guarded = None
         if model is not None:
             guarded = _guarded(model, guard, modes, batch, device, dtype, revision, (threshold, target_fpr, eps))

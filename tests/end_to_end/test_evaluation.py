@@ -27,6 +27,8 @@ sets:
   - {name: utility, kind: utility, format: demo, count: 28, seed: 7}
 """
 TIMED = ("cost", "date")
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +142,18 @@ def test_a_server_answers_as_the_model_in_process_does(
         assert a["score"] == pytest.approx(b["score"], abs=1e-5)
     cost = json.loads((out / "results.json").read_text())["cost"]
     assert cost[0]["tokens_per_second"] > 0
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared data is not here")
+def test_public_sets_run_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    suite = ROOT / "docs" / "suites" / "figstep-vlsafe.yaml"
+    done = run(suite, out, "--model", "demo", "--data", str(SHARED), "--limit", "10", "--eps-sweep", "none")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "results.json").read_text())
+    assert [(each["name"], each["rows"]) for each in found["sets"]] == [
+        ("figstep", 10),
+        ("vlsafe", 10),
+        ("vlsafe-twins", 10),
+    ]
+    assert found["detectors"][0]["toxic"] == 20
