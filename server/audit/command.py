@@ -11,7 +11,7 @@ import typer
 from server.audit.sinks import Filter, SinkError, make_reader
 from server.options import Config
 from server.settings_sources import ConfigError, load_settings
-from steering.cli import mistake
+from steering.console import mistake
 
 
 def print_audit(
