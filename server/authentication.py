@@ -1,4 +1,4 @@
-"""The one step that every route under `/v1` takes before anything else: who asks."""
+"""The one step that every route but those of operations takes before anything else: who asks."""
 
 from __future__ import annotations
 

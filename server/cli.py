@@ -6,6 +6,7 @@ import base64
 import io
 import logging
 import shlex
+import signal
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -93,6 +94,7 @@ def _serve(
     from server.http_server import HttpServer
     from server.reload import reload
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
     runner = EngineThread(lambda: plan.load(settings), max_live=settings.max_live, step_seconds=settings.step_seconds)
     application = create_app(settings, runner, name=plan.name, sink=sink)
     service = application.state.service

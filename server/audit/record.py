@@ -27,7 +27,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecord:
-    """One request to a route under `/v1`. Times in seconds; None is what the request did not come to."""
+    """One request to a route that needs a key. Times in seconds; None is what the request did not come to."""
 
     time: datetime  # of arrival, UTC
     request_id: str  # the X-Request-Id of its answer
