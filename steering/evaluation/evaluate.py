@@ -64,7 +64,7 @@ def evaluate(plan: Plan, out: Path, progress: Progress) -> dict[str, Any]:
     lines = "".join(json.dumps(row) + "\n" for row in res.rows(plan.loaded, answers.systems, verdicts))
     write_whole(out / "rows.jsonl", lines.encode())
     write_whole(out / "results.json", (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
-    write_reports(found, _roc_scores(plan.loaded, answers), out)
+    write_reports(found, {each.name: each.by_kind(plan.loaded.asked) for each in res.detectors_of(answers)}, out)
     progress.advance(task)
     return found
 
@@ -75,6 +75,7 @@ def summarise(plan: Plan, answers: Answers, verdicts: Sequence[Verdicts], progre
     guard = None if guarded is None else guarded.guard
     policy = None if guarded is None else guarded.policy
     figures = res.figures(loaded, answers.systems, verdicts)
+    detectors = res.detectors_of(answers)
     extra = [] if guard is None else [known.threshold for known in guard.manifest.thresholds]
     return {
         "suite": {"name": plan.suite.name, "about": plan.suite.about, "rows_sha256": loaded.digest()},
@@ -86,8 +87,8 @@ def summarise(plan: Plan, answers: Answers, verdicts: Sequence[Verdicts], progre
         "sets": _sets(loaded),
         "figures": figures,
         "groups": res.groups(loaded, answers.systems, main),
-        "detectors": res.detectors(loaded, answers),
-        "scores": _scores(loaded, answers),
+        "detectors": res.detection(loaded, detectors),
+        "scores": res.set_scores(loaded, detectors[0]) if detectors else {},
         "sweeps": {
             "eps": res.eps_sweep(loaded, answers, main),
             "threshold": res.threshold_sweep(loaded, answers, main, [*extra, *([policy.threshold] if policy else [])]),
@@ -131,41 +132,13 @@ def _sets(loaded: Loaded) -> list[dict[str, Any]]:
     return found
 
 
-def _scores(loaded: Loaded, answers: Answers) -> dict[str, dict[str, Any]]:
-    """Scores of the model in process, or of the first server that gives some, by set."""
-    sources = [answers.plain, *(system.outputs for system in answers.systems if system.remote)]
-    source = next((each for each in sources if any(o.score is not None for o in each.values())), {})
-    found: dict[str, dict[str, Any]] = {}
-    for each in loaded.asked:
-        if each.key in source and (score := source[each.key].score) is not None:
-            found.setdefault(each.set, {"kind": each.kind, "values": []})["values"].append(
-                round(res.sortable(score), 6)
-            )
-    return found
-
-
-def _roc_scores(loaded: Loaded, answers: Answers) -> dict[str, tuple[list[float], list[float]]]:
-    """Toxic and safe scores of every detector that has both."""
-    kinds = {each.key: each.kind for each in loaded.asked}
-    named: dict[str, Mapping[str, Any]] = {"in process": answers.plain}
-    named |= {system.name: system.outputs for system in answers.systems if system.remote}
-    found = {}
-    for name, outputs in named.items():
-        scored = [(kinds[key], res.sortable(o.score)) for key, o in outputs.items() if o.score is not None]
-        toxic = [score for kind, score in scored if kind == "harmful"]
-        safe = [score for kind, score in scored if kind != "harmful"]
-        if toxic and safe:
-            found[name] = toxic, safe
-    return found
-
-
 def _cost(plan: Plan, answers: Answers, progress: Progress) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     guarded = plan.guarded
     if plan.cost and guarded is not None and guarded.guard is not None and guarded.policy is not None:
         harmless = [each for each in plan.loaded.asked if each.kind != "harmful"]
         found += local_cost(guarded.backbone, guarded.guard, guarded.policy, harmless, answers.flagged, progress)
-    seen = [remote_cost(system.name, system.outputs) for system in answers.systems if system.remote]
+    seen = [remote_cost(system.name, system.outputs) for system in answers.systems if system.remote is not None]
     return found + [each for each in seen if each is not None]
 
 

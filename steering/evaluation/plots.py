@@ -33,7 +33,8 @@ def drawings(results: Mapping[str, Any], scores: Mapping[str, tuple[list[float],
             found[name] = (f"{title}: 95 % intervals", partial(_bars, cells, title))
     if scores:
         found["scores"] = ("Scores by set", lambda: _scores(results["scores"], results["threshold"]))
-        found["roc"] = ("ROC", lambda: _roc(scores, results["detectors"]))
+        if both := {name: pair for name, pair in scores.items() if all(pair)}:
+            found["roc"] = ("ROC", partial(_roc, both, results["detectors"]))
     if results["sweeps"]["eps"]:
         found["eps"] = ("Steering strength", lambda: _eps(results["sweeps"]["eps"]))
     if results["sweeps"]["threshold"]:

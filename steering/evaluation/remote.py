@@ -148,23 +148,22 @@ class _Asking:
             messages=messages, max_tokens=each.max_tokens, **self._options
         )
         texts: list[str] = []
-        finish, refusal, tokens, score, flagged, first = "", False, 0, None, None, None
+        finish, refused, tokens, score, detected, first = "", False, 0, None, None, None
         async for chunk in stream:
             if (result := _moderation(chunk)) is not None:
-                score, flagged = result
+                score, detected = result
             for choice in chunk.choices:
                 if choice.delta.content:
                     first = first or time.perf_counter() - begun
                     texts.append(choice.delta.content)
-                refusal = refusal or bool(choice.delta.refusal)
+                refused = refused or bool(choice.delta.refusal)
                 finish = choice.finish_reason or finish
             tokens = chunk.usage.completion_tokens if chunk.usage else tokens
         if not finish:
             return Output("", started=started, error="the stream ended without a finish_reason")
-        if flagged is None and (refusal or finish == "content_filter"):
-            flagged = True
+        flagged = refused or finish == "content_filter"
         took = time.perf_counter() - begun
-        return Output("".join(texts), tokens, finish, score, flagged, started, first, took)
+        return Output("".join(texts), tokens, finish, score, flagged, detected, started, first, took)
 
 
 def _moderation(chunk: Any) -> tuple[float, bool] | None:  # noqa: ANN401  a chunk with a field of our own

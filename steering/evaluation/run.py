@@ -28,7 +28,7 @@ class System:
     name: str
     about: str
     outputs: Mapping[str, Output]
-    remote: bool = False
+    remote: Remote | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def ask(
     for each in remotes:
         about = each.url + (f", asked for {each.mode}" if each.mode else "")
         outputs = remote.answer_all(each, loaded.asked, store, progress)
-        answers.systems.append(System(each.name, about, outputs, remote=True))
+        answers.systems.append(System(each.name, about, outputs, remote=each))
     return answers
 
 

@@ -23,8 +23,9 @@ class Output:
     tokens: int = 0
     finish: str = ""
     score: float | None = None
-    flagged: bool | None = None  # None: whoever answered does not say
-    started: float | None = None  # of the epoch; remote answers only, as the rest
+    flagged: bool | None = None  # the guard changed the answer; None: nothing was guarded
+    detected: bool | None = None  # the score reached the threshold; remote answers only
+    started: float | None = None  # of the epoch; remote answers only, as the next two
     first_token: float | None = None  # after `started`
     seconds: float | None = None
     error: str | None = None

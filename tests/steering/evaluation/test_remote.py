@@ -47,7 +47,7 @@ def ask(fake: FakeServer, folder: Path, rows: Sequence[Asked], **more: Any) -> d
 def test_a_stream_becomes_an_answer(fake: FakeServer, tmp_path: Path) -> None:
     fake.answer = lambda _: stream(delta(content="a "), delta(content="cake"), delta("stop"))
     found = ask(fake, tmp_path, asked("one"))["s/one"]
-    assert (found.text, found.tokens, found.finish, found.flagged, found.error) == ("a cake", 3, "stop", None, None)
+    assert (found.text, found.tokens, found.finish, found.flagged, found.error) == ("a cake", 3, "stop", False, None)
     assert found.first_token is not None
     assert found.seconds is not None
     assert 0 < found.first_token <= found.seconds
@@ -76,7 +76,7 @@ def test_our_servers_are_asked_for_the_score_and_may_be_given_a_mode(fake: FakeS
     first = {**delta(content=""), "moderation": {"input": {"results": [result]}}}
     fake.answer = lambda _: stream(first, delta("stop", content="x"))
     found = ask(fake, tmp_path, asked("one"), mode="steer-always")["s/one"]
-    assert (found.score, found.flagged) == (0.75, True)
+    assert (found.score, found.detected, found.flagged) == (0.75, True, False)  # seen, and nothing was done about it
     assert fake.bodies[0]["guard"] == {"mode": "steer", "threshold": 0.0}
     assert fake.bodies[0]["moderation"] == {"model": "m"}
 

@@ -15,6 +15,7 @@ from steering.evaluation.answers import Key
 from steering.evaluation.compare import Run, compare, comparison_table
 from steering.evaluation.evaluate import summarise
 from steering.evaluation.judges import Case, Judgement, PhraseJudge, Tick
+from steering.evaluation.remote import Remote
 from steering.evaluation.report import markdown, write_reports
 from steering.evaluation.run import Answers, System, Verdicts
 from steering.evaluation.sets import Row
@@ -97,7 +98,7 @@ def test_groups_by_hand() -> None:
 
 def test_detection_by_hand() -> None:
     loaded, answers = example()
-    (found,) = res.detectors(loaded, answers)
+    (found,) = res.detection(loaded, res.detectors_of(answers))
     # Of 4 x 5 pairs, h4 (0.2) is below s1 (0.6) and u3 (0.3): 18 are in order.
     assert found["auroc"] == pytest.approx(18 / 20)
     assert (found["caught"]["hits"], found["caught"]["n"]) == (3, 4)
@@ -163,7 +164,7 @@ def test_an_answer_that_failed_is_counted_too() -> None:
         "harmful/h1": Output("", error="400: no"),
         "utility/u1": Output("", error="x"),
     }
-    systems = [System("remote", "", broken, remote=True)]
+    systems = [System("remote", "", broken, Remote("remote", ""))]
     cells = res.figures(loaded, systems, [judged(loaded, answers)])
     attack = next(cell for cell in cells if cell["figure"] == "attack success")
     assert (attack["hits"], attack["n"], attack["failed"]) == (2, 3, 1)
