@@ -10,7 +10,8 @@ from server.errors import BadRequest, Forbidden
 from server.schemas import GuardOptions
 from steering.policy import Mode, Policy
 
-STRENGTH = {Mode.OFF: 0, Mode.MONITOR: 1, Mode.STEER: 2, Mode.BLOCK: 2}
+# A blocked request is never decoded; a steered one is, and what steering fails on gets through.
+STRENGTH = {Mode.OFF: 0, Mode.MONITOR: 1, Mode.STEER: 2, Mode.BLOCK: 3}
 
 
 class PolicyError(ValueError):
@@ -76,7 +77,7 @@ def _path(name: str) -> str:
 def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, *, may_loosen: bool) -> Policy:
     """The policy as a request wants it. Raises BadRequest, or Forbidden where that is looser and it may not be.
 
-    Tighter is a stronger mode (off < monitor < steer = block), a lower threshold, or a higher eps.
+    Tighter is a stronger mode (off < monitor < steer < block), a lower threshold, or a higher eps.
     """
     if guard is None:
         raise BadRequest("No guard is loaded, so there is nothing to change.", param="guard")
@@ -111,6 +112,6 @@ def looser_in(new: Policy, policy: Policy) -> str | None:
         return "mode"
     if policy.mode is not Mode.OFF and new.threshold > policy.threshold:
         return "threshold"
-    if STRENGTH[policy.mode] == STRENGTH[Mode.STEER] and new.mode is Mode.STEER and new.eps < policy.eps:
+    if policy.mode is Mode.STEER and new.mode is Mode.STEER and new.eps < policy.eps:
         return "eps"
     return None

@@ -66,10 +66,18 @@ def test_with_the_permission_every_wish_is_granted(policy: Policy, wish: GuardOp
 def test_the_order_is_one(a: Policy, b: Policy, c: Policy) -> None:
     assert looser_in(a, a) is None
     if a.mode is not Mode.OFF and looser_in(b, a) is None and looser_in(c, b) is None:
-        assert looser_in(c, a) in (None, "eps")  # steer, then block, then steer weaker
+        assert looser_in(c, a) is None
 
 
 STEER = Policy("p", Mode.STEER, 0.5, 1.0, "No.")
+
+
+def test_steering_is_looser_than_blocking() -> None:
+    """What steering fails on gets through, and what is blocked never does."""
+    block = Policy("p", Mode.BLOCK, 0.5, 1.0, "No.")
+    with pytest.raises(Forbidden, match=r"guard\.mode"):
+        wished_policy(block, GuardOptions(mode="steer", eps=3.0), GUARD, may_loosen=False)
+    assert wished_policy(STEER, GuardOptions(mode="block"), GUARD, may_loosen=False).mode is Mode.BLOCK
 
 
 @pytest.mark.parametrize(
