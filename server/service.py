@@ -297,7 +297,8 @@ class Service:
     async def body(self, http: HttpRequest) -> object:
         """The decoded JSON body, within the limits. Raises ApiError, ClientGone."""
         body = await read_json(http, max_bytes=self.settings.max_body_bytes, seconds=self.settings.body_seconds)
-        call_of(http).body = body
+        if self.audit is not None:
+            call_of(http).body = body
         return body
 
     async def prepared(

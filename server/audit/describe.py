@@ -12,16 +12,19 @@ from server.call import Call
 from server.choices import Choices
 from server.errors import Unavailable
 from server.request import Finish, Request
+from steering.policy import Policy
 
 
 def record_of(call: Call, *, layer: int | None, content: bool) -> AuditRecord:
     """What is kept of a call. `layer`: the guarded one. `content`: whether messages and answers are kept too."""
     assert call.route is not None
-    facts: dict[str, Any] = {} if call.choices is None else _facts(call.choices, layer)
+    facts: dict[str, Any] = {}
     if call.client is not None:
         facts |= {"key": call.client.name, "policy": call.client.policy}
     if call.policy is not None:
-        facts |= {"mode": call.policy.mode.value, "threshold": call.policy.threshold, "eps": call.policy.eps}
+        facts |= _judged_by(call.policy)
+    if call.choices is not None:
+        facts |= _facts(call.choices, layer)
     if content:
         facts["content"] = None if call.content is None else call.content.decode()
         if call.choices is not None:
@@ -58,6 +61,7 @@ def _facts(choices: Choices, layer: int | None) -> dict[str, Any]:
     first_token = min((each.timings.first_token for each in prompts if each.timings.first_token), default=None)
     image_tokens = sum(each.prompt.image_tokens for each in prompts)
     return {
+        **_judged_by(first.policy),
         "finish": choices.outcome,
         "decision": None if decision is None else decision.verdict.value,
         "score": None if decision is None else decision.score,
@@ -70,6 +74,10 @@ def _facts(choices: Choices, layer: int | None) -> dict[str, Any]:
         "first_token_seconds": None if first_token is None else first_token - timings.arrived,
         "guard_seconds": timings.guard_seconds,
     }
+
+
+def _judged_by(policy: Policy) -> dict[str, Any]:
+    return {"mode": policy.mode.value, "threshold": policy.threshold, "eps": policy.eps}
 
 
 def _score(request: Request) -> float:

@@ -114,6 +114,15 @@ async def test_a_refusal(verdict: Verdict, stream: bool) -> None:
     assert (record.modality, record.completion_tokens) == ("text", 0 if verdict is Verdict.BLOCKED else len(REFUSAL))
 
 
+async def test_the_mode_is_the_one_that_the_request_was_judged_by() -> None:
+    block = {"model": MODEL, "policy": {"input": {"mode": "block"}}}
+    records = [await one(moderation=moderation, guard={"threshold": 0.25}) for moderation in (None, block)]
+    assert [(r.policy, r.mode, r.threshold) for r in records] == [
+        ("default", "steer", 0.25),
+        ("default", "block", 0.25),
+    ]
+
+
 async def test_content_is_kept_only_where_that_is_wished_and_its_hash_can_be_checked() -> None:
     record = await one(None, data_url(png()), options={"audit": {"content": True}}, n=2)
     assert record.content is not None
