@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from server.drift import DriftWatch
 from server.request import Finish, Request
+from steering.policy import Policy
 
 TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -24,6 +26,7 @@ LATENCY_BUCKETS = (
 )  # fmt: skip
 SCORE_BUCKETS = tuple(step / 20 for step in range(1, 21))
 GUARD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+NEAR_THRESHOLD = 0.1  # how far from its threshold a score still counts as near
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -69,6 +72,11 @@ class Metrics:
             "guard_decisions", "The guard's decisions.", ("policy", "mode", "decision", "modality")
         )
         self.score = histogram("guard_score", "The prober's score, 1 = toxic.", SCORE_BUCKETS, ("policy",))
+        self.near_threshold = counter(
+            "guard_near_threshold", "Scores within 0.1 of the threshold that they were judged by.", ("policy",)
+        )
+        self.drift = DriftWatch()
+        registry.register(self.drift)
         self.guard_overhead = histogram(
             "guard_overhead_seconds", "Time the guard took to score one prefill batch.", GUARD_BUCKETS
         )
@@ -109,6 +117,12 @@ class Metrics:
         for outcome in ("written", "dropped"):
             self.audit_records.labels(outcome)
 
+    def watch_policies(self, policies: Mapping[str, Policy], calibration: Sequence[float]) -> None:
+        """These are the policies that requests are judged by; `calibration`: scores to compare theirs with."""
+        self.drift.configure(policies, calibration)
+        for name in policies:
+            self.near_threshold.labels(name)
+
     def audited(self, outcome: str, count: int) -> None:
         """Audit records were written, or dropped."""
         self.audit_records.labels(outcome).inc(count)
@@ -132,6 +146,9 @@ class Metrics:
         self.decisions.labels(policy.name, policy.mode.value, decision.verdict.value, modality).inc()
         if decision.score is not None:
             self.score.labels(policy.name).observe(decision.score)
+            if abs(decision.score - policy.threshold) <= NEAR_THRESHOLD:
+                self.near_threshold.labels(policy.name).inc()
+            self.drift.add(policy.name, decision.score)
             self.guard_overhead.observe(request.timings.guard_seconds)
 
     def token(self, before: float | None, now: float, arrived: float) -> None:

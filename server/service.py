@@ -34,7 +34,7 @@ from server.errors import (
 from server.images import Images, RequestImages
 from server.limits import RateLimiter
 from server.metrics import Metrics
-from server.policies import PolicyError, make_policy, wished_policy
+from server.policies import PolicyError, make_policies, make_policy, wished_policy
 from server.request import Request
 from server.rules import Rules
 from server.schemas import GuardOptions
@@ -159,7 +159,10 @@ class Service:
         return make_policy(DEFAULT_POLICY, self.settings.policy(DEFAULT_POLICY), served.guard)
 
     def _tell(self, served: Served) -> None:
-        policy = self.default_policy(served)
+        policies = make_policies(self.settings, served.guard)
+        if served.guard is not None:
+            self.metrics.watch_policies(policies, served.calibration)
+        policy = policies[DEFAULT_POLICY]
         self.metrics.model_info.info(
             {
                 "model": self.name,

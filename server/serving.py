@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ class Served:
     grammars: GrammarCompiler
     guard: Calibrated | None
     layer: int | None  # the guarded one
+    calibration: Sequence[float]  # scores of harmless prompts that the guard was calibrated on; none if it keeps none
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -52,6 +54,7 @@ class Served:
             grammars=GrammarCompiler(engine.backbone.tokenizer, info.vocab_size, info.eos_ids),
             guard=None if engine.guard is None else engine.guard.manifest,
             layer=None if engine.guard is None else engine.guard.layer,
+            calibration=() if engine.guard is None else engine.guard.calibration_scores,
         )
 
     def fingerprint(self, policy: Policy) -> str:

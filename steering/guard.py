@@ -34,6 +34,12 @@ class Guard(nn.Module):
         """What to tap for `score`."""
         return self.manifest.probe_layers or self.manifest.layer
 
+    @property
+    def calibration_scores(self) -> list[float]:
+        """Held-out scores of harmless prompts; none where the bundle keeps none."""
+        scores = self.calibration.get("safe_scores")
+        return [] if scores is None else scores.tolist()
+
     @torch.inference_mode()
     def score(self, states: Tensor) -> Tensor:
         """Scores `[B]` in [0, 1] of the tapped states, `[B, d]` or of several layers `[B, layers, d]`; 1 is toxic."""

@@ -116,6 +116,7 @@ class ScriptedInputs:
 
 class ScriptedGuard:
     layer = 3
+    calibration_scores: Sequence[float] = ()
 
     @property
     def manifest(self) -> ScriptedGuard:
