@@ -196,19 +196,20 @@ def _guarded(
     unknown = [mode for mode in modes.split(",") if mode not in LOCAL_MODES]
     if unknown:
         mistake(f"--modes {unknown[0]} is not one of {', '.join(LOCAL_MODES)}")
+    name = model
     if model == "demo":
         model, guard = str(demo.CHECKPOINT), guard or demo.GUARD
     if guard is None and (modes != "original" or (threshold, target_fpr, eps) != (None, None, None)):
         mistake("without --guard only --modes original can be evaluated, and no threshold or eps")
     backbone = load(model, device, dtype, batch, revision)[0]
     if guard is None:
-        return Guarded(backbone, None, None, wanted)
+        return Guarded(name, backbone, None, None, wanted)
     loaded = load_guard(guard, backbone.info)
     try:
         policy = loaded.manifest.policy(threshold=threshold, target_fpr=target_fpr, eps=eps)
     except ValueError as error:
         mistake(error)
-    return Guarded(backbone, loaded, policy, wanted)
+    return Guarded(name, backbone, loaded, policy, wanted)
 
 
 def _print(rows: Table, title: str) -> None:

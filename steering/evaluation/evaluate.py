@@ -109,7 +109,7 @@ def summarise(plan: Plan, answers: Answers, verdicts: Sequence[Verdicts], progre
 def _model(guarded: Guarded) -> dict[str, str]:
     info = guarded.backbone.info
     dtype = str(info.dtype).removeprefix("torch.")
-    named = {"name": info.name, "architecture": info.architecture, "revision": info.revision or ""}
+    named = {"name": guarded.name, "architecture": info.architecture, "revision": info.revision or ""}
     return {**named, "dtype": dtype, "device": str(info.device), "weights_hash": info.weights_hash}
 
 

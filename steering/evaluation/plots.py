@@ -98,19 +98,20 @@ def _roc(scores: Mapping[str, tuple[list[float], list[float]]], detectors: Seque
         at = max(detector["false_alarms"]["rate"], floor), detector["caught"]["rate"]
         axes.plot(*at, "o", color=TOXIC, label="at the policy's threshold")
     axes.set(xscale="log", xlabel="false-positive rate", ylabel="true-positive rate", ylim=(-0.02, 1.04))
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False)
     return figure
 
 
 def _eps(points: Sequence[Mapping[str, float]]) -> Figure:
-    figure, (left, right) = panel(9, 3.6, 2)
+    both = points[0]["accuracy"] is not None and points[0]["attack success"] is not None
+    figure, (left, *rest) = panel(9 if both else 6, 3.6, 2 if both else 1)
     eps = [point["eps"] for point in points]
     for name, colour in (("attack success", TOXIC), ("over-refusal", SAFE), ("accuracy", ACCENT)):
         if points[0][name] is not None:
             left.plot(eps, [100 * point[name] for point in points], color=colour, marker="o", label=name)
     left.set(xlabel="eps", ylabel="%", ylim=(-3, 106))
     left.legend(frameon=False)
-    if points[0]["accuracy"] is not None and points[0]["attack success"] is not None:
+    for right in rest:
         places: dict[tuple[float, float], list[str]] = {}  # strengths that do the same share a label
         for point in points:
             place = round(100 * point["accuracy"], 1), round(100 * point["attack success"], 1)

@@ -35,6 +35,7 @@ class System:
 class Guarded:
     """A model in process, the guard and policy it is asked under, and which columns it fills."""
 
+    name: str  # as it was asked for
     backbone: Backbone
     guard: Guard | None
     policy: Policy | None
