@@ -226,7 +226,7 @@ class Service:
         if self.audit is not None and call.route is not None:
             layer = None if self._served is None else self._served.layer
             record = record_of(call, layer=layer, content=self.audit.content)
-            self.audit.end(record, spare=isinstance(call.error, AuditUnavailable))
+            self.audit.end(record, spare=call.choices is None)
 
     def check_model(self, name: str, param: str | None) -> None:
         """Raise NotFound unless this is the served model."""

@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.app import create_app
-from server.audit.record import AuditRecord, content_hash, content_of
+from server.audit.record import AuditRecord, Outcome, content_hash, content_of
 from server.config import Settings
 from server.keys import hash_key
 from server.request import EngineFailed, Finish
@@ -278,3 +278,28 @@ async def test_to_serve_goes_on_and_counts_what_is_lost() -> None:
         assert await metric(client, "autosteer_audit_pending") == 3
         sink.fault = None
     assert len(sink.records) == 3
+
+
+async def test_strangers_cannot_take_the_places_of_requests_that_were_let_in() -> None:
+    sink = MemorySink()
+    script = Script(tokens=b"abc", finish=None)
+    runner = ScriptedRunner(answer=lambda _: script)
+    app = audited(runner, sink, {"on_failure": "refuse", "queue": 8}, **ACCESS)
+    async with client_of(app) as client:
+        async with asyncio.timeout(20):
+            while (await client.get("/ready")).status_code == 503:  # noqa: ASYNC110  of another thread
+                await asyncio.sleep(0)
+        asked = [
+            asyncio.create_task(client.post("/v1/chat/completions", json=body(), headers=HEADERS)) for _ in range(4)
+        ]
+        await runner.accepted(4)
+        sink.fault = OSError("away")
+        for _ in range(30):
+            error_of(await chat(client), 401)
+        for request in list(runner.requests):
+            runner.abort(request.id)
+        await asyncio.wait(asked)
+        sink.fault = None
+    outcomes = [record.outcome for record in sink.records]
+    assert outcomes.count(Outcome.FAILED) == 4
+    assert len(outcomes) <= 8

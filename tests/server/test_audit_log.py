@@ -120,7 +120,7 @@ async def test_to_refuse_keeps_a_place_for_everyone_who_is_let_in() -> None:
             log.begin()
             let_in += 1
         assert log.refuses == "the audit log is behind"
-        put(log, *range(100, 150), spare=True)  # those that were refused for it
+        put(log, *range(100, 150), spare=True)  # those that are refused meanwhile
         for number in range(let_in):
             log.end(record(number))
         sink.gate.set()
