@@ -230,7 +230,7 @@ def test_wrong_settings_are_told_and_the_old_stay(site: Site, server: ServerProc
     assert "max_rows has changed, which has no effect until the server is started anew" in server.log
 
 
-@pytest.mark.parametrize("answers", [60, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("answers", [60, pytest.param(500, marks=pytest.mark.slow)])
 def test_sigterm_under_load_loses_no_record(tmp_path: Path, answers: int) -> None:
     site = Site(tmp_path)
     with site.server("--drain-seconds", "5") as server, load(server, 16) as running:
@@ -245,7 +245,7 @@ def test_sigterm_under_load_loses_no_record(tmp_path: Path, answers: int) -> Non
     assert outcomes["completed"] >= sum(whole(answer) for answer in running.answers) >= answers
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_sigkill_under_load_leaves_a_readable_log_and_a_restart_goes_on_with_it(tmp_path: Path, kills: int) -> None:
     site = Site(tmp_path)
     known: set[str] = set()
