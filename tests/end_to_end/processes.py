@@ -52,6 +52,7 @@ class ServerProcess:
     arguments: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    key: str = "none"
     ready_seconds: float = 0.0
 
     def __enter__(self) -> ServerProcess:
@@ -104,11 +105,12 @@ class ServerProcess:
 
     @property
     def client(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=60)
 
     @property
     def model(self) -> str:
-        name: str = httpx.get(f"{self.url}/v1/models").json()["data"][0]["id"]
+        found = httpx.get(f"{self.url}/v1/models", headers={"authorization": f"Bearer {self.key}"})
+        name: str = found.json()["data"][0]["id"]
         return name
 
     @property
