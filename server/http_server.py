@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.config import Settings
-from server.http_protocol import BoundedHeadProtocol
+from server.http_protocol import BoundedHttpProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=BoundedHeadProtocol,
+                http=BoundedHttpProtocol,
                 ws="none",
                 lifespan="on",
                 log_level="info" if settings.access_log else "warning",

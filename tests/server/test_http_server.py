@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from unittest.mock import AsyncMock
 
 import httpx
+import orjson
 import pytest
 
 from server import http_protocol
@@ -90,6 +92,61 @@ async def test_a_head_without_end_is_refused() -> None:
         line = b"x-a: " + b"a" * 1000 + b"\r\n"
         answer = await until_closed(httpx.URL(url).port or 0, b"GET /health HTTP/1.1\r\n", *[line] * 2000)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+
+
+# refused within a body ---------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_is_refused_while_it_sends_reads_its_answer() -> None:
+    """The socket's buffers are far smaller than what it sends, and it does not read before it has sent it all."""
+    async with server(ScriptedRunner(), max_body_bytes=1000) as (_, url):
+        port = httpx.URL(url).port or 0
+        for connection in (b"close", b"keep-alive"):
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            head += b"connection: " + connection + b"\r\ncontent-length: 8000000\r\n\r\n"
+            answer = await until_closed(port, head, *[b"x" * 80_000] * 100)
+            assert answer.startswith(b"HTTP/1.1 413"), answer[:80]
+            assert answer.endswith(b"}")
+
+
+async def test_a_client_that_sends_on_after_it_was_refused_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "LINGER_SECONDS", 0.05)
+    async with server(ScriptedRunner(), max_body_bytes=1000) as (_, url):
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            b"content-length: 8000000000\r\n\r\n"
+        )
+        with pytest.raises(ConnectionError):
+            await _send_without_end(writer)
+        writer.close()
+        assert reader.at_eof() or reader.exception() is not None
+
+
+async def _send_without_end(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"x" * 1000)
+        await writer.drain()
+        await asyncio.sleep(0.001)
+
+
+async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "FLUSH_SECONDS", 0.05)
+    runner = ScriptedRunner(answer=lambda _: Script.saying("x" * 4000))
+    async with server(runner, stall_seconds=0.2) as (http, url):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", httpx.URL(url).port))
+            data = orjson.dumps(body(stream=True, n=4))
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            await loop.sock_sendall(
+                client, head + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(data) + data
+            )
+            await runner.accepted(4)
+            while http.server_state.connections:  # noqa: ASYNC110  only asking tells
+                await asyncio.sleep(0.01)
 
 
 # the end -----------------------------------------------------------------------------------------------------------
