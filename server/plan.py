@@ -40,6 +40,9 @@ class Plan:
     def load(self, settings: Settings) -> Engine:
         """Load model and guard; for the engine's thread. Raises LoadError, BundleError, PolicyError."""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        # On a CPU every length of a batch of prompts makes kernels of its own. The default keeps 1,024 of them, which
+        # fills up slowly and looks like a leak (150 MB with the demo model); these do for all sizes of a decode step.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
         from models.load import load_backbone
         from server.engine import Engine
         from server.policies import make_policies
