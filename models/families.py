@@ -5,8 +5,8 @@ Everything here is a fact about a family that its config does not state. A new f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 # Chameleon separates turns with its separator token; its processor writes the last one, which starts the answer.
@@ -34,6 +34,14 @@ def _chameleon_banned(model: Any) -> Sequence[int]:  # noqa: ANN401
 
 
 @dataclass(frozen=True)
+class Detail:
+    """How an image is read at one level of detail: made smaller before, or with other options of the processor."""
+
+    longest: int | None = None  # pixels of the longer side; 0: those of one tile
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family. Class names are those of `transformers`, looked up when the family is loaded."""
 
@@ -47,9 +55,17 @@ class Family:
     mrope: bool = False  # three-dimensional rotary positions, from the model's `get_rope_index`
     banned: Callable[[Any], Sequence[int]] | None = None  # ids the model never answers with
     chat_template: str | None = None  # where checkpoints come without one
+    details: Mapping[str, Detail] = field(default_factory=dict)  # levels to choose from, where there are any
 
 
 _QWEN_FEATURES = ("pixel_values", "image_grid_thw")
+
+_FULL = Detail()  # what the processor does by itself
+_TILES = {"low": Detail(longest=0), "high": _FULL}
+_ANY_SIZE = {"low": Detail(longest=512), "high": _FULL}
+_SPLITTING = {"low": Detail(options={"do_image_splitting": False}), "high": _FULL}
+_PAN_AND_SCAN = {"low": _FULL, "high": Detail(options={"do_pan_and_scan": True})}
+_PATCHES = {name: Detail(options={"crop_to_patches": name == "high"}) for name in ("low", "high")}
 
 FAMILIES: dict[str, Family] = {
     "llava_onevision": Family(
@@ -57,6 +73,7 @@ FAMILIES: dict[str, Family] = {
         processor="LlavaOnevisionProcessor",
         image_processor="LlavaOnevisionImageProcessorPil",
         features=("pixel_values", "image_sizes", "batch_num_images"),
+        details=_TILES,
     ),
     "chameleon": Family(
         model="ChameleonForConditionalGeneration",
@@ -78,6 +95,7 @@ FAMILIES: dict[str, Family] = {
         processor="LlavaNextProcessor",
         image_processor="LlavaNextImageProcessorPil",
         features=("pixel_values", "image_sizes"),
+        details=_TILES,
     ),
     "qwen2_vl": Family(
         model="Qwen2VLForConditionalGeneration",
@@ -85,6 +103,7 @@ FAMILIES: dict[str, Family] = {
         image_processor="Qwen2VLImageProcessorPil",
         features=_QWEN_FEATURES,
         mrope=True,
+        details=_ANY_SIZE,
     ),
     "qwen2_5_vl": Family(
         model="Qwen2_5_VLForConditionalGeneration",
@@ -92,6 +111,7 @@ FAMILIES: dict[str, Family] = {
         image_processor="Qwen2VLImageProcessorPil",
         features=_QWEN_FEATURES,
         mrope=True,
+        details=_ANY_SIZE,
     ),
     "qwen3_vl": Family(
         model="Qwen3VLForConditionalGeneration",
@@ -99,6 +119,7 @@ FAMILIES: dict[str, Family] = {
         image_processor="Qwen2VLImageProcessorPil",
         features=_QWEN_FEATURES,
         mrope=True,
+        details=_ANY_SIZE,
     ),
     "idefics3": Family(
         model="Idefics3ForConditionalGeneration",
@@ -106,6 +127,7 @@ FAMILIES: dict[str, Family] = {
         image_processor="Idefics3ImageProcessorPil",
         features=("pixel_values", "pixel_attention_mask"),
         image_dim=1,
+        details=_SPLITTING,
     ),
     "smolvlm": Family(
         model="SmolVLMForConditionalGeneration",
@@ -113,6 +135,7 @@ FAMILIES: dict[str, Family] = {
         image_processor="SmolVLMImageProcessorPil",
         features=("pixel_values", "pixel_attention_mask"),
         image_dim=1,
+        details=_SPLITTING,
     ),
     "gemma3": Family(
         model="Gemma3ForConditionalGeneration",
@@ -120,11 +143,13 @@ FAMILIES: dict[str, Family] = {
         image_processor="Gemma3ImageProcessorPil",
         features=("pixel_values",),
         token_types="token_type_ids",  # noqa: S106 - the name of an argument
+        details=_PAN_AND_SCAN,
     ),
     "internvl": Family(
         model="InternVLForConditionalGeneration",
         processor="InternVLProcessor",
         image_processor="GotOcr2ImageProcessorPil",
         features=("pixel_values",),
+        details=_PATCHES,
     ),
 }

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from models.families import Family
+from models.families import Detail, Family
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
@@ -79,17 +79,25 @@ class InputBuilder:
         """SHA-256 of the chat template."""
         return hashlib.sha256(self._template.encode()).hexdigest()
 
-    def build(self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> Prompt:
+    @property
+    def details(self) -> frozenset[str]:
+        """The levels of detail that images may be read at."""
+        return frozenset({"auto", *self._family.details})
+
+    def build(
+        self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], details: Sequence[str] = ()
+    ) -> Prompt:
         """The prompt of a chat.
 
         `messages`: `{"role", "content": [{"type": "text", "text": ...} | {"type": "image"}, ...]}`, and a `name` if
-        the template has a use for it; a string as content is one text. `images` in order of appearance. Raises
-        `PromptError`.
+        the template has a use for it; a string as content is one text. `images` in order of appearance, each
+        at its level of `details`, which is "auto" where none are given. Raises `PromptError`.
         """
         chat = [_message(message, place) for place, message in enumerate(messages)]
         if not chat:
             raise PromptError("messages is empty")
         _check_image_count(chat, len(images))
+        images, options = self._detailed(images, details)
         texts: list[_Text] = []
         skeleton = self._render(_with_sentinels(chat, texts))
         _check_nothing_dropped(skeleton, texts)
@@ -98,8 +106,32 @@ class InputBuilder:
         # The texts add a special token, alone, together or with the template's words around them?
         hostile = self._special.findall(rendered) != self._special.findall(_SENTINELS.sub("", skeleton))
         if hostile:
-            return self._process(self._with_pieces(texts), skeleton, images)
-        return self._process(self._processor, rendered, images)
+            return self._process(self._with_pieces(texts), skeleton, images, options)
+        return self._process(self._processor, rendered, images, options)
+
+    def _detailed(
+        self, images: Sequence[Image.Image], details: Sequence[str]
+    ) -> tuple[Sequence[Image.Image], Mapping[str, Any]]:
+        """The images at their level of detail, and the processor's options for it, which hold for all of them."""
+        if unknown := set(details) - self.details:
+            raise PromptError(f"images cannot be read at detail {', '.join(sorted(unknown))}")
+        levels = [self._family.details.get(name, Detail()) for name in details] or [Detail()] * len(images)
+        assert len(levels) == len(images), f"{len(images)} images, {len(levels)} levels of detail"
+        if any(level.options != levels[0].options for level in levels):
+            raise PromptError("all images of one request must have the same detail with this model")
+        smaller = [self._shrunk(image, level.longest) for image, level in zip(images, levels, strict=True)]
+        return smaller, levels[0].options if levels else {}
+
+    def _shrunk(self, image: Image.Image, longest: int | None) -> Image.Image:
+        if longest is None:
+            return image
+        if longest == 0:
+            longest = max(dict(self._processor.image_processor.size).values())
+        if max(image.size) <= longest:
+            return image
+        image = image.copy()
+        image.thumbnail((longest, longest))
+        return image
 
     def build_text(self, text: str) -> Prompt:
         """The prompt of a bare text, without the chat template; in it too, special tokens are text.
@@ -139,9 +171,16 @@ class InputBuilder:
         processor.tokenizer = _SentinelTokenizer(self._tokenizer, self._pieces, [text.core for text in texts])
         return processor
 
-    def _process(self, processor: Any, text: str, images: Sequence[Image.Image]) -> Prompt:  # noqa: ANN401
+    def _process(
+        self,
+        processor: Any,  # noqa: ANN401
+        text: str,
+        images: Sequence[Image.Image],
+        details: Mapping[str, Any],
+    ) -> Prompt:
         bos = self._tokenizer.bos_token
         options = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+        options |= details
         nested = [[image.convert("RGB") for image in images]] if images else None
         data = processor(text=[text], images=nested, return_tensors="pt", **options)
         ids = data["input_ids"][0].tolist()

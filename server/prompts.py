@@ -53,12 +53,28 @@ class Conversation:
         """Decode the images, render the template. Raises BadRequest."""
         texts = [part for _, part in self.parts() if not isinstance(part, ImagePart)]
         check_characters(sum(len(_words(part)) for part in texts), settings, self.field)
+        details = self._details(served)
         messages, pictures = self._for_template(images)
         try:
-            return served.inputs.build(messages, pictures)
+            return served.inputs.build(messages, pictures, details)
         except PromptError as error:
             param = self.field if error.place is None else f"{self.field}.{error.place}"
             raise BadRequest(f"The model cannot take these messages: {error}.", param=param) from error
+
+    def _details(self, served: Served) -> list[str]:
+        """Each image's level of detail. Raises BadRequest for one that the model does not have."""
+        details: list[str] = []
+        for path, part in self.parts():
+            if isinstance(part, ImagePart):
+                details.append(part.image_url.detail or "auto")
+                if details[-1] not in served.inputs.details:
+                    param = f"{path}.image_url.detail"
+                    raise BadRequest(
+                        f"Invalid value for '{param}': {details[-1]!r}; this model reads images at one resolution, "
+                        "so only 'auto' is supported.",
+                        param=param,
+                    )
+        return details
 
     def _for_template(self, images: RequestImages) -> tuple[list[dict[str, Any]], list[Image.Image]]:
         """Messages as the chat template wants them, and the images in order of appearance. Raises BadRequest."""

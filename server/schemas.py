@@ -118,9 +118,7 @@ class ImageURL(Strict):
     """Where the image is; `server.media` says what is accepted."""
 
     url: str
-    detail: Annotated[
-        Literal["auto"] | None, _only("auto", why="only 'auto' is supported: the model decides on the resolution")
-    ] = None
+    detail: Literal["auto", "low", "high"] | None = None
 
 
 class ImagePart(Strict):

@@ -255,3 +255,45 @@ class TestPromptsWithoutATemplate:
             backbone.inputs.build_ids([])
         with pytest.raises(PromptError, match="stands for an image"):
             backbone.inputs.build_ids([50, backbone.inputs._image_token_id])
+
+
+class TestDetail:
+    """A large picture, at each level that the family has."""
+
+    LARGE = (800, 260)  # the tiny models read tiles of some 24 x 24; Gemma crops pictures that are not square
+
+    def _prompt(self, backbone: Backbone, *details: str) -> Prompt:
+        images = [picture(i).resize(self.LARGE) for i in range(len(details) or 1)]
+        return backbone.inputs.build(chat(("user", "Hi", len(images))), images, details)
+
+    def test_low_takes_fewer_tokens_than_high_and_the_model_reads_both(self, backbone: Backbone, family: str) -> None:
+        levels = FAMILIES[family].details
+        assert backbone.inputs.details == {"auto", *levels}
+        assert _equal(self._prompt(backbone, "auto"), self._prompt(backbone))
+        if not levels:
+            with pytest.raises(PromptError, match="detail low"):
+                self._prompt(backbone, "low")
+            return
+        low, high = (self._prompt(backbone, name) for name in ("low", "high"))
+        if levels["low"].longest != 512:  # the tiny models read no picture that is as large
+            assert 0 < low.image_tokens < high.image_tokens
+        for prompt in (low, high):
+            row = backbone.open_row(prompt, 1)
+            assert torch.isfinite(backbone.prefill([row])).all()
+            backbone.close_row(row)
+
+    def test_a_picture_of_any_size_is_made_smaller(self, backbone: Backbone, family: str) -> None:
+        if FAMILIES[family].details.get("low", None) is None or FAMILIES[family].details["low"].longest != 512:
+            return
+        assert backbone.inputs._shrunk(picture(0).resize((1024, 300)), 512).size == (512, 150)
+        assert backbone.inputs._shrunk(picture(0).resize((300, 512)), 512).size == (300, 512)
+
+    def test_details_may_differ_where_the_processor_s_options_do_not(self, backbone: Backbone, family: str) -> None:
+        levels = FAMILIES[family].details
+        if not levels:
+            return
+        if levels["low"].options == levels["high"].options:
+            assert self._prompt(backbone, "low", "high").image_tokens > 0
+        else:
+            with pytest.raises(PromptError, match="same detail"):
+                self._prompt(backbone, "low", "high")

@@ -94,8 +94,13 @@ class ScriptedInputs:
         self.gate = threading.Event()
         self.gate.set()
 
-    def build(self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]) -> Prompt:
-        self.messages, self.images = messages, images
+    details = frozenset({"auto", "low", "high"})
+    asked: Sequence[str] = ()  # the details of the last request's images
+
+    def build(
+        self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], details: Sequence[str] = ()
+    ) -> Prompt:
+        self.messages, self.images, self.asked = messages, images, details
         self.entered.set()
         self.gate.wait()
         if self.fault is not None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from openai.types import Moderation
 
+from models.inputs import PromptError
 from server.engine import Engine
 from server.request import Finish
 from server.scheduler import Scheduler
@@ -253,3 +254,40 @@ async def test_many_at_once() -> None:
     async with serving(scoring()) as client:
         answers = await asyncio.gather(*(moderate(client, "bad" if i % 2 else "good") for i in range(20)))
     assert [answer.json()["results"][0]["flagged"] for answer in answers] == [i % 2 == 1 for i in range(20)]
+
+
+# details of images -------------------------------------------------------------------------------------------------
+
+
+async def test_the_detail_of_each_image_reaches_the_model_wherever_it_stands() -> None:
+    runner = scoring()
+    content = [image(detail="low"), text("x"), image(), image(detail="auto"), image(detail="high")]
+    async with serving(runner) as client:
+        (await moderate(client, content)).raise_for_status()
+        assert list(runner.inputs.asked) == ["low", "auto", "auto", "high"]
+        messages = [{"role": "user", "content": content}]
+        (await client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages})).raise_for_status()
+        assert list(runner.inputs.asked) == ["low", "auto", "auto", "high"]
+
+
+async def test_a_detail_that_the_model_does_not_have_is_refused_by_name() -> None:
+    runner = scoring()
+    runner.inputs.details = frozenset({"auto"})
+    async with serving(runner) as client:
+        error = error_of(await moderate(client, [text("x"), image(detail="high")]), 400)
+        assert error["param"] == "input.1.image_url.detail"
+        messages = [{"role": "user", "content": "x"}, {"role": "user", "content": [image(detail="low")]}]
+        response = await client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages})
+        assert error_of(response, 400)["param"] == "messages.1.content.0.image_url.detail"
+        assert (await moderate(client, [image(detail="auto")])).status_code == 200
+
+
+async def test_names_reach_the_template() -> None:
+    runner = scoring()
+    messages = [{"role": "system", "content": "x", "name": "Ada"}, {"role": "user", "content": "y"}]
+    async with serving(runner) as client:
+        (await client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages})).raise_for_status()
+        assert [message.get("name") for message in runner.inputs.messages] == ["Ada", None]
+        runner.inputs.fault = PromptError("the model's chat template leaves out the text of messages[0].name", "0.name")
+        response = await client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages})
+        assert error_of(response, 400)["param"] == "messages.0.name"

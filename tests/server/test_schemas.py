@@ -255,7 +255,7 @@ def image_part(**more: Any) -> dict[str, Any]:
         ({"role": "user", "content": [{"type": "image_url"}]}, ".content.0.image_url"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": "data:"}]}, ".content.0.image_url"),
         ({"role": "user", "content": [image_part(url=5)]}, ".content.0.image_url.url"),
-        ({"role": "user", "content": [image_part(detail="high")]}, ".content.0.image_url.detail"),
+        ({"role": "user", "content": [image_part(detail="medium")]}, ".content.0.image_url.detail"),
         ({"role": "user", "content": [{**image_part(), "alt": "x"}]}, ".content.0.alt"),
         ({"role": "system", "content": [image_part()]}, ".content.0.type"),
         ({"role": "system", "content": [text_part(text=5)]}, ".content.0.text"),
