@@ -1,0 +1,275 @@
+"""The official clients over a live server: Python with strict validation of every answer, and Node."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
+from openai.types.chat import ChatCompletionMessageParam
+from PIL import Image
+
+from models.demo.dialogue import pairs
+from models.demo.judge import refused
+from tests.end_to_end.processes import ServerProcess, data_url, user
+
+APPLE = Image.new("RGB", (96, 96), "white")
+NODE = Path(__file__).parent / "node"
+CACHE = Path(__file__).parents[2] / ".cache"
+
+
+@pytest.fixture(scope="module")
+def client(guarded: ServerProcess) -> Iterator[OpenAI]:
+    """Raises APIResponseValidationError for an answer that is not exactly as published."""
+    with OpenAI(
+        base_url=f"{guarded.url}/v1", api_key="none", max_retries=0, timeout=60, _strict_response_validation=True
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def model(client: OpenAI) -> str:
+    return client.models.list().data[0].id
+
+
+@pytest.fixture
+def messages() -> list[ChatCompletionMessageParam]:
+    return [user("what is in the picture?", APPLE)]
+
+
+@pytest.fixture(scope="module")
+def harmful() -> list[ChatCompletionMessageParam]:
+    example = next(pair for pair in pairs(1, seed=921, split="test") if pair.kind == "cross").toxic
+    return [user(example.question, *([example.image] if example.image else []))]
+
+
+# chat --------------------------------------------------------------------------------------------------------------
+
+
+def test_choices_and_log_probabilities_whole_and_streamed(
+    client: OpenAI, model: str, messages: list[ChatCompletionMessageParam]
+) -> None:
+    options: dict[str, Any] = {"n": 3, "seed": 5, "logprobs": True, "top_logprobs": 3, "max_tokens": 12}
+    whole = client.chat.completions.create(model=model, messages=messages, **options)
+    again = client.chat.completions.create(model=model, messages=messages, **options)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert [choice.message for choice in again.choices] == [choice.message for choice in whole.choices]
+    texts, entries = ["", "", ""], [b"", b"", b""]
+    for chunk in client.chat.completions.create(model=model, messages=messages, stream=True, **options):
+        for part in chunk.choices:
+            texts[part.index] += part.delta.content or ""
+            for token in (part.logprobs and part.logprobs.content) or []:
+                entries[part.index] += bytes(token.bytes or [])
+    for choice, text, said in zip(whole.choices, texts, entries, strict=True):
+        assert choice.message.content == text == said.decode()
+        assert choice.logprobs is not None
+        assert all(len(token.top_logprobs) <= 3 for token in choice.logprobs.content or [])
+
+
+def test_a_temperature_makes_the_choices_differ(client: OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=[user("hello")], n=8, seed=1, temperature=2, max_tokens=8
+    )
+    assert len({choice.message.content for choice in answer.choices}) > 1
+
+
+def test_answers_follow_a_json_schema(client: OpenAI, model: str, messages: list[ChatCompletionMessageParam]) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"count": {"type": "integer", "minimum": 0, "maximum": 9}, "sure": {"type": "boolean"}},
+        "required": ["count", "sure"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model=model,
+        messages=messages,
+        n=4,
+        seed=3,
+        response_format={"type": "json_schema", "json_schema": {"name": "seen", "schema": schema, "strict": True}},
+    )
+    for choice in answer.choices:
+        found = json.loads(choice.message.content or "")
+        assert found.keys() == {"count", "sure"}
+        assert choice.finish_reason == "stop"
+    anything = client.chat.completions.create(
+        model=model, messages=messages, max_tokens=60, response_format={"type": "json_object"}, temperature=0
+    )
+    assert (anything.choices[0].message.content or "").startswith("{")
+
+
+def test_a_steered_refusal_breaks_its_schema(
+    client: OpenAI, model: str, harmful: list[ChatCompletionMessageParam]
+) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=harmful, n=2, logprobs=True, response_format={"type": "json_object"}
+    )
+    for choice in answer.choices:
+        assert choice.finish_reason == "content_filter"
+        assert refused(choice.message.content or "")
+        assert choice.message.refusal == choice.message.content
+        assert choice.logprobs is not None
+        assert choice.logprobs.content == choice.logprobs.refusal
+
+
+@pytest.mark.parametrize("mode", ["score", "block"])
+def test_moderation_of_a_chat(
+    mode: Any,
+    client: OpenAI,
+    model: str,
+    harmful: list[ChatCompletionMessageParam],
+    messages: list[ChatCompletionMessageParam],
+) -> None:
+    for asked, flagged in [(harmful, True), (messages, False)]:
+        whole = client.chat.completions.create(
+            model=model, messages=asked, temperature=0, moderation={"model": model, "policy": {"input": {"mode": mode}}}
+        )
+        first, *rest = client.chat.completions.create(
+            model=model,
+            messages=asked,
+            temperature=0,
+            stream=True,
+            moderation={"model": model, "policy": {"input": {"mode": mode}}},
+        )
+        assert whole.moderation is not None
+        assert whole.moderation.input.type == "moderation_results"
+        (result,) = whole.moderation.input.results
+        assert result.flagged is flagged
+        assert result.category_applied_input_types == {"unsafe": ["text", "image"]}
+        assert first.moderation is not None
+        assert first.moderation.model_dump() == whole.moderation.model_dump()
+        text = "".join(part.delta.content or "" for chunk in rest for part in chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert whole.usage is not None
+        assert (whole.usage.completion_tokens == 0) == (flagged and mode == "block")
+
+
+# the other routes --------------------------------------------------------------------------------------------------
+
+
+def test_completions_whole_and_streamed(client: OpenAI, model: str) -> None:
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 6, "logprobs": 2}
+    whole = client.completions.create(model=model, prompt=["The red", "x"], n=2, **options)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
+    assert whole.usage is not None
+    texts = ["", "", "", ""]
+    for chunk in client.completions.create(model=model, prompt=["The red", "x"], n=2, stream=True, **options):
+        for part in chunk.choices:
+            texts[part.index] += part.text
+    assert texts == [choice.text for choice in whole.choices]
+    ids = client.completions.create(model=model, prompt=[[50, 60], [70]], temperature=0, max_tokens=2, echo=True)
+    assert [choice.index for choice in ids.choices] == [0, 1]
+
+
+def test_harm_is_refused_by_the_legacy_route_too(client: OpenAI, model: str, guarded: ServerProcess) -> None:
+    example = next(pair for pair in pairs(1, seed=922, split="test") if pair.kind == "text").toxic
+    tokens = httpx.post(
+        f"{guarded.url}/tokenize", json={"messages": [{"role": "user", "content": example.question}]}
+    ).json()["tokens"]
+    answer = client.completions.create(model=model, prompt=tokens, max_tokens=40)
+    assert answer.choices[0].finish_reason == "content_filter"
+    assert refused(answer.choices[0].text)
+
+
+def test_moderations_of_texts_and_images(
+    client: OpenAI, model: str, harmful: list[ChatCompletionMessageParam], guarded: ServerProcess
+) -> None:
+    content: Any = harmful[0].get("content")
+    tokens = guarded.metric("autosteer_generation_tokens_total")
+    alone = client.moderations.create(model=model, input=content).results[0]
+    chat = client.chat.completions.with_raw_response.create(model=model, messages=harmful, max_tokens=1)
+    assert alone.flagged
+    scores: Any = alone.category_scores.model_dump()
+    assert scores["unsafe"] == pytest.approx(float(chat.headers["x-autosteer-score"]), abs=2e-2)
+    texts = client.moderations.create(input=["hello", "what is in the picture?", "hello"])
+    assert [result.flagged for result in texts.results] == [False] * 3
+    assert guarded.metric("autosteer_generation_tokens_total") <= tokens + 1  # the chat's
+
+
+def test_models(client: OpenAI, model: str) -> None:
+    assert client.models.retrieve(model).id == model
+    with pytest.raises(NotFoundError):
+        client.models.retrieve("gpt")
+
+
+def test_tokens_are_counted_without_generating(
+    client: OpenAI, model: str, guarded: ServerProcess, messages: list[ChatCompletionMessageParam]
+) -> None:
+    counted = httpx.post(f"{guarded.url}/tokenize", json={"model": model, "messages": messages}).json()
+    usage = client.chat.completions.create(model=model, messages=messages, max_tokens=1).usage
+    assert usage is not None
+    assert usage.prompt_tokens_details is not None
+    assert counted["count"] == usage.prompt_tokens
+    assert counted["image_tokens"] == usage.prompt_tokens_details.image_tokens
+
+
+REFUSED: dict[str, tuple[Callable[[OpenAI, str], Any], type[APIStatusError], str]] = {
+    "tools": (
+        lambda c, m: c.chat.completions.create(model=m, messages=[user("x")], tools=[]), BadRequestError, "tools"
+    ),
+    "a schema": (
+        lambda c, m: c.chat.completions.create(
+            model=m, messages=[user("x")],
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}},
+        ),
+        BadRequestError, "response_format.json_schema",
+    ),
+    "a name": (
+        lambda c, m: c.chat.completions.create(
+            model=m, messages=[{"role": "user", "content": "x", "name": "Ada"}]
+        ),
+        BadRequestError, "messages.0.name",
+    ),
+    "suffix": (lambda c, m: c.completions.create(model=m, prompt="x", suffix="y"), BadRequestError, "suffix"),
+    "another model": (lambda c, m: c.moderations.create(input="x", model="omni"), NotFoundError, "model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_an_error_of_the_client_with_its_field(name: str, client: OpenAI, model: str) -> None:
+    call, kind, param = REFUSED[name]
+    with pytest.raises(kind) as caught:
+        call(client, model)
+    assert caught.value.param == param
+
+
+# Node --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def node_client() -> Path:
+    """A folder with the official Node client and the script, installed once for each lock file."""
+    npm = shutil.which("npm")
+    if shutil.which("node") is None or npm is None:
+        pytest.skip("node or npm is not installed")
+    lock = NODE / "package-lock.json"
+    folder = CACHE / f"node-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
+    if not (folder / "installed").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(NODE / name, folder)
+        done = subprocess.run(
+            [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+            cwd=folder, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            pytest.skip(f"npm cannot install the client: {done.stderr[-300:]}")
+        (folder / "installed").touch()
+    shutil.copy(NODE / "client.mjs", folder)
+    return folder
+
+
+def test_the_official_node_client(guarded: ServerProcess, node_client: Path) -> None:
+    done = subprocess.run(
+        ["node", "client.mjs", f"{guarded.url}/v1", data_url(APPLE)],
+        cwd=node_client, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == 8
