@@ -34,8 +34,9 @@ _LIMITS = LLParserLimits(
     precompute_large_lexemes=False,
     verbose_errors=False,
 )
-# Any amount of white space is valid JSON, and where a model falls into writing it, it never ends.
-_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"[ \n\t]{1,24}", "lenient": False, "coerce_one_of": False}
+# Any amount of white space is valid JSON, and where a model falls into writing it, it never ends: a space between two
+# values, or a line break with its indentation.
+_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r" |\n {0,32}", "lenient": False, "coerce_one_of": False}
 _REPEAT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 _SPECIAL_GROUP = re.compile(r"\(\?(?!:)")  # flags would change what a repetition looks like
 

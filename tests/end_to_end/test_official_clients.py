@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
+from openai.types import Completion
 from openai.types.chat import ChatCompletionMessageParam
 from PIL import Image
 
@@ -91,7 +92,7 @@ def test_answers_follow_a_json_schema(client: OpenAI, model: str, messages: list
     answer = client.chat.completions.create(
         model=model,
         messages=messages,
-        n=4,
+        n=2,
         seed=3,
         response_format={"type": "json_schema", "json_schema": {"name": "seen", "schema": schema, "strict": True}},
     )
@@ -100,7 +101,7 @@ def test_answers_follow_a_json_schema(client: OpenAI, model: str, messages: list
         assert found.keys() == {"count", "sure"}
         assert choice.finish_reason == "stop"
     anything = client.chat.completions.create(
-        model=model, messages=messages, max_tokens=60, response_format={"type": "json_object"}, temperature=0
+        model=model, messages=messages, max_tokens=20, response_format={"type": "json_object"}, temperature=0
     )
     assert (anything.choices[0].message.content or "").startswith("{")
 
@@ -154,15 +155,20 @@ def test_moderation_of_a_chat(
 # the other routes --------------------------------------------------------------------------------------------------
 
 
-def test_completions_whole_and_streamed(client: OpenAI, model: str) -> None:
+def test_completions_whole_and_streamed(client: OpenAI, model: str, guarded: ServerProcess) -> None:
     options: dict[str, Any] = {"temperature": 0, "max_tokens": 6, "logprobs": 2}
     whole = client.completions.create(model=model, prompt=["The red", "x"], n=2, **options)
     assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
     assert whole.usage is not None
     texts = ["", "", "", ""]
-    for chunk in client.completions.create(model=model, prompt=["The red", "x"], n=2, stream=True, **options):
-        for part in chunk.choices:
-            texts[part.index] += part.text
+    # The published type has no null for a piece that is not the last, though OpenAI's own streams do: all but that is
+    # checked.
+    for chunk in guarded.client.completions.create(model=model, prompt=["The red", "x"], n=2, stream=True, **options):
+        data = chunk.model_dump()
+        for part in data["choices"]:
+            texts[part["index"]] += part["text"]
+            part["finish_reason"] = part["finish_reason"] or "stop"
+        Completion.model_validate(data, strict=True)
     assert texts == [choice.text for choice in whole.choices]
     ids = client.completions.create(model=model, prompt=[[50, 60], [70]], temperature=0, max_tokens=2, echo=True)
     assert [choice.index for choice in ids.choices] == [0, 1]

@@ -111,6 +111,22 @@ def test_a_text_that_ends_early_or_leaves_the_grammar_is_an_error() -> None:
         grammar.accept(ord("!"))
 
 
+def test_white_space_is_a_space_or_a_line_break_with_its_indentation() -> None:
+    def accepts(text: str) -> bool:
+        grammar = BYTES.compile({"type": "object", "properties": {"a": {}}, "required": ["a"]})
+        try:
+            for byte in text.encode():
+                grammar.accept(byte)
+        except GrammarError:
+            return False
+        return True
+
+    for pretty in ('{"a":1}', '{"a": 1}', '{\n  "a": [\n    1\n  ]\n}'):
+        assert accepts(pretty)
+    for endless in ('{  "a": 1}', '{\n\n"a": 1}', "{\n" + " " * 33, "{\t"):
+        assert not accepts(endless)
+
+
 def test_rows_of_one_grammar_go_their_own_ways() -> None:
     first = BYTES.compile({"enum": ["a", "b"]})
     second = first.fresh()
