@@ -126,6 +126,28 @@ class AuditSettings(_Frozen):
     )
 
 
+class ShadowSettings(_Frozen):
+    """What is evaluated on live traffic beside the acting guard, and changes no answer."""
+
+    name: Name = Field(default="shadow", description="Its name in metrics and audit records.")
+    guard: Word | None = Field(default=None, description="Guard bundle folder; the acting one where not given.")
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Score from which it would flag, 0 to 1; its bundle's where neither is given."
+    )
+    target_fpr: Share | None = Field(
+        default=None, description="Instead of a threshold: the false-positive rate aimed at, one that its bundle has."
+    )
+
+    @model_validator(mode="after")
+    def _differs(self) -> Self:
+        given = [name for name in ("threshold", "target_fpr") if getattr(self, name) is not None]
+        if len(given) == 2:
+            raise PydanticCustomError("threshold", "threshold and target_fpr exclude each other; give one of them")
+        if not given and self.guard is None:
+            raise PydanticCustomError("threshold", "needs a guard, a threshold or a target_fpr of its own")
+        return self
+
+
 class MediaSettings(_Frozen):
     """Where images may be fetched from; nowhere by default. Their size is limited as that of all images is."""
 
@@ -168,6 +190,10 @@ class Settings(BaseSettings, PolicySettings):
     )
     metrics_key: bool = Field(default=False, description="Whether `/metrics` needs an API key too.")
     audit: AuditSettings | None = _fixed(None, "The audit log; none where not given.")
+
+    shadow: ShadowSettings | None = _fixed(
+        None, "A guard or threshold that is tried on live traffic; none if not given."
+    )
 
     # load
     max_rows: Count = _fixed(16, "Requests generated at the same time.")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from pydantic import BaseModel, SecretStr
 
+from server.config import ShadowSettings
 from server.options import with_settings
 from server.plan import Plan
 from server.settings_sources import ConfigError, Loaded, load_settings
 from steering.console import EXIT_MISTAKE, mistake
+
+if TYPE_CHECKING:
+    from steering.bundle import Manifest
 
 app = typer.Typer(help="The server's settings.", no_args_is_help=True)
 
@@ -38,11 +42,29 @@ def _check_policies(loaded: Loaded) -> str:
     if guard is not None and not guard.exists():
         return f"its policies are not checked, for the guard bundle {guard} is not here"
     try:
-        policies = make_policies(loaded.settings, None if guard is None else load_manifest(guard))
+        manifest = None if guard is None else load_manifest(guard)
+        policies = make_policies(loaded.settings, manifest)
+        shadow = _check_shadow(loaded.settings.shadow, manifest)
     except (PolicyError, BundleError) as error:
         mistake(error)
     shown = [f"{each.name} ({each.mode.value}, threshold {each.threshold:.4g})" for each in policies.values()]
-    return f"policies: {', '.join(shown)}; keys: {len(loaded.settings.keys)}"
+    return f"policies: {', '.join(shown)}; {shadow}keys: {len(loaded.settings.keys)}"
+
+
+def _check_shadow(settings: ShadowSettings | None, acting: Manifest | None) -> str:
+    """Find the shadow's threshold; says what was checked. Raises PolicyError, BundleError."""
+    from server.policies import PolicyError
+    from server.shadow import shadow_threshold
+    from steering.bundle import load_manifest
+
+    if settings is None:
+        return ""
+    if acting is None:
+        raise PolicyError("shadow: needs a guard to stand beside; give one with --guard")
+    if settings.guard is not None and not Path(settings.guard).exists():
+        return f"shadow {settings.name} is not checked, for its guard bundle {settings.guard} is not here; "
+    bundle = acting if settings.guard is None else load_manifest(Path(settings.guard))
+    return f"shadow: {settings.name} (threshold {shadow_threshold(settings, bundle):.4g}); "
 
 
 @app.command()

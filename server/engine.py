@@ -14,6 +14,7 @@ from server.request import EngineFailed, Event, Finish, GrammarFailed, Request, 
 from server.scheduler import Scheduler
 from steering.guard import Guard
 from steering.policy import Decision, Mode, Verdict, decide
+from steering.shadow import Shadow
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +24,13 @@ Computed = tuple[list[Request], list[Tensor]]  # rows that came through; their h
 class Engine:
     """Continuous batching of a guarded backbone. Not thread-safe: one thread owns it."""
 
-    def __init__(self, backbone: Backbone, guard: Guard | None, scheduler: Scheduler) -> None:
+    def __init__(
+        self, backbone: Backbone, guard: Guard | None, scheduler: Scheduler, shadow: Shadow | None = None
+    ) -> None:
+        assert shadow is None or guard is not None, "a shadow needs a guard to stand beside"
         self.backbone = backbone
         self.guard = guard
+        self.shadow = shadow
         self.scheduler = scheduler
         self.failure: EngineFailed | None = None
 
@@ -105,9 +110,15 @@ class Engine:
             hidden = self.backbone.prefill(rows)
             self._set_decisions(requests, [Decision(Verdict.PASS, None, 0.0)] * len(requests))
             return hidden
-        with self.backbone.tap(self.guard.tapped) as tap:
+        tapped = self.guard.tapped if self.shadow is None else self.shadow.tapped_with(self.guard)
+        with self.backbone.tap(tapped) as tap:
             hidden = self.backbone.prefill(rows)
-        self._judge(self.guard, requests, tap.states)
+        if self.shadow is None:
+            self._judge(self.guard, requests, tap.states)
+        else:
+            own, shadowed = self.shadow.apart(tap.states, self.guard)
+            scores = self._judge(self.guard, requests, own)
+            self._judge_in_shadow(self.shadow, requests, scores if self.shadow.guard is self.guard else shadowed)
         return hidden
 
     def _decode(self, requests: Sequence[Request]) -> Tensor:
@@ -116,8 +127,8 @@ class Engine:
 
     # guard -----------------------------------------------------------------------------------------------------
 
-    def _judge(self, guard: Guard, requests: Sequence[Request], states: Tensor) -> None:
-        """Score every prefilled row and keep its decision on the request."""
+    def _judge(self, guard: Guard, requests: Sequence[Request], states: Tensor) -> list[float]:
+        """Score every prefilled row and keep its decision on the request; the scores."""
         before = monotonic()
         policies = [request.policy for request in requests]
         if all(policy.mode is Mode.OFF for policy in policies):
@@ -127,6 +138,22 @@ class Engine:
         self._set_decisions(requests, decide(scores, policies))
         for request in requests:
             request.timings.guard_seconds = monotonic() - before
+        return scores
+
+    def _judge_in_shadow(self, shadow: Shadow, requests: Sequence[Request], found: list[float] | Tensor) -> None:
+        """Keep what the shadow would have decided, from the acting scores or states of its own; it fails by itself."""
+        modes = [request.policy.mode for request in requests]
+        if all(mode is Mode.OFF for mode in modes):
+            return
+        try:
+            scores = found if isinstance(found, list) else shadow.guard.score(found).tolist()
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            logger.exception("the shadow %s failed on a batch of %d rows", shadow.name, len(requests))
+            return
+        for request, own in zip(requests, shadow.judge(scores, modes), strict=True):
+            request.shadow = (request.leader.shadow if request.leader else None) or own
 
     def _set_decisions(self, requests: Sequence[Request], decisions: Sequence[Decision]) -> None:
         for request, own in zip(requests, decisions, strict=True):

@@ -72,6 +72,14 @@ class Metrics:
             "guard_decisions", "The guard's decisions.", ("policy", "mode", "decision", "modality")
         )
         self.score = histogram("guard_score", "The prober's score, 1 = toxic.", SCORE_BUCKETS, ("policy",))
+        self.shadow_decisions = counter(
+            "shadow_decisions",
+            "What a shadow would have decided, beside what was.",
+            ("policy", "shadow", "decision", "acting", "modality"),
+        )
+        self.shadow_score = histogram(
+            "shadow_score", "The shadow's score, 1 = toxic.", SCORE_BUCKETS, ("policy", "shadow")
+        )
         self.near_threshold = counter(
             "guard_near_threshold", "Scores within 0.1 of the threshold that they were judged by.", ("policy",)
         )
@@ -150,6 +158,11 @@ class Metrics:
                 self.near_threshold.labels(policy.name).inc()
             self.drift.add(policy.name, decision.score)
             self.guard_overhead.observe(request.timings.guard_seconds)
+        if (shadow := request.shadow) is not None and shadow.score is not None:
+            self.shadow_decisions.labels(
+                policy.name, shadow.shadow, shadow.verdict.value, decision.verdict.value, modality
+            ).inc()
+            self.shadow_score.labels(policy.name, shadow.shadow).observe(shadow.score)
 
     def token(self, before: float | None, now: float, arrived: float) -> None:
         """One token of a request; `before` is when its previous one came."""

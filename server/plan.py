@@ -47,6 +47,7 @@ class Plan:
         from server.engine import Engine
         from server.policies import make_policies
         from server.scheduler import Scheduler
+        from server.shadow import load_shadow
         from steering.bundle import load_guard
 
         backbone = load_backbone(
@@ -58,7 +59,8 @@ class Plan:
         )
         guard = None if self.guard is None else load_guard(self.guard, backbone.info)
         make_policies(settings, None if guard is None else guard.manifest)
-        return Engine(backbone, guard, Scheduler(settings.max_rows, settings.prefill_tokens))
+        shadow = None if settings.shadow is None else load_shadow(settings.shadow, guard, backbone.info)
+        return Engine(backbone, guard, Scheduler(settings.max_rows, settings.prefill_tokens), shadow)
 
 
 def _short_name(model: str) -> str:

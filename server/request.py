@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from models.backbone import Row
     from models.inputs import Prompt
     from models.sampling import Logprobs, RowSampler
-    from steering.policy import Decision, Policy
+    from steering.policy import Decision, Policy, ShadowDecision
 
 
 class Finish(StrEnum):
@@ -74,6 +74,7 @@ class Request:
     row: Row | None = None
     output_ids: list[int] = field(default_factory=list)
     decision: Decision | None = None
+    shadow: ShadowDecision | None = None  # never acted upon
     timings: Timings = field(default_factory=Timings)
 
     @property

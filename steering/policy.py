@@ -67,6 +67,13 @@ class Decision:
         return self.verdict is not Verdict.PASS
 
 
+@dataclass(frozen=True)
+class ShadowDecision(Decision):
+    """What a shadow would have made of one row: `pass` or `monitored`."""
+
+    shadow: str
+
+
 def decide(scores: Sequence[float], policies: Sequence[Policy]) -> list[Decision]:
     """One decision per row, from its own score and its own policy.
 

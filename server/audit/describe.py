@@ -57,7 +57,7 @@ def _facts(choices: Choices, layer: int | None) -> dict[str, Any]:
     """Of several prompts, the one with the highest score stands for all."""
     prompts = [generation.request for generation in choices.leaders]
     first = max(prompts, key=_score)
-    timings, decision = first.timings, first.decision
+    timings, decision, shadow = first.timings, first.decision, first.shadow
     first_token = min((each.timings.first_token for each in prompts if each.timings.first_token), default=None)
     image_tokens = sum(each.prompt.image_tokens for each in prompts)
     return {
@@ -66,6 +66,9 @@ def _facts(choices: Choices, layer: int | None) -> dict[str, Any]:
         "decision": None if decision is None else decision.verdict.value,
         "score": None if decision is None else decision.score,
         "layer": None if decision is None or decision.score is None else layer,
+        "shadow": None if shadow is None else shadow.shadow,
+        "shadow_decision": None if shadow is None else shadow.verdict.value,
+        "shadow_score": None if shadow is None else shadow.score,
         "modality": "image" if image_tokens else "text",
         "prompt_tokens": sum(len(each.prompt.ids) for each in prompts),
         "image_tokens": image_tokens,

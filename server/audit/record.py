@@ -43,6 +43,9 @@ class AuditRecord:
     decision: str | None = None
     score: float | None = None
     layer: int | None = None
+    shadow: str | None = None
+    shadow_decision: str | None = None
+    shadow_score: float | None = None
     modality: str | None = None
     finish: str | None = None
     prompt_tokens: int | None = None

@@ -28,8 +28,8 @@ def manifest(info: BackboneInfo, layer: int = 2) -> Manifest:
     )
 
 
-def random_guard(info: BackboneInfo, seed: int = 0) -> Guard:
+def random_guard(info: BackboneInfo, seed: int = 0, layer: int = 2) -> Guard:
     torch.manual_seed(seed)
     head = RefusalHead(info.hidden_size)
     torch.nn.init.normal_(head.weight, std=info.hidden_size**-0.5)
-    return Guard(manifest(info), Prober(info.hidden_size), head, {}).requires_grad_(requires_grad=False)
+    return Guard(manifest(info, layer), Prober(info.hidden_size), head, {}).requires_grad_(requires_grad=False)

@@ -16,6 +16,7 @@ from server.request import Request
 from server.scheduler import Scheduler
 from steering.guard import Guard
 from steering.policy import Mode, Policy, Verdict
+from steering.shadow import Shadow
 from tests.server.guards import random_guard
 from tests.tiny import CHATS, pictures
 
@@ -46,10 +47,14 @@ def chat_request(backbone: Backbone, name: str, policy: Policy, *, row: str | No
 
 
 def serve(
-    backbone: Backbone, guard: Guard | None, monkeypatch: pytest.MonkeyPatch, arrivals: Sequence[tuple[int, Request]]
+    backbone: Backbone,
+    guard: Guard | None,
+    monkeypatch: pytest.MonkeyPatch,
+    arrivals: Sequence[tuple[int, Request]],
+    shadow: Shadow | None = None,
 ) -> dict[str, Tensor]:
     """Run requests that arrive at given steps; their logits `[T, V]`."""
-    engine = Engine(backbone, guard, Scheduler(max_running=8, prefill_tokens=100_000))
+    engine = Engine(backbone, guard, Scheduler(max_running=8, prefill_tokens=100_000), shadow)
     with monkeypatch.context() as patch:
         recorder = Recorder(engine, patch)
         waiting = sorted(arrivals, key=lambda arrival: arrival[0])
@@ -115,6 +120,59 @@ def test_a_guard_that_does_not_act_changes_no_bit(
         assert r.decision is not None
         assert r.decision.verdict in (Verdict.MONITORED, Verdict.PASS)
         assert torch.equal(logits[r.id], plain[r.id])
+
+
+@pytest.mark.parametrize("bundle", ["another", "acting"])
+def test_a_shadow_changes_no_token_and_no_bit(
+    bundle: str, backbone: Backbone, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = random_guard(backbone.info, seed=1, layer=1) if bundle == "another" else guard
+    shadow = Shadow("candidate", own, threshold=0.0)
+
+    def requests() -> list[tuple[int, Request]]:
+        modes = [policy(Mode.STEER), policy(Mode.STEER, flag=False), policy(Mode.MONITOR), policy(Mode.OFF)]
+        return [(i, chat_request(backbone, name, modes[i % 4], row=str(i))) for i, name in enumerate(list(CHATS) * 2)]
+
+    without, beside = requests(), requests()
+    plain = serve(backbone, guard, monkeypatch, without)
+    shadowed = serve(backbone, guard, monkeypatch, beside, shadow)
+    for (_, alone), (_, watched) in zip(without, beside, strict=True):
+        assert watched.output_ids == alone.output_ids
+        assert watched.decision == alone.decision
+        assert torch.equal(shadowed[watched.id], plain[watched.id])
+        assert alone.shadow is None
+        if watched.policy.mode is Mode.OFF:
+            assert watched.shadow is None
+            continue
+        assert watched.shadow is not None
+        assert watched.decision is not None
+        assert watched.shadow.verdict is Verdict.MONITORED
+        assert (watched.shadow.score == watched.decision.score) == (bundle == "acting")
+
+
+def test_a_shadow_scores_as_it_would_if_it_acted(
+    backbone: Backbone, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = random_guard(backbone.info, seed=1, layer=1)
+    beside, acting = ([(0, chat_request(backbone, name, policy(Mode.MONITOR))) for name in CHATS] for _ in range(2))
+    serve(backbone, guard, monkeypatch, beside, Shadow("candidate", own, 0.5))
+    serve(backbone, own, monkeypatch, acting)
+    for (_, watched), (_, judged) in zip(beside, acting, strict=True):
+        assert watched.shadow is not None
+        assert judged.decision is not None
+        assert watched.shadow.score == judged.decision.score
+
+
+def test_a_shadow_that_fails_is_no_failure_of_the_request(
+    backbone: Backbone, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = random_guard(backbone.info, seed=1)
+    monkeypatch.setattr(own.prober, "score", lambda _: 1 / 0)
+    watched = chat_request(backbone, next(iter(CHATS)), policy(Mode.MONITOR))
+    serve(backbone, guard, monkeypatch, [(0, watched)], Shadow("candidate", own, 0.5))
+    assert watched.output_ids
+    assert watched.decision is not None
+    assert watched.shadow is None
 
 
 def test_eps_zero_changes_no_bit_and_a_steered_row_no_other(

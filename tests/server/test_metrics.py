@@ -27,6 +27,8 @@ FAMILIES = {
     "autosteer_guard_score": "histogram",
     "autosteer_guard_near_threshold": "counter",
     "autosteer_policy_threshold": "gauge",
+    "autosteer_shadow_decisions": "counter",
+    "autosteer_shadow_score": "histogram",
     "autosteer_guard_drift_window": "gauge",
     "autosteer_guard_drift_psi": "gauge",
     "autosteer_guard_drift_ks": "gauge",
