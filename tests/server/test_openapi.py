@@ -1,0 +1,178 @@
+"""`/openapi.json` says what is so: answers and errors are as it has them, and bodies are taken as it has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import jsonschema_rs
+import pytest
+
+from server.request import EngineFailed, Finish
+from steering.policy import Verdict
+from tests.server.scripted import MODEL, REFUSAL, Script, ScriptedRunner, body, data_url, events_of, png, serving
+
+CHAT, COMPLETIONS, MODERATIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/v1/moderations", "/tokenize"
+PICTURE = data_url(png())
+MODERATED = {"moderation": {"model": MODEL, "policy": {"input": {"mode": "block"}}}}
+WANTED = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": True}}
+FULL = {
+    "temperature": 0.5, "top_p": 1, "top_k": -1, "min_p": 0, "seed": -5, "n": 2, "stop": "STOP", "max_tokens": 9,
+    "logit_bias": {"5": -100}, "user": "u", "frequency_penalty": -2, "presence_penalty": 2, "repetition_penalty": 10,
+}  # fmt: skip
+NAMED: list[dict[str, Any]] = [
+    {"role": "developer", "content": "x", "name": "Ada"},
+    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE, "detail": "low"}}]},
+    {"role": "assistant", "content": None, "refusal": "no"},
+    {"role": "user", "content": "y"},
+]
+
+GOOD: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (CHAT, body("x", PICTURE)),
+    "chat with all that an answer can have": (
+        CHAT, body("x", logprobs=True, top_logprobs=20, metadata={"k": "v"}, **FULL, **MODERATED)
+    ),
+    "chat of named messages": (CHAT, {"model": MODEL, "messages": NAMED, "max_completion_tokens": 3}),
+    "chat that is refused": (CHAT, body("bad", logprobs=True, **MODERATED)),
+    "chat of a schema": (CHAT, body("{}", response_format=WANTED)),
+    "completion": (COMPLETIONS, {"model": MODEL, "prompt": ["x", "y"], "logprobs": 2, **FULL}),
+    "completion of ids": (COMPLETIONS, {"model": MODEL, "prompt": [[1], [2]], "echo": True}),
+    "moderation": (MODERATIONS, {"input": "x"}),
+    "moderation of parts": (
+        MODERATIONS,
+        {"model": MODEL, "input": [{"type": "text", "text": "x"}, NAMED[1]["content"][0]]},
+    ),
+    "tokens": (TOKENIZE, {"messages": NAMED, "return_token_strs": True}),
+    "tokens of a text": (TOKENIZE, {"prompt": "x"}),
+}  # fmt: skip
+STREAMS = [name for name, (path, _) in GOOD.items() if path in (CHAT, COMPLETIONS)]
+
+
+def answers(text: str) -> Script:
+    if text == "bad":
+        return Script.saying(REFUSAL, verdict=Verdict.STEERED, score=0.9, finish=Finish.CONTENT_FILTER)
+    if text == "broken":
+        return Script(finish=Finish.ERROR, error=EngineFailed("x"))
+    return Script.saying(text)
+
+
+async def operation(client: httpx.AsyncClient, path: str, method: str = "post") -> dict[str, Any]:
+    document = (await client.get("/openapi.json")).json()
+    found: dict[str, Any] = document["paths"][path][method]
+    return found
+
+
+def check(value: Any, schema: dict[str, Any]) -> None:
+    jsonschema_rs.meta.validate(schema)
+    jsonschema_rs.Draft202012Validator(schema).validate(value)
+
+
+def closed(schema: Any) -> Any:
+    """The same schema with no property beside those that it names."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(each) for key, each in schema.items()}
+    if "properties" in inner:
+        inner.setdefault("additionalProperties", False)
+    return inner
+
+
+@pytest.mark.parametrize("name", GOOD)
+async def test_a_body_and_its_answer_are_as_documented(name: str) -> None:
+    path, data = GOOD[name]
+    async with serving(ScriptedRunner(answer=answers)) as client:
+        documented = await operation(client, path)
+        response = await client.post(path, json=data)
+    check(data, documented["requestBody"]["content"]["application/json"]["schema"])
+    assert response.status_code == 200, response.text
+    check(response.json(), closed(documented["responses"]["200"]["content"]["application/json"]["schema"]))
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_every_event_of_a_stream_is_as_documented(name: str) -> None:
+    path, data = GOOD[name]
+    async with serving(ScriptedRunner(answer=answers)) as client:
+        content = (await operation(client, path))["responses"]["200"]["content"]
+        response = await client.post(path, json={**data, "stream": True, "stream_options": {"include_usage": True}})
+    kind = response.headers["content-type"].split(";")[0]
+    events = events_of(response.text)
+    assert len(events) > 1
+    for event in events:
+        check(event, closed(content[kind]["x-event-schema"]))
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MODERATIONS, TOKENIZE])
+@pytest.mark.parametrize(
+    ("status", "request_of"),
+    [
+        (400, {"json": {}}),
+        (400, {"content": b"{", "headers": {"content-type": "application/json"}}),
+        (404, {"json": {"model": "gpt"}}),
+        (413, {"content": b" " * 20_000, "headers": {"content-type": "application/json"}}),
+        (415, {"content": b"{}", "headers": {"content-type": "text/plain"}}),
+        (429, {"json": {}}),
+        (503, {"json": {}}),
+    ],
+)
+async def test_every_error_is_as_documented(path: str, status: int, request_of: dict[str, Any]) -> None:
+    least = {CHAT: body(), COMPLETIONS: {"model": MODEL, "prompt": "x"}, MODERATIONS: {"input": "x"}}
+    fields = least.get(path, {"prompt": "x"})
+    request = dict(request_of)
+    if "json" in request and status != 400:
+        request["json"] = {**fields, **request["json"]}
+    runner = ScriptedRunner(ready=status != 503)
+    async with serving(runner, max_body_bytes=10_000, max_rows=1, max_queue=0) as client:
+        documented = await operation(client, path)
+        if status == 429:
+            client_app: Any = client
+            client_app._transport.app.state.service.hold(1)
+        response = await client.post(path, **request)
+    assert response.status_code == status, response.text
+    content = documented["responses"][str(status)]["content"][response.headers["content-type"]]
+    check(response.json(), closed(content["schema"]))
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/{model}", "/health", "/ready", "/version", "/metrics", "/openapi.json"]
+)
+async def test_the_routes_without_a_body(path: str) -> None:
+    async with serving(ScriptedRunner()) as client:
+        (await client.get("/v1/models")).raise_for_status()
+        response = await client.get(path.format(model=MODEL))
+        assert response.status_code == 200
+        if path == "/openapi.json":
+            return
+        content = (await operation(client, path, "get"))["responses"]["200"]["content"]
+    kind = response.headers["content-type"].split(";")[0]
+    check(response.json() if kind == "application/json" else response.text, closed(content[kind]["schema"]))
+
+
+NOT_ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "a field nobody knows": (CHAT, body(colour="red")),
+    "tools": (CHAT, body(tools=[])),
+    "a string for a number": (CHAT, body(temperature="1")),
+    "too many stops": (CHAT, body(stop=["a"] * 5)),
+    "an empty stop": (CHAT, body(stop="")),
+    "a bias of no token": (CHAT, body(logit_bias={"a": 1})),
+    "metadata that is no text": (CHAT, body(metadata={"k": 1})),
+    "a name with a space": (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": "x", "name": "a b"}]}),
+    "U+0000": (CHAT, body("\0")),
+    "no content": (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": None}]}),
+    "an image of the system": (CHAT, {"model": MODEL, "messages": [{"role": "system", "content": [
+        {"type": "image_url", "image_url": {"url": PICTURE}}]}]}),
+    "a prompt of both kinds": (COMPLETIONS, {"model": MODEL, "prompt": ["x", 5]}),
+    "a suffix": (COMPLETIONS, {"model": MODEL, "prompt": "x", "suffix": "y"}),
+    "no input": (MODERATIONS, {"input": []}),
+    "an input of both kinds": (MODERATIONS, {"input": ["x", {"type": "text", "text": "x"}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_ACCEPTED)
+async def test_a_body_that_is_refused_is_refused_by_the_document_too(name: str) -> None:
+    path, data = NOT_ACCEPTED[name]
+    async with serving(ScriptedRunner()) as client:
+        schema = (await operation(client, path))["requestBody"]["content"]["application/json"]["schema"]
+        assert (await client.post(path, json=data)).status_code == 400
+    assert not jsonschema_rs.Draft202012Validator(schema).is_valid(data)
