@@ -49,6 +49,7 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.fitting
 
 demo-model: $(VENV)/.dev
