@@ -67,9 +67,15 @@ class Database:
         self._table = make_table(self._metadata)
 
     def open(self) -> None:
-        """Connect, and make the table. Raises SinkError."""
+        """Connect, and make the table; an older one gets the columns that it lacks. Raises SinkError."""
         try:
             self._metadata.create_all(self._engine)
+            there = {column["name"] for column in sql.inspect(self._engine).get_columns(self._table.name)}
+            with self._engine.begin() as connection:
+                for column in self._table.columns:
+                    if column.name not in there:
+                        described = sql.schema.CreateColumn(column).compile(self._engine)
+                        connection.execute(sql.text(f"ALTER TABLE {self._table.name} ADD COLUMN {described}"))
         except SQLAlchemyError as error:
             raise SinkError(_brief(error)) from None
 

@@ -112,6 +112,21 @@ def test_a_batch_that_is_written_twice_is_there_once(url: str) -> None:
     assert ids(url) == [f"req-{number}" for number in range(5)]
 
 
+def test_a_table_of_an_older_version_gets_its_columns(url: str) -> None:
+    sink = Database(url)
+    sink.open()
+    sink.write([record(1, score=0.25)])
+    parsed = sql.make_url(url)
+    engine = sql.create_engine(parsed.set(drivername=parsed.drivername.replace("postgresql", "postgresql+psycopg")))
+    with engine.begin() as connection:
+        connection.execute(sql.text("ALTER TABLE autosteer_audit DROP COLUMN score"))
+    engine.dispose()
+    newer = Database(url)
+    newer.open()
+    newer.write([record(2, score=0.5)])
+    assert [each["score"] for each in newer.read(ALL)] == [None, 0.5]
+
+
 def test_filters_and_the_last(url: str) -> None:
     sink = Database(url)
     sink.open()
