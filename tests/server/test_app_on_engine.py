@@ -301,7 +301,7 @@ async def test_a_schema_that_leads_nowhere_is_the_requests_own_failure(monkeypat
 
     monkeypatch.setattr(JsonGrammar, "accept", accept)
     async with loaded(application_on(Wordy())) as client:
-        error = error_of(await chat(client, HARMLESS, response_format=YES_OR_NO), 400)
+        error = error_of(await greedy(client, HARMLESS, response_format=YES_OR_NO), 400)
         assert "too many expressions" in error["message"]
         assert error["param"] == "response_format"
         assert (await greedy(client, HARMLESS, max_tokens=2)).status_code == 200
