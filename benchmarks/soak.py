@@ -112,6 +112,7 @@ class Site:
             for name, key in zip(("default", *policies), self.keys, strict=False)
         ]
         audit = {"url": f"file://{self.audit}"}
+        self.audit.touch()
         self.config.write_text(yaml.safe_dump({"policies": policies, "keys": keys, "audit": audit}))
 
     @property
@@ -426,7 +427,6 @@ def main(
     failed = False
     with TemporaryDirectory() as folder:
         site = Site(Path(folder))
-        site.audit.touch()
         result, problems = run(site, clients=clients, requests=requests)
         start, growth = result.growth()
         console.print(table(f"{requests} requests of {clients} clients", result))

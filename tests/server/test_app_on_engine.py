@@ -305,3 +305,22 @@ async def test_a_schema_that_leads_nowhere_is_the_requests_own_failure(monkeypat
         assert "too many expressions" in error["message"]
         assert error["param"] == "response_format"
         assert (await greedy(client, HARMLESS, max_tokens=2)).status_code == 200
+
+
+async def test_requests_that_end_in_every_way_leave_no_task_and_no_row() -> None:
+    backbone = Backbone()
+    app = application_on(backbone)
+    async with loaded(app) as client:
+        await greedy(client, HARMLESS, max_tokens=1)
+        before = asyncio.all_tasks()
+        for stream in (False, True):
+            whole = [greedy(client, HARMLESS, max_tokens=5, stream=stream, n=n) for n in (1, 2)]
+            wrong = [greedy(client, HARMLESS, max_tokens=-1), client.post("/v1/chat/completions", content=b"{")]
+            late = client.post("/v1/chat/completions", json=body(HARMLESS, stream=stream), headers={"prefer": "wait=0"})
+            await asyncio.gather(*whole, *wrong, late)
+            data = orjson.dumps(body(HARMLESS, stream=stream, max_tokens=CONTEXT - 10))
+            connections = [Connection(app, each) for each in (None, data, data, data)]
+            await asyncio.gather(*(connection.leave() for connection in connections))
+        assert await app.state.service.runner.drain(10)
+        assert asyncio.all_tasks() <= before
+        assert backbone.rows == []
