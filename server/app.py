@@ -23,6 +23,7 @@ from server.call import Call, call_of
 from server.config import Settings
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
 from server.images import Images
+from server.logs import log_access, request_id
 from server.routes import chat, completions, models, moderations, operations, tokens
 from server.service import Runner, Service
 from server.serving import server_version
@@ -117,13 +118,24 @@ class Outermost:
                 MutableHeaders(scope=message).update({"x-request-id": call.id, **self._service.headers(call)})
             await send(message)
 
+        with request_id(call.id):
+            try:
+                await self._serve(call, scope, receive, send_with_headers)
+            finally:
+                self._service.end(call)
+                log_access(call, scope["method"], route_of(scope))
+
+    async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, receive, send)
         except Exception:
             call.error = ServerFault("The server failed on this request.", code="internal_error")
             if call.status is not None:
                 raise
-            logger.exception("request %s: %s %s failed", call.id, scope["method"], scope["path"])
-            await as_json(call.error.body, call.error.status)(scope, receive, send_with_headers)
-        finally:
-            self._service.end(call)
+            logger.exception("%s %s failed", scope["method"], route_of(scope))
+            await as_json(call.error.body, call.error.status)(scope, receive, send)
+
+
+def route_of(scope: Scope) -> str | None:
+    """The template of the route that a request found; None if there is none for its path."""
+    return getattr(scope.get("route"), "path", None)

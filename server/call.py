@@ -38,6 +38,7 @@ class Call:
     error: ApiError | None = None
     gone: bool = False  # the client left before its answer began
     status: int | None = None
+    trace_id: str | None = None
 
     def describe(self, fetched: Mapping[str, bytes], *, keep: bool) -> None:
         """Hash what was asked, and keep it where that is wanted; let go of the rest. Slow: for a worker thread.

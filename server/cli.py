@@ -21,6 +21,7 @@ from server.audit.sinks import Sink, SinkError, make_sink
 from server.config import Settings
 from server.config_cli import app as config_commands
 from server.keys_cli import app as keys_commands
+from server.logs import LogFormat, adopt_libraries, configure
 from server.options import with_settings
 from server.plan import Plan
 from server.settings_sources import ConfigError, Loaded, load_settings
@@ -29,6 +30,7 @@ from steering.console import mistake
 from steering.evaluation.cli import app as evaluation
 
 if TYPE_CHECKING:
+    from server.engine import Engine
     from server.serving import Served
     from steering.policy import Policy
 
@@ -63,13 +65,13 @@ def version() -> None:
 @with_settings
 def serve(options: dict[str, object], config: Path | None) -> None:
     """Serve a model over HTTP. Options go before the environment (AUTOSTEER_PORT, ...), and that before the file."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     load = partial(load_settings, options, config)
     try:
         settings = load().settings
         sink = None if settings.audit is None else make_sink(settings.audit)
     except (ConfigError, SinkError) as error:
         mistake(error)
+    configure(settings.log_format, access=settings.access_log)
     plan = Plan.of(settings)
     try:
         listener = listen(settings.host, settings.port)
@@ -95,7 +97,9 @@ def _serve(
     from server.reload import reload
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
-    runner = EngineThread(lambda: plan.load(settings), max_live=settings.max_live, step_seconds=settings.step_seconds)
+    runner = EngineThread(
+        lambda: _loaded(plan, settings), max_live=settings.max_live, step_seconds=settings.step_seconds
+    )
     application = create_app(settings, runner, name=plan.name, sink=sink)
     service = application.state.service
     host, port = listener.getsockname()[:2]
@@ -104,7 +108,7 @@ def _serve(
         application,
         runner,
         settings,
-        announce=lambda: announce(service.served, service.default_policy(service.served), url),
+        announce=lambda: announce(service.served, service.default_policy(service.served), url, settings.log_format),
         reload=lambda: reload(service, load),
     )
     server.run(sockets=[listener])
@@ -113,6 +117,17 @@ def _serve(
         if not _is_expected(failure):
             logging.getLogger(__name__).error("the model could not be loaded", exc_info=failure)
         mistake(failure)
+
+
+def _loaded(plan: Plan, settings: Settings) -> Engine:
+    """What is to be served, with nothing logged past the server's own log while it loads."""
+    import transformers.utils.logging as of_transformers
+
+    of_transformers.get_verbosity()  # makes its handler
+    adopt_libraries()
+    if settings.log_format == "json":
+        of_transformers.disable_progress_bar()
+    return plan.load(settings)
 
 
 def _is_expected(failure: BaseException) -> bool:
@@ -124,22 +139,35 @@ def _is_expected(failure: BaseException) -> bool:
     return isinstance(failure, (LoadError, BundleError, PolicyError))
 
 
-def announce(served: Served, policy: Policy, url: str) -> None:
-    """Print the ready line, how to try it, and a warning where nothing guards the model."""
+def announce(served: Served, policy: Policy, url: str, form: LogFormat) -> None:
+    """Tell that the server is ready, how to try it, and warn where nothing guards the model."""
+    warning, ready = announcement(served, policy, url)
+    if form == "json":
+        log = logging.getLogger("server.ready")
+        if warning:
+            log.warning(warning)
+        log.info(ready)
+        return
+    if warning:
+        typer.echo(f"autosteer: WARNING: {warning}", err=True)
+    typer.echo(f"autosteer ready: {ready}")
+    typer.echo(f"try it: {curl(served.name, url)}")
+
+
+def announcement(served: Served, policy: Policy, url: str) -> tuple[str, str]:
+    """A warning, empty where there is none, and what is ready."""
+    warning = ""
     if served.layer is None:
         guarded = "UNGUARDED"
-        typer.echo(
-            f"autosteer: WARNING: UNGUARDED: no guard is loaded, {served.name} answers whatever it is asked.", err=True
-        )
+        warning = f"UNGUARDED: no guard is loaded, {served.name} answers whatever it is asked."
     else:
         guarded = (
             f"guarded at layer {served.layer} of {served.info.num_layers}, "
             f"policy {policy.name}: {policy.mode.value}, threshold {policy.threshold:.4g}, eps {policy.eps:.4g}"
         )
         if policy.mode.value == "off":
-            typer.echo("autosteer: WARNING: UNGUARDED: the guard is loaded, but its mode is off.", err=True)
-    typer.echo(f"autosteer ready: {url} | model {served.name} | {guarded}")
-    typer.echo(f"try it: {curl(served.name, url)}")
+            warning = "UNGUARDED: the guard is loaded, but its mode is off."
+    return warning, f"{url} | model {served.name} | {guarded}"
 
 
 def curl(model: str, url: str) -> str:

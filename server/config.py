@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from server.logs import LogFormat
 from steering.policy import Mode
 
 DEFAULT_POLICY = "default"
@@ -182,6 +183,7 @@ class Settings(BaseSettings, PolicySettings):
     host: str = _fixed("127.0.0.1", "Address to listen on.")
     port: Annotated[int, Field(ge=0, le=65535)] = _fixed(8000, "Port to listen on; 0 is any free one.")
     access_log: bool = _fixed(default=False, description="Log one line per request.")
+    log_format: LogFormat = _fixed("text", "`text`, or `json`: each line of the log an object.")
 
     # who may ask, and under what
     policies: dict[Name, PolicySettings] = Field(default={}, description="Named policies.")

@@ -56,8 +56,9 @@ class HttpServer(uvicorn.Server):
                 http=BoundedHttpProtocol,
                 ws="none",
                 lifespan="on",
-                log_level="info" if settings.access_log else "warning",
-                access_log=settings.access_log,
+                log_config=None,  # its lines go the way of all others
+                log_level="warning",
+                access_log=False,  # it would tell paths and queries as they were sent
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=CLOSE_SECONDS,
