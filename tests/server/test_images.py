@@ -18,7 +18,7 @@ from PIL import Image
 from server.app import create_app
 from server.config import Settings
 from server.fetch import NOT_FETCHED
-from server.images import Images
+from server.images import Images, RequestImages
 from tests.server.fakes import as_any
 from tests.server.scripted import (
     MODEL,
@@ -145,7 +145,7 @@ async def test_sixteen_large_images_do_not_hold_up_the_event_loop() -> None:
     async with client_of(app) as client:
         assert (await chat(client, "look", kinds[0])).status_code == 200
         service = app.state.service
-        found = await service.images.of({str(i): kinds[i % 4] for i in range(16)})
+        found: RequestImages = await service.images.of({str(i): kinds[i % 4] for i in range(16)})
         loop = asyncio.get_running_loop()
 
         def size_of(path: str) -> tuple[int, int]:
