@@ -27,6 +27,7 @@ from server.logs import log_access, request_id
 from server.routes import chat, completions, models, moderations, operations, tokens
 from server.service import Runner, Service
 from server.serving import server_version
+from server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,20 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 def create_app(
-    settings: Settings, runner: Runner, *, name: str, images: Images | None = None, sink: Sink | None = None
+    settings: Settings,
+    runner: Runner,
+    *,
+    name: str,
+    images: Images | None = None,
+    sink: Sink | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application over an engine thread that its lifespan starts and stops.
 
     `name`: the served model's. `sink`: where audit records go, as `settings.audit` says.
+    `tracing`: where spans go.
     """
-    service = Service(settings, runner, name, images, sink)
+    service = Service(settings, runner, name, images, sink, tracing)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

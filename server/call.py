@@ -13,6 +13,8 @@ from fastapi import Request as HttpRequest
 from server.audit.record import content_hash, content_of
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from server.choices import Choices
     from server.errors import ApiError
     from server.keys import Client
@@ -38,7 +40,11 @@ class Call:
     error: ApiError | None = None
     gone: bool = False  # the client left before its answer began
     status: int | None = None
+    read: float | None = None  # when its body was there
+    accepted: float | None = None  # when the engine took it
+    span: Span | None = None
     trace_id: str | None = None
+    clock_offset: int = 0  # nanoseconds from the monotonic clock to the time of day
 
     def describe(self, fetched: Mapping[str, bytes], *, keep: bool) -> None:
         """Hash what was asked, and keep it where that is wanted; let go of the rest. Slow: for a worker thread.

@@ -25,6 +25,7 @@ from server.logs import LogFormat, adopt_libraries, configure
 from server.options import with_settings
 from server.plan import Plan
 from server.settings_sources import ConfigError, Loaded, load_settings
+from server.tracing import Tracing, TracingError, make_tracing
 from steering.cli import app as fitting
 from steering.console import mistake
 from steering.evaluation.cli import app as evaluation
@@ -69,7 +70,8 @@ def serve(options: dict[str, object], config: Path | None) -> None:
     try:
         settings = load().settings
         sink = None if settings.audit is None else make_sink(settings.audit)
-    except (ConfigError, SinkError) as error:
+        tracing = make_tracing(settings)
+    except (ConfigError, SinkError, TracingError) as error:
         mistake(error)
     configure(settings.log_format, access=settings.access_log)
     plan = Plan.of(settings)
@@ -78,7 +80,7 @@ def serve(options: dict[str, object], config: Path | None) -> None:
     except OSError as error:
         mistake(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
     with listener:
-        _serve(settings, load, plan, sink, listener)
+        _serve(settings, load, plan, sink, tracing, listener)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -88,7 +90,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(
-    settings: Settings, load: Callable[[], Loaded], plan: Plan, sink: Sink | None, listener: socket.socket
+    settings: Settings,
+    load: Callable[[], Loaded],
+    plan: Plan,
+    sink: Sink | None,
+    tracing: Tracing | None,
+    listener: socket.socket,
 ) -> None:
     """Run until a signal; exits with 2 if the model does not load."""
     from server.app import create_app
@@ -100,7 +107,7 @@ def _serve(
     runner = EngineThread(
         lambda: _loaded(plan, settings), max_live=settings.max_live, step_seconds=settings.step_seconds
     )
-    application = create_app(settings, runner, name=plan.name, sink=sink)
+    application = create_app(settings, runner, name=plan.name, sink=sink, tracing=tracing)
     service = application.state.service
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -26,6 +26,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Domain = Annotated[
     str, Field(max_length=253, pattern=r"^(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]$")
 ]
+Endpoint = Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s@?#]+$")]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -183,6 +184,9 @@ class Settings(BaseSettings, PolicySettings):
     host: str = _fixed("127.0.0.1", "Address to listen on.")
     port: Annotated[int, Field(ge=0, le=65535)] = _fixed(8000, "Port to listen on; 0 is any free one.")
     access_log: bool = _fixed(default=False, description="Log one line per request.")
+    otlp_endpoint: Endpoint | None = _fixed(
+        None, "Collector that traces go to by OTLP over HTTP; `OTEL_EXPORTER_OTLP_ENDPOINT` where not given, else none."
+    )
     log_format: LogFormat = _fixed("text", "`text`, or `json`: each line of the log an object.")
 
     # who may ask, and under what

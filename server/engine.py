@@ -108,6 +108,7 @@ class Engine:
         rows = [request.row for request in requests if request.row is not None]
         if self.guard is None:
             hidden = self.backbone.prefill(rows)
+            self._set_prefilled(requests)
             self._set_decisions(requests, [Decision(Verdict.PASS, None, 0.0)] * len(requests))
             return hidden
         tapped = self.guard.tapped if self.shadow is None else self.shadow.tapped_with(self.guard)
@@ -129,7 +130,7 @@ class Engine:
 
     def _judge(self, guard: Guard, requests: Sequence[Request], states: Tensor) -> list[float]:
         """Score every prefilled row and keep its decision on the request; the scores."""
-        before = monotonic()
+        before = self._set_prefilled(requests)
         policies = [request.policy for request in requests]
         if all(policy.mode is Mode.OFF for policy in policies):
             scores = [0.0] * len(requests)
@@ -154,6 +155,13 @@ class Engine:
             return
         for request, own in zip(requests, shadow.judge(scores, modes), strict=True):
             request.shadow = (request.leader.shadow if request.leader else None) or own
+
+    def _set_prefilled(self, requests: Sequence[Request]) -> float:
+        """The prompts are computed now."""
+        now = monotonic()
+        for request in requests:
+            request.timings.prefilled = now
+        return now
 
     def _set_decisions(self, requests: Sequence[Request], decisions: Sequence[Decision]) -> None:
         for request, own in zip(requests, decisions, strict=True):

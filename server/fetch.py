@@ -25,6 +25,7 @@ import httpx
 from server.addresses import is_public
 from server.config import MediaSettings
 from server.media import MediaError
+from server.tracing import outgoing
 
 # Only what RFC 3986 allows, written as it is sent. A part that another parser could read differently is refused.
 URL = re.compile(
@@ -228,16 +229,17 @@ class Fetcher:
         """One answer: its content, or where it redirects to."""
         host = self._hosts.setdefault(target.host, asyncio.Semaphore(self._settings.fetches_per_host))
         timeouts = {"connect": self._settings.seconds / ADDRESSES_TRIED}
+        headers = [*HEADERS, *outgoing.get().items()]
         async with (
             host,
-            self._client.stream("GET", target.url, headers=HEADERS, extensions={"timeout": timeouts}) as response,
+            self._client.stream("GET", target.url, headers=headers, extensions={"timeout": timeouts}) as response,
         ):
-            headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
-            if response.status in REDIRECTS and b"location" in headers:
-                return self._redirected(target, headers[b"location"])
+            answered = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+            if response.status in REDIRECTS and b"location" in answered:
+                return self._redirected(target, answered[b"location"])
             if response.status != 200:
                 raise MediaError(NOT_FETCHED)
-            if headers.get(b"content-encoding", "identity").lower() != "identity":
+            if answered.get(b"content-encoding", "identity").lower() != "identity":
                 raise MediaError("the image is sent compressed, which it must not be")
             return await self._read(response, room)
 

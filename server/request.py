@@ -53,6 +53,7 @@ class Timings:
 
     arrived: float = field(default_factory=monotonic)
     scheduled: float | None = None
+    prefilled: float | None = None
     first_token: float | None = None
     finished: float | None = None
     guard_seconds: float = 0.0

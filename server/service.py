@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from time import monotonic
 from typing import Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
@@ -39,6 +40,7 @@ from server.request import Request
 from server.rules import Rules
 from server.schemas import GuardOptions
 from server.serving import Served
+from server.tracing import Tracing
 from steering.policy import Policy
 
 T = TypeVar("T")
@@ -111,10 +113,17 @@ class Service:
     """One server's state: its rules, engine, metrics, rate limits, audit log and worker threads."""
 
     def __init__(
-        self, settings: Settings, runner: Runner, name: str, images: Images | None = None, sink: Sink | None = None
+        self,
+        settings: Settings,
+        runner: Runner,
+        name: str,
+        images: Images | None = None,
+        sink: Sink | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.rules = Rules.of(settings)
         self.runner = runner
+        self.tracing = tracing
         self.name = name
         self.metrics = Metrics()
         self.images = images or Images(settings)
@@ -200,6 +209,8 @@ class Service:
         self.images.close()
         if self.audit is not None:
             await self.audit.stop()
+        if self.tracing is not None:
+            await self.tracing.stop()
 
     # requests --------------------------------------------------------------------------------------------------
 
@@ -207,6 +218,8 @@ class Service:
         """Find out who asks; from here on the request is recorded. Raises Unauthorized."""
         call = call_of(http)
         call.route = f"{http.method} {http.scope['route'].path}"
+        if self.tracing is not None:
+            self.tracing.begin(call, http.headers)
         if self.audit is not None:
             self.audit.begin()
         with self._counted() if http.method == "POST" else nullcontext():
@@ -217,7 +230,9 @@ class Service:
         return {} if call.client is None else self.limiter.headers(call.client)
 
     def end(self, call: Call) -> None:
-        """A request has had its last byte: settle its tokens and record it."""
+        """A request has had its last byte: settle its tokens, record and trace it."""
+        if self.tracing is not None:
+            self.tracing.end(call)
         if call.reservation is not None:
             used = 0
             if call.choices is not None:
@@ -300,8 +315,10 @@ class Service:
     async def body(self, http: HttpRequest) -> object:
         """The decoded JSON body, within the limits. Raises ApiError, ClientGone."""
         body = await read_json(http, max_bytes=self.settings.max_body_bytes, seconds=self.settings.body_seconds)
+        call = call_of(http)
+        call.read = monotonic()
         if self.audit is not None:
-            call_of(http).body = body
+            call.body = body
         return body
 
     async def prepared(
@@ -342,7 +359,7 @@ class Service:
         except QueueFull as error:
             raise TooManyRequests(f"{error}.", retry_after=error.retry_after) from None
         admission.release()
-        call.choices = choices
+        call.choices, call.accepted = choices, monotonic()
         return choices
 
     def _prepared(self, call: Call, prepare: Callable[[RequestImages], T], images: RequestImages) -> T:

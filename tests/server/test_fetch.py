@@ -16,6 +16,7 @@ from server.addresses import is_public
 from server.config import MediaSettings
 from server.fetch import NOT_FETCHED, Fetcher, FetchFailed, PublicNetwork, SystemResolver, check_url
 from server.media import MediaError
+from server.tracing import outgoing
 from tests.server.scripted import png
 from tests.server.web import ALLOWED, ALSO_PUBLIC, GOOD, PUBLIC, SETTINGS, Answer, World, ok, redirect
 
@@ -75,6 +76,17 @@ async def test_a_request_says_who_it_is_and_brings_nothing_of_ours(world: World,
         assert "host: images.example.com\r\n" in head
         assert "accept-encoding: identity" in head
         assert not any(name in head for name in ("cookie", "authorization", "referer", "proxy"))
+
+
+async def test_the_trace_of_the_request_is_handed_on(world: World) -> None:
+    heads: list[str] = []
+    world.pages["/a.png"] = lambda head: heads.append(head) or ok(b"x")  # type: ignore[func-returns-value]
+    token = outgoing.set({"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"})
+    async with world.fetcher() as fetcher:
+        await fetched(fetcher, GOOD)
+        outgoing.reset(token)
+        await fetched(fetcher, GOOD)
+    assert [f"traceparent: 00-{'1' * 32}-{'2' * 16}-01\r\n" in head for head in heads] == [True, False]
 
 
 async def test_three_redirects_are_followed_and_each_is_resolved_anew(world: World) -> None:
