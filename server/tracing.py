@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +156,8 @@ class Tracing:
 
         def shut_down() -> None:
             self._provider.shutdown()
-            loop.call_soon_threadsafe(ended.set)
+            with suppress(RuntimeError):  # nobody waited for it
+                loop.call_soon_threadsafe(ended.set)
 
         threading.Thread(target=shut_down, name="traces", daemon=True).start()
         try:
