@@ -182,3 +182,14 @@ class DeadlineExceeded(Unavailable):
 
 class ClientGone(Exception):
     """The client closed the connection before its answer began; nobody is left to be told."""
+
+
+def rejection_reasons() -> tuple[str, ...]:
+    """Every `reason` that a request which is not accepted can be counted under."""
+    found, left = {"client_gone", "internal_error"}, ApiError.__subclasses__()
+    while left:
+        kind = left.pop()
+        left += kind.__subclasses__()
+        if kind is not ServerFault:
+            found.add(kind.reason)
+    return tuple(sorted(found))

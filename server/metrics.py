@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
@@ -10,8 +10,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from server.drift import DriftWatch
+from server.errors import rejection_reasons
 from server.request import Finish, Request
-from steering.policy import Policy
+from steering.policy import Policy, possible_verdicts
 
 TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -27,6 +28,7 @@ LATENCY_BUCKETS = (
 SCORE_BUCKETS = tuple(step / 20 for step in range(1, 21))
 GUARD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 NEAR_THRESHOLD = 0.1  # how far from its threshold a score still counts as near
+MODALITIES = ("text", "image")
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -93,8 +95,24 @@ class Metrics:
         )
         self.audit_records = counter("audit_records", "Audit records, by what became of them.", ("outcome",))
         self.model_info = Info("autosteer_model", "The loaded model and its guard.", registry=registry)
+        # A series that is there before its first event: a rate does not see the step from nothing to one.
         for finish in Finish:
             self.finished.labels(finish.value)
+        for reason in rejection_reasons():
+            self.rejections.labels(reason)
+        for outcome in ("ok", "error"):
+            self.reloads.labels(outcome)
+
+    def expect(self, policies: Iterable[Policy]) -> None:
+        """Requests are going to be judged by these policies."""
+        for policy in policies:
+            for verdict in possible_verdicts(policy.mode):
+                for modality in MODALITIES:
+                    self.decisions.labels(policy.name, policy.mode.value, verdict.value, modality)
+
+    def watch_ready(self, ready: Callable[[], bool]) -> None:
+        """Ask whether requests are accepted whenever the metrics are read."""
+        self.registry.register(_Gauges([("autosteer_ready", "Whether requests are accepted.", ready)]))
 
     def watch(self, running: Callable[[], int], waiting: Callable[[], int], cache_usage: Callable[[], float]) -> None:
         """Read the engine's load whenever the metrics are."""
@@ -150,7 +168,7 @@ class Metrics:
         if (decision := request.decision) is None:
             return
         policy = request.policy
-        modality = "image" if request.prompt.image_tokens else "text"
+        modality = MODALITIES[bool(request.prompt.image_tokens)]
         self.decisions.labels(policy.name, policy.mode.value, decision.verdict.value, modality).inc()
         if decision.score is not None:
             self.score.labels(policy.name).observe(decision.score)

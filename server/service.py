@@ -137,6 +137,7 @@ class Service:
         self._served: Served | None = None
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
         self.metrics.watch(self._running, self._waiting, self._cache_usage)
+        self.metrics.watch_ready(self._ready)
 
     # state -----------------------------------------------------------------------------------------------------
 
@@ -169,6 +170,7 @@ class Service:
 
     def _tell(self, served: Served) -> None:
         policies = make_policies(self.settings, served.guard)
+        self.metrics.expect(policies.values())
         if served.guard is not None:
             self.metrics.watch_policies(policies, served.calibration)
         policy = policies[DEFAULT_POLICY]
@@ -183,6 +185,10 @@ class Service:
                 "mode": policy.mode.value,
             }
         )
+
+    def _ready(self) -> bool:
+        recorded = self.audit is None or self.audit.refuses is None
+        return self.runner.ready and self.served is not None and recorded
 
     def _running(self) -> int:
         return len(self.runner.engine.scheduler.running) if self.runner.engine else 0

@@ -28,6 +28,11 @@ class Verdict(StrEnum):
 _FLAGGED = {Mode.MONITOR: Verdict.MONITORED, Mode.STEER: Verdict.STEERED, Mode.BLOCK: Verdict.BLOCKED}
 
 
+def possible_verdicts(mode: Mode) -> tuple[Verdict, ...]:
+    """What can become of a request in this mode."""
+    return (Verdict.PASS,) if mode is Mode.OFF else (Verdict.PASS, _FLAGGED[mode])
+
+
 @dataclass(frozen=True)
 class Policy:
     """How requests are judged.

@@ -6,9 +6,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.inputs import Prompt
+from server.errors import rejection_reasons
 from server.metrics import Metrics
 from server.request import Finish, Request
-from steering.policy import Decision, Mode, Verdict
+from steering.policy import Decision, Mode, Policy, Verdict
 from tests.server.fakes import request
 
 FAMILIES = {
@@ -38,12 +39,14 @@ FAMILIES = {
     "autosteer_config_reloads": "counter",
     "autosteer_audit_records": "counter",
     "autosteer_model_info": "gauge",
+    "autosteer_ready": "gauge",
 }
 
 
 def watched() -> Metrics:
     metrics = Metrics()
     metrics.watch(lambda: 2, lambda: 3, lambda: 0.25)
+    metrics.watch_ready(lambda: True)
     return metrics
 
 
@@ -121,6 +124,22 @@ def test_every_outcome_is_there_from_the_start() -> None:
         metrics.ended(finish, 1.0)
         assert value(metrics, "request_success_total", finished_reason=finish.value) == 1
     assert value(metrics, "e2e_request_latency_seconds_count") == len(Finish)
+    for reason in rejection_reasons():
+        assert value(metrics, "admission_rejections_total", reason=reason) == 0
+    assert value(metrics, "config_reloads_total", outcome="error") == 0
+
+
+def test_every_decision_that_a_policy_can_come_to_is_there_from_the_start() -> None:
+    metrics = Metrics()
+    metrics.expect([Policy("strict", Mode.BLOCK, 0.5, 1.0, "No."), Policy("free", Mode.OFF, 0.5, 1.0, "No.")])
+    found = {
+        (s.labels["policy"], s.labels["decision"], s.labels["modality"], s.value)
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for s in family.samples
+        if s.name == "autosteer_guard_decisions_total"
+    }
+    decisions = [("strict", "pass"), ("strict", "blocked"), ("free", "pass")]
+    assert found == {(*each, modality, 0.0) for each in decisions for modality in ("text", "image")}
 
 
 def test_two_servers_in_one_process_count_apart() -> None:
