@@ -1,0 +1,229 @@
+"""The shipped gateway and Prometheus configs around two real servers on loopback.
+
+What is substituted is what only Docker's network and file system have: host names, ports, folders; and how often
+Prometheus looks, so that tests need not wait.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import httpx2
+import yaml
+from openai import OpenAI
+
+from benchmarks.dashboards.queries import Prometheus
+from server.keys import hash_key, new_key
+from tests.end_to_end.processes import ServerProcess, free_port
+from tests.operating.programs import DOCKER, program
+
+MODEL = "autosteer-demo"
+POLICIES = {"everyday": {}, "strict": {"mode": "block"}, "research": {"mode": "monitor", "expose_scores": True}}
+SCRAPE_SECONDS = 2
+WAIT_SECONDS = 60
+
+
+def substituted(text: str, replacements: Mapping[str, str]) -> str:
+    """The text with every one of these in it replaced; each must be there."""
+    for shipped, here in replacements.items():
+        assert shipped in text, f"{shipped!r} is not in the shipped file"
+        text = text.replace(shipped, here)
+    return text
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
+    """Ask until it is so. Raises TimeoutError."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"{what} did not happen in {seconds} s")
+
+
+def answers(url: str) -> bool:
+    """Whether a GET gets 200."""
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+class Background:
+    """A program that runs until it is stopped; its output is in `log`."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self._log = log
+        self._out = log.open("wb")
+        self.process = subprocess.Popen(
+            arguments, stdout=self._out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=log.parent
+        )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(20)
+        self._out.close()
+
+
+class Stack:
+    """Gateway, two servers and Prometheus; use as a context manager. `folder` is for all that they write."""
+
+    def __init__(self, folder: Path, *, watched: bool = True) -> None:
+        self.folder = folder
+        self.keys = {name: new_key() for name in POLICIES}
+        self._watched = watched
+        self._ports = {"gateway": free_port(), "prometheus": free_port()}
+        self._programs = {name: program(name) for name in ("nginx", *(["prometheus"] if watched else []))}
+
+    def __enter__(self) -> Stack:
+        with ExitStack() as stack:
+            self.servers = [stack.enter_context(self._server(name)) for name in ("a", "b")]
+            self.gateway = self._gateway()
+            stack.callback(self.gateway.stop)
+            wait_until(self._gateway_answers, "the gateway's answer")
+            if self._watched:
+                watcher = self._prometheus()
+                stack.callback(watcher.stop)
+                wait_until(lambda: answers(f"{self.prometheus.url}/-/ready"), "Prometheus")
+                self.wait_for_scrape()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    # what tests ask of it ------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self._ports['gateway']}"
+
+    @property
+    def prometheus(self) -> Prometheus:
+        return Prometheus(f"http://127.0.0.1:{self._ports['prometheus']}", rate_interval="60s")
+
+    @property
+    def trust(self) -> ssl.SSLContext:
+        """Trusts the gateway's certificate, as it was made."""
+        return ssl.create_default_context(cafile=str(self.folder / "tls" / "tls.crt"))
+
+    def http(self) -> httpx.Client:
+        """A client of the gateway."""
+        return httpx.Client(verify=self.trust, timeout=60, base_url=self.url)
+
+    def get(self, path: str, key: str = "everyday") -> httpx.Response:
+        with self.http() as http:
+            try:
+                return http.get(path, headers={"authorization": f"Bearer {self.keys[key]}"})
+            except httpx.TransportError:
+                return httpx.Response(599)
+
+    def client(self, key: str = "everyday", *, retries: int = 0) -> OpenAI:
+        """The official client, through the gateway."""
+        http = httpx2.Client(verify=self.trust, timeout=60)
+        url = f"{self.url}/v1"
+        return OpenAI(base_url=url, api_key=self.keys[key], max_retries=retries, http_client=http)
+
+    def direct(self, server: ServerProcess, key: str = "everyday") -> OpenAI:
+        """The official client, past the gateway."""
+        return OpenAI(base_url=f"{server.url}/v1", api_key=self.keys[key], max_retries=0, timeout=60)
+
+    def wait_for_scrape(self, count: int = 2) -> None:
+        """Until Prometheus has looked at every server again, and evaluated its rules."""
+        begun = time.time()
+
+        def seen() -> bool:
+            found = self.prometheus.now('timestamp(autosteer_ready{job="autosteer"})')
+            return len(found) == len(self.servers) and min(each.values[-1] for each in found) > begun + count
+
+        wait_until(seen, "a scrape of every server")
+
+    @property
+    def access_log(self) -> list[dict[str, object]]:
+        """What the gateway has logged."""
+        return [json.loads(line) for line in (self.folder / "access.log").read_text().splitlines()]
+
+    def _gateway_answers(self) -> bool:
+        assert self.gateway.process.poll() is None, self.gateway.log
+        return self.get("/ready").status_code == 200
+
+    # its parts -----------------------------------------------------------------------------------------------------
+
+    def _server(self, name: str) -> ServerProcess:
+        settings = yaml.safe_load((DOCKER / "autosteer.yaml").read_text())
+        settings["audit"]["url"] = f"file://{self.folder}/audit-{name}.jsonl"
+        settings["policies"] = POLICIES
+        settings["shadow"] = {"name": "candidate", "target_fpr": 0.01}
+        settings["keys"] = [{"name": key, "hash": hash_key(value), "policy": key} for key, value in self.keys.items()]
+        file = self.folder / f"server-{name}.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        return ServerProcess(["--config", str(file)], environment={"OMP_NUM_THREADS": "1"})
+
+    def _gateway(self) -> Background:
+        certificates = self.folder / "tls"
+        certificates.mkdir()
+        subprocess.run(
+            [DOCKER / "nginx" / "certificate.sh"], env={**os.environ, "TLS_FOLDER": str(certificates)}, check=True
+        )
+        ports = [server.port for server in self.servers]
+        config = self.folder / "nginx.conf"
+        config.write_text(
+            substituted(
+                (DOCKER / "nginx" / "nginx.conf").read_text(),
+                {
+                    "/tmp/": f"{self.folder}/",  # first: the folder's own name may begin with it
+                    "server-a:8000": f"127.0.0.1:{ports[0]}",
+                    "server-b:8000": f"127.0.0.1:{ports[1]}",
+                    "listen 8443 ssl": f"listen 127.0.0.1:{self._ports['gateway']} ssl",
+                    "/etc/nginx/tls/": f"{certificates}/",
+                    "/dev/stdout": f"{self.folder}/access.log",
+                },
+            )
+        )
+        user = ["-g", "daemon off; user root;"] if os.geteuid() == 0 else ["-g", "daemon off;"]
+        return Background(
+            [self._programs["nginx"], "-p", str(self.folder), "-c", str(config), *user], self.folder / "nginx.log"
+        )
+
+    def _prometheus(self) -> Background:
+        ports = [server.port for server in self.servers]
+        config = self.folder / "prometheus.yml"
+        config.write_text(
+            substituted(
+                (DOCKER / "prometheus" / "prometheus.yml").read_text(),
+                {
+                    "server-a:8000": f"127.0.0.1:{ports[0]}",
+                    "server-b:8000": f"127.0.0.1:{ports[1]}",
+                    "alertmanager:9093": "127.0.0.1:9",
+                    "scrape_interval: 10s": f"scrape_interval: {SCRAPE_SECONDS}s",
+                    "scrape_timeout: 5s": f"scrape_timeout: {SCRAPE_SECONDS}s",
+                    "evaluation_interval: 15s": f"evaluation_interval: {SCRAPE_SECONDS}s",
+                },
+            )
+        )
+        (self.folder / "rules.yml").write_text((DOCKER / "prometheus" / "rules.yml").read_text())
+        return Background(
+            [
+                self._programs["prometheus"],
+                f"--config.file={config}",
+                f"--storage.tsdb.path={self.folder}/tsdb",
+                f"--web.listen-address=127.0.0.1:{self._ports['prometheus']}",
+            ],
+            self.folder / "prometheus.log",
+        )

@@ -1,0 +1,216 @@
+"""nginx with the shipped config before two real servers: streams, limits, errors, what is hidden, a death."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import httpx2
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.end_to_end.processes import user
+from tests.end_to_end.test_guarded_answers import eos_tokens
+from tests.operating.stack import MODEL, Stack, wait_until
+
+LONG = 300  # tokens
+ERROR_FIELDS = {"message", "type", "param", "code"}
+
+
+def stream_times(client: OpenAI, tokens: int = LONG) -> list[float]:
+    """When each piece of a long stream came, from the request on."""
+    started = time.perf_counter()
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=[user("hello")],
+        stream=True,
+        temperature=0,
+        max_tokens=tokens,
+        logit_bias={str(token): -100 for token in eos_tokens()},
+    )
+    return [time.perf_counter() - started for chunk in stream if chunk.choices and chunk.choices[0].delta.content]
+
+
+def error_of(response: httpx.Response) -> dict[str, object]:
+    """The error, which must be in OpenAI's shape."""
+    assert response.headers["content-type"].startswith("application/json")
+    error: dict[str, object] = response.json()["error"]
+    assert set(error) == ERROR_FIELDS
+    return error
+
+
+def test_a_stream_arrives_token_by_token(stack: Stack) -> None:
+    """The time from first to last byte is at least 80 % of what it is without the gateway: nothing is held back."""
+    spans: dict[str, list[float]] = {"direct": [], "through": []}
+    for _ in range(5):
+        for name, client in [("direct", stack.direct(stack.servers[0])), ("through", stack.client())]:
+            times = stream_times(client)
+            assert len(times) > LONG / 2
+            spans[name].append(times[-1] - times[0])
+    ratio = sorted(spans["through"])[2] / sorted(spans["direct"])[2]
+    print(f"first to last byte through the gateway: {ratio:.2f} of the direct one")
+    assert ratio >= 0.8, spans
+
+
+def test_pieces_come_apart(stack: Stack) -> None:
+    """Not in a few lumps."""
+    times = stream_times(stack.client())
+    gaps = [b - a for a, b in pairwise(times)]
+    assert max(gaps) < (times[-1] - times[0]) / 4
+    assert len({round(each, 3) for each in times}) > len(times) / 4
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/metrics", "/metrics/", "//metrics", "/v1/../metrics", "/v1/%2e%2e/metrics", "/%6detrics", "/metrics?x=1",
+        "/v1/..%2fmetrics", "/ready/../metrics", "/METRICS", "/v1/models/../../metrics", "/docs",
+        "/gateway/no_route", "/gateway/broken",
+    ],
+)  # fmt: skip
+def test_metrics_are_not_reachable(path: str, stack: Stack) -> None:
+    with stack.http() as http:
+        url = httpx.URL(stack.url).copy_with(raw_path=path.encode())
+        response = http.get(url, headers={"authorization": f"Bearer {stack.keys['everyday']}"})
+    assert response.status_code in (400, 404)
+    assert "autosteer_num_requests" not in response.text
+    assert error_of(response)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/openapi.json", "/v1/models"])
+def test_what_is_for_everybody_is_reachable(path: str, stack: Stack) -> None:
+    assert stack.get(path).status_code == 200
+
+
+def test_the_gateway_names_the_request_for_the_server_and_its_own_log(stack: Stack) -> None:
+    with stack.http() as http:
+        headers = {"authorization": f"Bearer {stack.keys['everyday']}"}
+        given = http.get("/v1/models", headers={**headers, "x-request-id": "mine-1"}).headers
+        made = http.get("/v1/models", headers=headers).headers
+        odd = http.get("/v1/models", headers={**headers, "x-request-id": "a b{}"}).headers
+    assert given.get_list("x-request-id") == ["mine-1"]
+    assert made["x-request-id"].startswith("req-")
+    assert odd["x-request-id"].startswith("req-")
+    ids = {made["x-request-id"], odd["x-request-id"], "mine-1"}
+    wait_until(lambda: ids <= {str(line["request_id"]) for line in stack.access_log}, "the log lines")
+    assert stack.keys["everyday"] not in (stack.folder / "access.log").read_text()
+    audited = "".join(file.read_text() for file in stack.folder.glob("audit-*.jsonl"))
+    assert "mine-1" in audited
+
+
+def test_an_error_of_the_server_passes_through_as_it_is(stack: Stack) -> None:
+    with stack.http() as http:
+        response = http.post("/v1/chat/completions", json={}, headers={"authorization": "Bearer wrong"})
+    assert response.status_code == 401
+    assert error_of(response)["code"] == "invalid_api_key"
+
+
+def test_a_body_over_the_limit_is_413(stack: Stack) -> None:
+    with stack.http() as http:
+        response = http.post(
+            "/v1/chat/completions",
+            content=b"x" * (32 * 2**20 + 1),
+            headers={"authorization": f"Bearer {stack.keys['everyday']}", "content-type": "application/json"},
+        )
+    assert response.status_code == 413
+    assert error_of(response)["type"] == "invalid_request_error"
+    with pytest.raises(openai.APIStatusError) as raised:
+        stack.client().chat.completions.create(model=MODEL, messages=[user("x" * (33 * 2**20))])
+    assert raised.value.status_code == 413
+
+
+def test_a_head_and_a_url_over_the_limits_and_plain_http(stack: Stack) -> None:
+    with stack.http() as http:
+        head = http.get("/v1/models", headers={"x": "y" * 40_000})
+        url = http.get("/v1/" + "y" * 40_000)
+    assert (head.status_code, url.status_code) == (400, 414)
+    assert error_of(head)["type"] == error_of(url)["type"] == "invalid_request_error"
+    response = httpx.get(stack.url.replace("https", "http") + "/v1/models")
+    assert response.status_code == 400
+    assert "HTTPS" in str(error_of(response)["message"])
+
+
+def test_too_many_requests_of_one_address_are_429(stack: Stack) -> None:
+    def ask(http: httpx.Client) -> httpx.Response:
+        return http.get("/v1/models", headers={"authorization": f"Bearer {stack.keys['everyday']}"})
+
+    def many(_: int) -> list[httpx.Response]:
+        with stack.http() as http:
+            return [ask(http) for _ in range(150)]
+
+    with ThreadPoolExecutor(8) as pool:
+        responses = [response for some in pool.map(many, range(8)) for response in some]
+    refused = [response for response in responses if response.status_code == 429]
+    assert {response.status_code for response in responses} == {200, 429}
+    assert error_of(refused[0])["type"] == "rate_limit_error"
+    assert refused[0].headers["retry-after"] == "1"
+    assert refused[0].headers["x-request-id"]
+    wait_until(lambda: stack.get("/v1/models").status_code == 200, "an end of the limit", 10)
+
+
+# a stack of their own: a server dies in each ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Stack]:
+    with Stack(tmp_path, watched=False) as running:
+        yield running
+
+
+def test_a_server_that_dies_takes_only_its_own_streams(mortal: Stack) -> None:
+    """Eight streams run, one server is killed: the other's all end well, and every new request is answered."""
+    client = mortal.client()
+
+    def one(_: int) -> str:
+        try:
+            return "whole" if len(stream_times(client, 800)) > 400 else "short"
+        except (openai.APIError, httpx2.HTTPError):
+            return "broken"
+
+    def running() -> list[float]:
+        return [server.metric("autosteer_num_requests_running") for server in mortal.servers]
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = pool.map(one, range(8))
+        wait_until(lambda: sum(running()) == 8, "eight streams")
+        dying, staying = running()
+        assert dying == staying == 4, "least connections shares evenly"
+        mortal.servers[0].process.kill()
+        new = [stream_times(client, 20) for _ in range(10)]
+        counted = sorted(outcomes)
+    assert counted == ["broken"] * 4 + ["whole"] * 4
+    assert all(new)
+
+
+def test_a_server_that_drains_refuses_nobody(mortal: Stack) -> None:
+    """On SIGTERM its streams go on to their end, and what it turns away the other answers."""
+    client = mortal.client()
+    with ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(stream_times, client, 800) for _ in range(4)]
+        wait_until(lambda: sum(s.metric("autosteer_num_requests_running") for s in mortal.servers) == 4, "four streams")
+        mortal.servers[0].process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(f"{mortal.servers[0].url}/ready").status_code == 503, "the drain")
+        for _ in range(10):
+            assert stream_times(client, 10)
+        assert all(len(stream.result()) > 400 for stream in streams)
+
+
+def test_with_no_server_left_the_gateway_says_so(mortal: Stack) -> None:
+    for server in mortal.servers:
+        server.process.kill()
+        server.process.wait(20)
+    response = mortal.get("/v1/models")
+    assert response.status_code == 503
+    assert error_of(response) == {
+        "message": "No server is there to answer.",
+        "type": "server_error",
+        "param": None,
+        "code": "not_ready",
+    }
+    assert response.headers["retry-after"] == "1"
