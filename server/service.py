@@ -237,8 +237,6 @@ class Service:
 
     def end(self, call: Call) -> None:
         """A request has had its last byte: settle its tokens, record and trace it."""
-        if self.tracing is not None:
-            self.tracing.end(call)
         if call.reservation is not None:
             used = 0
             if call.choices is not None:
@@ -248,6 +246,8 @@ class Service:
             layer = None if self._served is None else self._served.layer
             record = record_of(call, layer=layer, content=self.audit.content)
             self.audit.end(record, spare=call.choices is None)
+        if self.tracing is not None:
+            self.tracing.end(call)
 
     def check_model(self, name: str, param: str | None) -> None:
         """Raise NotFound unless this is the served model."""
