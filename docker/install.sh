@@ -2,8 +2,8 @@
 # The steps of docker/Dockerfile, run from a folder that holds what is copied into the image.
 #
 #   install.sh dependencies VENV             what the server needs, at the versions of constraints.txt
-#   install.sh application FOLDER            the server itself, without dependencies: FOLDER goes on PYTHONPATH
-#   install.sh weights FOLDER MODEL [REVISION]   a model of the hub, or nothing where MODEL is empty
+#   install.sh application FOLDER VENV       the server itself, without dependencies: FOLDER goes on PYTHONPATH
+#   install.sh weights FOLDER [MODEL [REVISION]]   a model of the hub, or nothing where MODEL is empty
 #
 # VARIANT is cpu or cuda. TORCH_INDEX_URL is where torch is taken from, if not from where pip takes the rest.
 set -eu
@@ -45,7 +45,9 @@ PYTHON
 }
 
 application() {
-    "$PYTHON" -m pip install --quiet --no-cache-dir --disable-pip-version-check --no-deps --target "$1" .
+    # With the environment's Python, which the command's first line names.
+    "$PYTHON" -m pip --python "$2/bin/python" install --quiet --no-cache-dir --disable-pip-version-check \
+        --no-deps --target "$1" .
 }
 
 weights() {

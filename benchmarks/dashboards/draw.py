@@ -77,7 +77,7 @@ def _lines(panel: Panel, axes: Axes, lines: list[tuple[str, Series]], start: flo
     axes.set_xlabel("seconds" if panel.unit != "s" else "seconds; y in seconds", fontsize=7)
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=6, loc="upper left", framealpha=0.6)
+        axes.legend(fontsize=6, loc="best", framealpha=0.6)
 
 
 def _number(panel: Panel, axes: Axes, lines: list[tuple[str, Series]], start: float) -> None:  # noqa: ARG001

@@ -74,6 +74,7 @@ def test_the_refusal_rate_is_what_the_clients_counted(watched: Watched) -> None:
     """The panels' own queries, over a window that holds the whole load."""
     (overall,) = refusal_rate(watched, "Refusal rate")
     assert 0.05 < watched.seen.refusal_rate < 0.5
+    print(f"refused: {overall[1]:.4f} by the panel, {watched.seen.refusal_rate:.4f} by the clients")
     assert overall[1] == pytest.approx(watched.seen.refusal_rate, abs=0.005)
     for labels, rate in refusal_rate(watched, "Refusal rate by policy"):
         assert rate == pytest.approx(watched.seen.rate_of(labels["policy"]), abs=0.01), labels

@@ -58,8 +58,10 @@ def test_the_install_steps_make_a_server_that_works(tmp_path: Path) -> None:
     building = {"PATH": "/usr/bin:/bin", "VARIANT": "cpu", "TORCH_INDEX_URL": "", "PIP_INDEX_URL": "", **here}
     building["PYTHON"] = str(Path(sys.executable).resolve())
     script = source / "docker" / "install.sh"
-    for step in (["dependencies", venv], ["application", app], ["weights", tmp_path / "models", ""]):
-        done = subprocess.run([script, *map(str, step)], cwd=source, env=building, capture_output=True, text=True, check=False)
+    for step in (["dependencies", venv], ["application", app, venv], ["weights", tmp_path / "models", ""]):
+        done = subprocess.run(
+            [script, *map(str, step)], cwd=source, env=building, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{step}: {done.stdout}{done.stderr}"
     assert not (venv / "bin" / "pip").exists()
     shutil.rmtree(source)
@@ -77,8 +79,9 @@ def _copy(source: Path, target: Path) -> None:
 def _environment(folder: Path, venv: Path, app: Path) -> dict[str, str]:
     """The image's ENV, with the folders that are elsewhere here."""
     found = dict(re.findall(r"(\w+)=(\S*)", instructions("ENV")[0]))
-    places = {"/opt/autosteer": str(venv), "/opt/app": str(app), "/models": str(folder / "models"), "/tmp": str(folder)}
-    for place, here in places.items():
+    # /tmp first: the other folders' names may begin with it
+    places = {"/tmp": folder, "/opt/autosteer": venv, "/opt/app": app, "/models": folder / "models"}
+    for place, here in ((place, str(path)) for place, path in places.items()):
         found = {name: value.replace(place, here) for name, value in found.items()}
     assert found["MODEL"] == "${MODEL}"
     assert found["AUTOSTEER_REVISION"] == "${REVISION}"
