@@ -104,18 +104,57 @@ def _smoke(environment: dict[str, str]) -> None:
         while subprocess.run([python, *health[1:]], env=environment, capture_output=True, check=False).returncode:
             assert server.poll() is None, "the server ended"
             assert time.monotonic() < end, "not healthy after 120 s"
-        url = f"http://127.0.0.1:{environment['PORT']}"
-        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
-        model = client.models.list().data[0].id
-        for pair in pairs(1, seed=77, split="test"):
-            for example, harmful in [(pair.toxic, True), (pair.safe, False)]:
-                images = [example.image] if example.image else []
-                choice = client.chat.completions.create(
-                    model=model, messages=[user(example.question, *images)], temperature=0
-                ).choices[0]
-                assert (choice.finish_reason == "content_filter") == harmful
-                assert refused(choice.message.content or "") == harmful
-        assert httpx.get(f"{url}/metrics").status_code == 200
+        _ask(f"http://127.0.0.1:{environment['PORT']}")
     finally:
         server.terminate()
         assert server.wait(60) == 0
+
+
+def _ask(url: str) -> None:
+    """Harm is refused, its twin is answered, and the metrics are there."""
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+    model = client.models.list().data[0].id
+    for pair in pairs(1, seed=77, split="test"):
+        for example, harmful in [(pair.toxic, True), (pair.safe, False)]:
+            images = [example.image] if example.image else []
+            choice = client.chat.completions.create(
+                model=model, messages=[user(example.question, *images)], temperature=0
+            ).choices[0]
+            assert (choice.finish_reason == "content_filter") == harmful
+            assert refused(choice.message.content or "") == harmful
+    assert httpx.get(f"{url}/metrics").status_code == 200
+
+
+def _docker(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+
+
+def _no_engine() -> bool:
+    return shutil.which("docker") is None or _docker("info").returncode != 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(_no_engine(), reason="no Docker engine answers")
+def test_the_image_itself_is_built_and_serves() -> None:
+    """As compose runs it: no privileges, a read-only root, a health check that the engine asks."""
+    tag, name = "autosteer-server:test", f"autosteer-test-{os.getpid()}"
+    arguments = [f"--build-arg={name}={os.environ.get(name, '')}" for name in ("TORCH_INDEX_URL", "PIP_INDEX_URL")]
+    built = _docker("build", "-q", "-f", str(DOCKER / "Dockerfile"), "-t", tag, *arguments, str(ROOT))
+    assert built.returncode == 0, built.stderr
+    port = free_port()
+    locked = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges:true"]
+    started = _docker("run", "-d", "--name", name, *locked, "-p", f"127.0.0.1:{port}:8000", tag)
+    try:
+        assert started.returncode == 0, started.stderr
+        end = time.monotonic() + 180
+        while _docker("inspect", "-f", "{{.State.Health.Status}}", name).stdout.strip() != "healthy":
+            assert time.monotonic() < end, _docker("logs", name).stderr
+            time.sleep(1)
+        _ask(f"http://127.0.0.1:{port}")
+        assert _docker("exec", name, "id", "-u").stdout.strip() == "10001"
+    finally:
+        _docker("stop", "-t", "60", name)
+        code = _docker("inspect", "-f", "{{.State.ExitCode}}", name).stdout.strip()
+        _docker("rm", "-f", name)
+    assert code == "0"
