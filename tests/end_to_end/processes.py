@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import httpx
@@ -103,11 +104,11 @@ class ServerProcess:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    @property
+    @cached_property
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=60)
 
-    @property
+    @cached_property
     def model(self) -> str:
         found = httpx.get(f"{self.url}/v1/models", headers={"authorization": f"Bearer {self.key}"})
         name: str = found.json()["data"][0]["id"]
