@@ -24,7 +24,6 @@ from steering.pairs import Images, Words
 from steering.tables import DataError, Source, first_error, read_table
 
 Kind = Literal["harmful", "harmless", "utility"]
-KINDS: tuple[Kind, ...] = ("harmful", "harmless", "utility")
 
 
 @dataclass(frozen=True)
