@@ -46,6 +46,17 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1", **(extra or {})}
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and make it; nothing happens if it has ended."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(20)
+
+
 @dataclass
 class ServerProcess:
     """One server, from start to end; use as a context manager."""
@@ -75,13 +86,7 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(20)
+        end(self.process)
         self._out.close()
 
     def _wait_ready(self, started: float) -> None:

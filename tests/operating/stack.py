@@ -22,7 +22,7 @@ from openai import OpenAI
 
 from benchmarks.dashboards.queries import Prometheus
 from server.keys import hash_key, new_key
-from tests.end_to_end.processes import ServerProcess, free_port
+from tests.end_to_end.processes import ServerProcess, end, free_port
 from tests.operating.programs import DOCKER, program
 
 MODEL = "autosteer-demo"
@@ -41,8 +41,8 @@ def substituted(text: str, replacements: Mapping[str, str]) -> str:
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
     """Ask until it is so. Raises TimeoutError."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
         if condition():
             return
         time.sleep(0.05)
@@ -72,12 +72,7 @@ class Background:
         return self._log.read_text(errors="replace")
 
     def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(20)
+        end(self.process)
         self._out.close()
 
 
