@@ -1,25 +1,32 @@
-"""A loaded model: batched prefill and decode over the rows that are open.
+"""A loaded model: batched passes over the rows that are open.
 
-Token ids and processor tensors in, hidden states and logits out. The forward passes are those of the family's own
-stock modules; what is ours is the batching, the positions and the cache.
+Token ids and processor tensors in, hidden states and logits out. The modules are the family's own stock ones; what is
+ours is the batching, the positions, the cache and the attention over it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from models.cache import DecodeView, KVCache, OutOfRows, Slot
+from models.attention import MixedPass, Pass, Span, StreamPass, make_streams
+from models.blocks import block_keys
+from models.cache import OutOfBlocks, PagedCache
 from models.families import Family
+from models.graphs import DecodeGraphs
+from models.images import Eyes, ImageMismatch
+from models.info import BackboneInfo
 from models.inputs import InputBuilder, Prompt
 from models.packing import Packed
+from models.rows import Placed, Row, Steps, spans_of
 from models.tap import Tap
 
 __all__ = ["Backbone", "BackboneInfo", "OutOfRows", "Row"]
@@ -29,39 +36,8 @@ T = TypeVar("T")
 _PADDING_LIMIT = 64  # tokens of padding per row that are not worth a pass of their own
 
 
-@dataclass(frozen=True)
-class BackboneInfo:
-    """What a loaded model is."""
-
-    name: str
-    revision: str | None
-    architecture: str
-    family: str
-    hidden_size: int
-    num_layers: int
-    vocab_size: int
-    context_length: int
-    dtype: torch.dtype
-    device: torch.device
-    eos_ids: frozenset[int]
-    template_hash: str
-    weights_hash: str  # fingerprint of the weights, the same in every dtype
-
-
-class Row:
-    """A sequence that is being generated. Opaque but for its `length`, the number of its tokens in the cache."""
-
-    __slots__ = ("_prompt", "_rope_delta", "_slot")
-
-    def __init__(self, prompt: Prompt, slot: Slot) -> None:
-        self._prompt: Prompt | None = prompt  # dropped with its images once prefilled
-        self._slot: Slot | None = slot  # None once closed
-        self._rope_delta = 0  # what M-RoPE adds to a later token's place
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        return 0 if self._slot is None else self._slot.length
+class OutOfRows(RuntimeError):
+    """No room for one more row or token: too many rows are open, or their blocks are used up."""
 
 
 class Backbone:
@@ -76,59 +52,152 @@ class Backbone:
         info: BackboneInfo,
         image_token_id: int,
         max_rows: int,
+        cache: PagedCache,
+        image_memory_bytes: int,
     ) -> None:
         self.info = info
         self.inputs = inputs
         self.tokenizer = tokenizer
         self.max_rows = max_rows
+        self.cache = cache
         self._body: Any = model.model
         self._decoder: Any = model.get_decoder()
+        self._embed: Any = model.get_input_embeddings()
         self._head: Any = model.get_output_embeddings()
         self._family = family
         self._image_token_id = image_token_id
-        self._cache = KVCache(info.num_layers, max_rows, info.context_length)
+        self._eyes = Eyes(self._body.get_image_features, family, info.device, info.dtype, image_memory_bytes)
         self._taps: list[Tap] = []
-        self._window, self._layers_differ = _window(self._decoder.config)
+        self._steps: Steps | None = None
+        self._graphs: DecodeGraphs | None = None
+        self._cache_argument = (
+            "cache" if "cache" in inspect.signature(self._decoder.forward).parameters else "past_key_values"
+        )
+        self._no_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=info.device)  # or the model makes one
         # Prompts may share a row where attention is plainly causal and a token's place is its number.
-        self._shares = not (family.mrope or family.token_types or self._window or self._layers_differ)
+        self._shares = not (family.mrope or family.token_types or _windowed(self._decoder.config))
         banned = family.banned(model) if family.banned else ()
         self._banned = torch.tensor(list(banned), dtype=torch.long, device=info.device)
 
     @property
     def open_rows(self) -> int:
         """Rows that are open."""
-        return self._cache.rows
+        return self.cache.rows
 
     @property
-    def cached_tokens(self) -> int:
-        """Tokens that all open rows hold in the cache."""
-        return self._cache.tokens
+    def cache_usage(self) -> float:
+        """Share of the cache that open rows hold, 0 to 1."""
+        return self.cache.usage
 
-    def open_row(self, prompt: Prompt, max_tokens: int) -> Row:
-        """Reserve a row for a prompt and up to `max_tokens` tokens after it. Raises `OutOfRows`."""
+    # rows ------------------------------------------------------------------------------------------------------
+
+    def open_row(self, prompt: Prompt, max_tokens: int, generated: Sequence[int] = ()) -> Row:
+        """A row for a prompt and up to `max_tokens` tokens after it, some of which may have been `generated` before.
+
+        What the cache knows of the prompt is not computed again, but for its last token. Raises OutOfRows.
+        """
         assert prompt.ids, "a prompt without tokens"
         needed = len(prompt.ids) + max_tokens
         if needed > self.info.context_length:
             raise OutOfRows(
                 f"{len(prompt.ids)} prompt tokens and {max_tokens} more pass the context of {self.info.context_length}"
             )
-        return Row(prompt, self._cache.open())
+        if self.cache.blocks_for(needed) > self.cache.pool.count:
+            raise OutOfRows(
+                f"{len(prompt.ids)} prompt tokens and {max_tokens} more pass the cache of "
+                f"{self.cache.pool.count * self.cache.block_size}; it needs more memory"
+            )
+        if self.cache.rows >= self.max_rows:
+            raise OutOfRows(f"{self.cache.rows} rows are open, the limit is {self.max_rows}")
+        tokens = [*prompt.ids, *generated]
+        pictures = _placed(prompt, self._image_token_id)
+        marks = [(each.places[0], each.picture.digest) for each in pictures if each.places]
+        keys = block_keys(prompt.ids, marks, self.cache.block_size)
+        known = min(self.cache.pool.known(keys), (len(prompt.ids) - 1) // self.cache.block_size)
+        try:
+            row = Row(prompt, tokens, self.cache.open(keys, known))
+        except OutOfBlocks as error:
+            raise OutOfRows(str(error)) from error
+        row.length = len(row.table.blocks) * self.cache.block_size
+        row._pictures = pictures
+        self._place(row)
+        return row
+
+    def has_room(self, tokens: int) -> bool:
+        """Whether one more row could hold so many tokens, and each open one some more."""
+        return self.cache.pool.available >= self.cache.blocks_for(tokens) + self.cache.rows
+
+    def reserve(self, row: Row, count: int) -> None:
+        """Make sure of room for the next `count` tokens of a row. Raises OutOfRows, and changes nothing."""
+        try:
+            self.cache.reserve(row.table, row.length + count)
+        except OutOfBlocks as error:
+            raise OutOfRows(str(error)) from error
+
+    def chunk(self, row: Row, count: int) -> int:
+        """How many tokens, of about `count`, a pass may take of a row: images that see all of themselves stay whole."""
+        count = min(count, row.pending)
+        end = row.length + count
+        if row._images is None or end >= len(row._images) or row._images[end] < 0:
+            return count
+        inside = row._images[row.length : end] == row._images[end]
+        before = count - int(inside.sum())
+        rest = int((row._images[end:] == row._images[end]).sum())
+        return before if before > 0 else count + rest
 
     def close_row(self, row: Row) -> None:
         """Free the row. Closing a closed row does nothing."""
-        if row._slot is not None:
-            self._cache.close(row._slot)
-        row._slot = row._prompt = None
+        if row._table is not None:
+            self.cache.close(row._table)
+        row._table = row._prompt = None
+        row._pictures = []
+        row.length = 0
+
+    def forget(self) -> None:
+        """Remember nothing of earlier prompts and images."""
+        self.cache.pool.forget_all()
+        self._eyes.forget()
+
+    @torch.inference_mode()
+    def capture(self, progress: Callable[[int, int], None] = lambda _done, _all: None) -> None:
+        """Record steps of each number of rows as CUDA graphs; from then on steps replay them. Elsewhere nothing."""
+        if self.info.device.type == "cuda":
+            self._graphs = DecodeGraphs(self.cache, self._stream_pass, self.max_rows, self.info, self._family.mrope)
+            self._graphs.capture(progress)
+
+    # passes ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def forward(self, rows: Sequence[Row], counts: Sequence[int]) -> Tensor:
+        """Compute the next `counts` tokens of each row, all in one pass -> hidden state `[B, d]` of each one's last.
+
+        The state is that after the last norm. Raises OutOfRows before anything is computed.
+        """
+        assert len(rows) == len(counts) > 0, f"{len(rows)} rows, {len(counts)} counts"
+        for row, count in zip(rows, counts, strict=True):
+            self.reserve(row, count)
+        if self.cache.compact():
+            self._steps = None
+        if all(count == 1 and row.length for row, count in zip(rows, counts, strict=True)):
+            hidden = self._stream(rows)
+        else:
+            hidden = self._mix(rows, counts)
+        for row, count in zip(rows, counts, strict=True):
+            row.length += count
+            if row._prompt is not None:
+                self._computed(row, row._prompt)
+        return hidden
+
     def prefill(self, rows: Sequence[Row]) -> Tensor:
-        """Run the rows' prompts -> the hidden state `[B, d]` of each prompt's last token, after the last norm."""
-        groups = _similar([len(_pending(row).ids) for row in rows])
-        order = [place for group in groups for place in group]
-        hidden = self._passes([partial(self._prefill, [rows[place] for place in group]) for group in groups], order)
-        for row in rows:
-            row._prompt = None
-        return _restored(torch.cat(hidden), order)
+        """Compute all that is pending of each row -> hidden state `[B, d]` of each one's last token."""
+        return self.forward(rows, [row.pending for row in rows])
+
+    def decode(self, rows: Sequence[Row], ids: Tensor) -> Tensor:
+        """Append one token to each row and compute it: ids `[B]` -> hidden `[B, d]`."""
+        assert len(rows) == len(ids), f"{len(rows)} rows, {len(ids)} ids"
+        for row, token in zip(rows, ids.tolist(), strict=True):
+            row.append(token)
+        return self.prefill(rows)
 
     @torch.no_grad()
     def read(self, groups: Sequence[Sequence[Prompt]], last: int = 1) -> None:
@@ -147,27 +216,6 @@ class Backbone:
         order = [at for group in passes for place in group for at in range(starts[place], starts[place + 1])]
         self._passes([partial(self._read, [packs[place] for place in group]) for group in passes], order)
 
-    @torch.no_grad()
-    def decode(self, rows: Sequence[Row], ids: Tensor) -> Tensor:
-        """Append one token to each row: ids `[B]` -> hidden `[B, d]`. The rows may be any of the prefilled ones."""
-        assert len(rows) == len(ids), f"{len(rows)} rows, {len(ids)} ids"
-        device = self.info.device
-        view = self._cache.decode([_slot(row) for row in rows])
-        ids = ids.to(device)
-        in_order = view.order == list(range(len(rows)))
-        if not in_order:
-            ids = ids[torch.tensor(view.order, device=device)]
-        output = self._decoder(
-            input_ids=ids[:, None],
-            attention_mask=self._decode_mask(view),
-            position_ids=self._decode_positions(view, [rows[place]._rope_delta for place in view.order]),
-            cache=view,
-            use_cache=True,
-        )
-        view.commit()
-        hidden: Tensor = output.last_hidden_state[:, 0]
-        return hidden if in_order else _restored(hidden, view.order)
-
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[B, V]` of hidden states `[B, d]`: the model's head, and what the family does after it."""
         logits: Tensor = self._head(hidden)
@@ -177,7 +225,7 @@ class Backbone:
 
     @contextmanager
     def tap(self, layer: int | Sequence[int]) -> Iterator[Tap]:
-        """Within this context each `prefill` leaves the layer's state at each row's last prompt token in `tap.states`.
+        """Within this context each pass leaves the layer's state at each row's last token in `tap.states`.
 
         `[B, d]`, in the order of the rows; for several layers `[B, layers, d]`.
         """
@@ -187,6 +235,147 @@ class Backbone:
             yield tap
         finally:
             self._taps.remove(tap)
+
+    def _stream(self, rows: Sequence[Row]) -> Tensor:
+        """A pass over one token of each row."""
+        steps = self._steps
+        if steps is not None and steps.go_on(rows):
+            steps.advance()
+        else:
+            self._steps = steps = Steps(self.cache, rows, self._positions(rows, spans_of(rows, [1] * len(rows))))
+        tokens = [row.tokens[row.length] for row in rows]
+        pictured = any(row._pictures for row in rows)
+        if self._graphs is not None and not self._taps and not pictured:
+            return self._graphs.step(steps, tokens)
+        embedded = self._embed(torch.tensor([tokens], device=self.info.device))
+        deep = self._show(embedded, rows, spans_of(rows, [1] * len(rows))) if pictured else {}
+        return self._run(embedded, steps.positions, StreamPass(self.cache, steps.slots, steps.streams), None, deep)
+
+    def _stream_pass(self, ids: Tensor, positions: Tensor, paged: Pass) -> Tensor:
+        return self._run(self._embed(ids), positions, paged, None, {})
+
+    def _mix(self, rows: Sequence[Row], counts: Sequence[int]) -> Tensor:
+        """A pass over any tokens: rows that add one come first, then chunks, equally long ones side by side."""
+        spans = spans_of(rows, counts)
+        order = sorted(range(len(rows)), key=lambda at: (not spans[at].streams, spans[at].start > 0, spans[at].count))
+        ordered = [spans[place] for place in order]
+        rows = [rows[place] for place in order]
+        streams = [span for span in ordered if span.streams]
+        tables, ends = [span.table for span in streams], [span.end for span in streams]
+        slots = [slot for span in ordered for slot in self.cache.slots(span.table, span.start, span.end)]
+        paged = MixedPass(
+            self.cache,
+            self.cache.targets(slots),
+            make_streams(self.cache, tables, ends) if streams else None,
+            ordered[len(streams) :],
+        )
+        ids = [token for row, span in zip(rows, ordered, strict=True) for token in row.tokens[span.start : span.end]]
+        embedded = self._embed(torch.tensor([ids], device=self.info.device))
+        deep = self._show(embedded, rows, ordered)
+        last, end = [0] * len(rows), 0
+        for place, span in zip(order, ordered, strict=True):
+            end += span.count
+            last[place] = end - 1
+        return self._run(embedded, self._positions(rows, ordered), paged, torch.tensor(last), deep)
+
+    def _run(
+        self, embedded: Tensor, positions: Tensor, paged: Pass, last: Tensor | None, deep: Mapping[str, Any]
+    ) -> Tensor:
+        """The decoder on embeddings `[1, N, d]`; the states at the places `last`, or at all."""
+        if last is not None:
+            last = last.to(self.info.device)
+        with ExitStack() as taps:
+            for tap in self._taps:
+                read = torch.arange(embedded.shape[1], device=self.info.device) if last is None else last
+                taps.enter_context(tap.at(read, torch.zeros_like(read)))
+            output = self._decoder(
+                inputs_embeds=embedded,
+                position_ids=positions,
+                attention_mask=self._no_mask,
+                paged=paged,
+                use_cache=True,
+                **{self._cache_argument: paged},
+                **deep,
+            )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden if last is None else hidden[last]
+
+    def _positions(self, rows: Sequence[Row], spans: Sequence[Span]) -> Tensor:
+        """`[1, N]`, or with M-RoPE `[3, 1, N]`."""
+        if not self._family.mrope:
+            numbers = [at for span in spans for at in range(span.start, span.end)]
+            return torch.tensor([numbers], device=self.info.device)
+        parts = []
+        for row, span in zip(rows, spans, strict=True):
+            known = row._positions
+            inside = 0 if known is None else max(0, min(known.shape[1], span.end) - span.start)
+            if known is not None and inside:
+                parts.append(known[:, span.start : span.start + inside])
+            later = torch.arange(span.start + inside, span.end) + row._deltas
+            parts.append(later.expand(3, -1))
+        return torch.cat(parts, dim=1).to(self.info.device)[:, None]
+
+    def _show(self, embedded: Tensor, rows: Sequence[Row], spans: Sequence[Span]) -> dict[str, Any]:
+        """Put what the model sees of images in the place of their tokens; what the decoder takes beside that."""
+        shown: list[tuple[int, int, Placed, int]] = []  # from where to where of the pass, of what, from where
+        offset = 0
+        looked: list[tuple[Placed, Mapping[str, Tensor]]] = []
+        for row, span in zip(rows, spans, strict=True):
+            if row._prompt is not None:
+                runs = _shown(row, span, offset)
+                expected = row._prompt.ids[span.start : span.end].count(self._image_token_id)
+                if sum(stop - start for start, stop, _, _ in runs) != expected:
+                    raise ImageMismatch(f"{expected} image tokens, but not as many of the prompt's images")
+                shown += runs
+                looked += [
+                    (each, row._prompt.features)
+                    for each in row._pictures
+                    if each.seen is None and each.places and each.places[0] < span.end and each.places[-1] >= span.start
+                ]
+            offset += span.count
+        for (each, _), seen in zip(looked, self._eyes.look([(one.picture, f) for one, f in looked]), strict=True):
+            each.seen = seen
+        if not shown:
+            return {}
+        deep: list[Tensor] = []
+        for start, stop, each, first in shown:
+            assert each.seen is not None, "an image that was not looked at"
+            embedded[0, start:stop] = each.seen.features[first : first + stop - start]
+            if each.seen.deep is not None:
+                deep.append(each.seen.deep[:, first : first + stop - start])
+        if not deep:
+            return {}
+        visible = torch.zeros(embedded.shape[:2], dtype=torch.bool)
+        for start, stop, _, _ in shown:
+            visible[0, start:stop] = True
+        return {
+            "visual_pos_masks": visible.to(embedded.device),
+            "deepstack_visual_embeds": [*torch.cat(deep, dim=1)],
+        }
+
+    def _place(self, row: Row) -> None:
+        """What of a row's images matters to where its tokens are and what they see."""
+        prompt = row._prompt
+        assert prompt is not None, "a new row has its prompt"
+        if self._family.token_types is not None and prompt.image_tokens:
+            row._images = _image_numbers(prompt.ids, self._image_token_id)
+        if self._family.mrope and "image_grid_thw" in prompt.features:
+            ids = torch.tensor([prompt.ids])
+            positions, deltas = self._body.get_rope_index(
+                ids,
+                mm_token_type_ids=(ids == self._image_token_id).int(),
+                image_grid_thw=prompt.features["image_grid_thw"],
+                attention_mask=torch.ones_like(ids),
+            )
+            row._positions, row._deltas = positions[:, 0], int(deltas[0, 0])
+
+    def _computed(self, row: Row, prompt: Prompt) -> None:
+        """Tell the cache what is there now, and drop what is not needed any more."""
+        full = min(row.length, len(prompt.ids)) // self.cache.block_size
+        self.cache.pool.name(row.table, full)
+        if row.length >= len(prompt.ids):
+            row._prompt = None
+            row._pictures = []
 
     def _passes(self, passes: Sequence[Callable[[], T]], order: Sequence[int]) -> list[T]:
         """Run one pass after the other; each tap gets the states of all, the i-th of them at place `order[i]`."""
@@ -199,30 +388,6 @@ class Backbone:
         for states, tap in zip(tapped, self._taps, strict=True):
             tap.put(_restored(torch.cat(states), order))
         return results
-
-    def _prefill(self, rows: Sequence[Row]) -> Tensor:
-        """One pass over prompts padded on the right -> hidden state at each one's last token."""
-        device = self.info.device
-        prompts = [_pending(row) for row in rows]
-        lengths = [len(prompt.ids) for prompt in prompts]
-        ids, mask = self._padded([prompt.ids for prompt in prompts])
-        positions, deltas = self._prefill_positions(prompts, ids, mask)
-        view = self._cache.prefill([_slot(row) for row in rows], lengths)
-        arguments = self._arguments(prompts, ids)
-        # Without padding there is no mask: attention is then plainly causal, which has faster kernels.
-        arguments["attention_mask"] = None if min(lengths) == max(lengths) else mask.to(device)
-        last = torch.tensor(lengths, device=device) - 1
-        with ExitStack() as taps:
-            for tap in self._taps:
-                taps.enter_context(tap.at(last))
-            output = self._body(
-                input_ids=ids.to(device), position_ids=positions.to(device), cache=view, use_cache=True, **arguments
-            )
-        view.commit()
-        for row, delta in zip(rows, deltas, strict=True):
-            row._rope_delta = delta
-        hidden: Tensor = output.last_hidden_state
-        return hidden[torch.arange(len(rows), device=device), last]
 
     def _read(self, packs: Sequence[Packed]) -> None:
         """One pass over packed rows, padded on the right."""
@@ -249,21 +414,10 @@ class Backbone:
 
     def _arguments(self, prompts: Sequence[Prompt], ids: Tensor) -> dict[str, Any]:
         """What a pass over `ids` takes beside them."""
-        arguments: dict[str, Any] = self._features(prompts)
+        arguments: dict[str, Any] = dict(self._eyes.tensors([prompt.features for prompt in prompts]))
         if self._family.token_types is not None:
             arguments[self._family.token_types] = (ids == self._image_token_id).long().to(self.info.device)
         return arguments
-
-    def _features(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """The images of all rows, joined as the family's forward wants them."""
-        device, dtype = self.info.device, self.info.dtype
-        joined: dict[str, Tensor] = {}
-        for name in self._family.features:
-            tensors = [prompt.features[name] for prompt in prompts if name in prompt.features]
-            if tensors:
-                tensor = _joined(tensors, self._family.image_dim)
-                joined[name] = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-        return joined
 
     def _prefill_positions(self, prompts: Sequence[Prompt], ids: Tensor, mask: Tensor) -> tuple[Tensor, list[int]]:
         """Positions of the padded prompts, `[B, T]` or with M-RoPE `[3, B, T]`, and each row's rope delta."""
@@ -281,38 +435,45 @@ class Backbone:
         )
         return positions, [int(delta) for delta in deltas[:, 0]]
 
-    def _decode_positions(self, view: DecodeView, deltas: Sequence[int]) -> Tensor:
-        positions = view.positions(self.info.device)[:, None]
-        if not self._family.mrope:
-            return positions
-        if any(deltas):
-            positions = positions + torch.tensor(deltas, device=self.info.device)[:, None]
-        return positions.expand(3, *positions.shape)
 
-    def _decode_mask(self, view: DecodeView) -> Tensor | dict[str, Tensor | None] | None:
-        windowed = view.mask(self.info.device, self._window)
-        if not self._layers_differ:
-            return windowed
-        return {"full_attention": view.mask(self.info.device), "sliding_attention": windowed}
-
-
-def _window(text: Any) -> tuple[int | None, bool]:  # noqa: ANN401 - the decoder's config
-    """How many tokens back a layer sees (None: all), and whether that holds for some layers only."""
+def _windowed(text: Any) -> bool:  # noqa: ANN401 - the decoder's config
+    """Whether some layer sees only so far back."""
     window = getattr(text, "sliding_window", None)
     layer_types = getattr(text, "layer_types", None)
-    if layer_types is None:
-        return window, False  # Mistral's window holds for every layer
-    return (window, True) if "sliding_attention" in layer_types else (None, False)
+    return window is not None if layer_types is None else "sliding_attention" in layer_types
 
 
-def _slot(row: Row) -> Slot:
-    assert row._slot is not None, "the row is closed"
-    return row._slot
+def _placed(prompt: Prompt, image_token_id: int) -> list[Placed]:
+    """The prompt's pictures with the places of their tokens."""
+    if not prompt.pictures:
+        return []
+    places = [place for place, token in enumerate(prompt.ids) if token == image_token_id]
+    placed = []
+    for picture in prompt.pictures:
+        placed.append(Placed(picture, places[: picture.tokens]))
+        places = places[picture.tokens :]
+    return placed
 
 
-def _pending(row: Row) -> Prompt:
-    assert row._prompt is not None, "the row is closed or was prefilled before"
-    return row._prompt
+def _shown(row: Row, span: Span, offset: int) -> list[tuple[int, int, Placed, int]]:
+    """Runs of image tokens in a span: from where to where in the pass, of which picture, from which of its tokens."""
+    runs = []
+    for each in row._pictures:
+        inside = [(at, place) for at, place in enumerate(each.places) if span.start <= place < span.end]
+        for _, group in groupby(inside, lambda pair: pair[1] - pair[0]):
+            run = [*group]
+            start = offset + run[0][1] - span.start
+            runs.append((start, start + len(run), each, run[0][0]))
+    return runs
+
+
+def _image_numbers(ids: Sequence[int], image_token_id: int) -> Tensor:
+    """The number of the run of image tokens that each token is in, -1 where in none."""
+    numbers, number = [], -1
+    for is_image, run in groupby(ids, lambda token: token == image_token_id):
+        number += is_image
+        numbers += [number if is_image else -1] * sum(1 for _ in run)
+    return torch.tensor(numbers)
 
 
 def _restored(batch: Tensor, order: Sequence[int]) -> Tensor:
@@ -341,14 +502,3 @@ def _padded(sequences: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Te
     ids = torch.tensor([[*ids, *[filler] * (width - len(ids))] for ids in sequences])
     mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in sequences])
     return ids, mask
-
-
-def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Concatenate along `dim`; the other dimensions are padded with zeros to the largest."""
-    shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
-    padded = []
-    for tensor in tensors:
-        target = [size if place != dim else tensor.shape[dim] for place, size in enumerate(shape)]
-        amounts = [amount for size, goal in zip(tensor.shape, target, strict=True) for amount in (goal - size, 0)]
-        padded.append(nn.functional.pad(tensor, amounts[::-1]) if any(amounts) else tensor)
-    return torch.cat(padded, dim=dim)

@@ -33,6 +33,31 @@ def _chameleon_banned(model: Any) -> Sequence[int]:  # noqa: ANN401
     return list(model.model.vocabulary_mapping.image_tokens)
 
 
+Parts = list[
+    dict[str, tuple[int, int]]
+]  # of each processor tensor, the part that a picture has, along the image dimension
+
+
+def _each(features: Mapping[str, Any], dim: int) -> Parts:
+    """Every entry by itself."""
+    return [dict.fromkeys(features, (at, at + 1)) for at in range(next(iter(features.values())).shape[dim])]
+
+
+def _only(_features: Mapping[str, Any], _dim: int) -> Parts:
+    """How an image is cut into tiles depends on the images beside it: all together."""
+    return []
+
+
+def _by_grid(features: Mapping[str, Any], _dim: int) -> Parts:
+    """Each image has as many patches as its grid."""
+    parts, at = [], 0
+    for place, grid in enumerate(features["image_grid_thw"].tolist()):
+        count = grid[0] * grid[1] * grid[2]
+        parts.append({"pixel_values": (at, at + count), "image_grid_thw": (place, place + 1)})
+        at += count
+    return parts
+
+
 @dataclass(frozen=True)
 class Detail:
     """How an image is read at one level of detail: made smaller before, or with other options of the processor."""
@@ -50,6 +75,7 @@ class Family:
     image_processor: str  # when the checkpoint does not name one
     features: tuple[str, ...]  # the processor's image tensors that the model's forward takes
     image_dim: int = 0  # the images of several rows are joined along this dimension
+    parts: Callable[[Mapping[str, Any], int], Parts] = _each  # what of a prompt's images is encoded by itself
     image_token_id: Callable[[Any], int] = _image_token_id
     token_types: str | None = None  # the forward's argument that marks image tokens with 1
     mrope: bool = False  # three-dimensional rotary positions, from the model's `get_rope_index`
@@ -73,6 +99,7 @@ FAMILIES: dict[str, Family] = {
         processor="LlavaOnevisionProcessor",
         image_processor="LlavaOnevisionImageProcessorPil",
         features=("pixel_values", "image_sizes", "batch_num_images"),
+        parts=_only,
         details=_TILES,
     ),
     "chameleon": Family(
@@ -102,6 +129,7 @@ FAMILIES: dict[str, Family] = {
         processor="Qwen2VLProcessor",
         image_processor="Qwen2VLImageProcessorPil",
         features=_QWEN_FEATURES,
+        parts=_by_grid,
         mrope=True,
         details=_ANY_SIZE,
     ),
@@ -110,6 +138,7 @@ FAMILIES: dict[str, Family] = {
         processor="Qwen2_5_VLProcessor",
         image_processor="Qwen2VLImageProcessorPil",
         features=_QWEN_FEATURES,
+        parts=_by_grid,
         mrope=True,
         details=_ANY_SIZE,
     ),
@@ -118,6 +147,7 @@ FAMILIES: dict[str, Family] = {
         processor="Qwen3VLProcessor",
         image_processor="Qwen2VLImageProcessorPil",
         features=_QWEN_FEATURES,
+        parts=_by_grid,
         mrope=True,
         details=_ANY_SIZE,
     ),

@@ -25,6 +25,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from models.families import Detail, Family
+from models.images import Picture, pictures_of
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
@@ -51,6 +52,7 @@ class Prompt:
     ids: list[int]  # image placeholders already expanded
     features: Mapping[str, Tensor]  # processor tensors of this request's images ({} for text only)
     image_tokens: int  # how many of `ids` are image tokens
+    pictures: Sequence[Picture] = ()  # what of the features is encoded by itself
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,12 @@ class InputBuilder:
         data = processor(text=[text], images=nested, return_tensors="pt", **options)
         ids = data["input_ids"][0].tolist()
         features = {name: data[name] for name in self._family.features if name in data}
-        return Prompt(ids=ids, features=features, image_tokens=ids.count(self._image_token_id))
+        return Prompt(
+            ids=ids,
+            features=features,
+            image_tokens=ids.count(self._image_token_id),
+            pictures=pictures_of(self._family, features, ids, self._image_token_id),
+        )
 
 
 def _message(message: Mapping[str, Any], place: int) -> dict[str, Any]:

@@ -15,9 +15,15 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from models.attention import PAGED
 from models.backbone import Backbone, BackboneInfo
+from models.cache import BLOCK, CacheShape, PagedCache, cache_room
 from models.families import FAMILIES, Family
 from models.inputs import InputBuilder
+from models.lean import make_lean
+from models.quantize import quantize_decoder
+
+IMAGE_MEMORY_BYTES = 128 * 2**20
 
 
 class LoadError(RuntimeError):
@@ -31,10 +37,17 @@ def load_backbone(
     dtype: str | torch.dtype = "auto",
     max_rows: int = 16,
     revision: str | None = None,
+    cache_bytes: int | None = None,
+    keep_prefixes: bool = True,
+    image_memory_bytes: int = IMAGE_MEMORY_BYTES,
+    int8: bool = False,
 ) -> Backbone:
     """Load a model, frozen and in eval mode, with its processor.
 
-    `dtype` "auto" is bf16 where the device computes in it and fp32 elsewhere. Raises `LoadError`.
+    `dtype` "auto" is bf16 where the device computes in it and fp32 elsewhere. `cache_bytes`: of the KV cache; by
+    default what `max_rows` whole contexts take, within a share of the memory. `keep_prefixes`: whether what prompts
+    begin with stays in it. `image_memory_bytes`: of images that were seen. `int8`: the decoder's weights in 8 bits.
+    Raises `LoadError`.
     """
     name = str(name_or_path)
     _check_exists(name)
@@ -47,6 +60,8 @@ def load_backbone(
     image_token_id = family.image_token_id(config)
     inputs = InputBuilder(processor, family, chat_template, image_token_id)
     text = config.get_text_config()
+    shape = cache_shape(text, chosen_dtype, chosen_device)
+    cache = PagedCache(shape, _blocks(shape, text, max_rows, cache_bytes), keep=keep_prefixes)
     info = BackboneInfo(
         name=name,
         revision=revision or getattr(config, "_commit_hash", None),
@@ -55,14 +70,45 @@ def load_backbone(
         hidden_size=text.hidden_size,
         num_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
-        context_length=text.max_position_embeddings,
+        context_length=min(text.max_position_embeddings, cache.pool.count * cache.block_size),
         dtype=chosen_dtype,
         device=chosen_device,
         eos_ids=_eos_ids(model, config, processor.tokenizer),
         template_hash=inputs.template_hash,
         weights_hash=weights_hash(model),
     )
-    return Backbone(model, family, inputs, processor.tokenizer, info, image_token_id, max_rows)
+    make_lean(model.get_decoder())
+    if int8:
+        if (chosen_device.type, chosen_dtype) != ("cpu", torch.bfloat16):
+            raise LoadError(f"int8 weights need a CPU and bfloat16, not {chosen_device.type} and {chosen_dtype}")
+        quantize_decoder(model.get_decoder())
+    return Backbone(
+        model, family, inputs, processor.tokenizer, info, image_token_id, max_rows, cache, image_memory_bytes
+    )
+
+
+def cache_shape(text: Any, dtype: torch.dtype, device: torch.device) -> CacheShape:  # noqa: ANN401
+    """The cache of a decoder with this config."""
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return CacheShape(
+        layers=text.num_hidden_layers,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=head_dim,
+        dtype=dtype,
+        device=device,
+        dense=device.type != "cuda",
+    )
+
+
+def _blocks(shape: CacheShape, text: Any, max_rows: int, cache_bytes: int | None) -> int:  # noqa: ANN401
+    """Blocks of the cache; as few as hold `max_rows` whole contexts, or what the memory has room for."""
+    wanted = max_rows * -(-text.max_position_embeddings // BLOCK)
+    if cache_bytes is None:
+        return max(1, min(wanted, cache_room(shape.device) // shape.block_bytes))
+    if cache_bytes < shape.block_bytes:
+        raise LoadError(f"a cache of {cache_bytes} bytes has no room for one block of {shape.block_bytes} bytes")
+    return cache_bytes // shape.block_bytes
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -120,6 +166,8 @@ def _model(name: str, family: Family, dtype: torch.dtype, revision: str | None) 
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise LoadError(f"the checkpoint of {name} lacks {len(missing)} tensors, the first is {missing[0]}")
+    # Only the decoder: vision towers keep the attention that they were loaded with.
+    model.get_decoder().config._attn_implementation = PAGED
     frozen: nn.Module = model.eval().requires_grad_(False)
     return frozen
 

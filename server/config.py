@@ -204,7 +204,20 @@ class Settings(BaseSettings, PolicySettings):
     # load
     max_rows: Count = _fixed(16, "Requests generated at the same time.")
     max_queue: Annotated[int, Field(ge=0)] = _fixed(256, "Requests that may wait; more are answered with 429.")
-    prefill_tokens: Count = _fixed(4096, "Prompt tokens computed in one step.")
+    prefill_tokens: Count = _fixed(4096, "Prompt tokens computed in one step, at most; longer prompts take several.")
+    prefill_slowdown: Annotated[float, Field(gt=1, allow_inf_nan=False)] = _fixed(
+        2.0, "How many times as long as without prompts a step may take while other rows stream; prompts wait for it."
+    )
+    cache_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = _fixed(
+        None, "Memory of the KV cache; if not given what max_rows whole contexts take, within a share of the memory."
+    )
+    prefix_cache: bool = _fixed(True, "Keep what prompts begin with in the KV cache, for prompts that begin alike.")
+    image_cache_mib: Annotated[int, Field(ge=0)] = _fixed(128, "Memory for images that were seen, by content.")
+    threads: Count | None = _fixed(
+        None, "Threads of the model on a CPU; if not given one for a small model, else one for each core."
+    )
+    quantize: Literal["none", "int8"] = _fixed("none", "Weights of the decoder's layers in 8 bits, on a CPU.")
+    cuda_graphs: bool = _fixed(True, "Record steps as CUDA graphs at start, on a GPU.")
     prepare_threads: Count = _fixed(2, "Threads that decode images and render prompts.")
     drain_seconds: Seconds = _fixed(30.0, "How long running requests may go on after SIGTERM.")
     step_seconds: Seconds = _fixed(300.0, "How long one step of the engine may take before it is taken for dead.")

@@ -1,7 +1,10 @@
 """The engine: one step is schedule -> run -> postprocess. Token ids and tensors only, no HTTP, no text."""
 
+from __future__ import annotations
+
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import compress
 from time import monotonic
 
@@ -11,14 +14,39 @@ from torch import Tensor
 from models.backbone import Backbone, OutOfRows
 from models.sampling import GrammarError, Logprobs, sample
 from server.request import EngineFailed, Event, Finish, GrammarFailed, Request, RequestFailed
-from server.scheduler import Scheduler
+from server.scheduler import NoRoom, Scheduler, Work
 from steering.guard import Guard
 from steering.policy import Decision, Mode, Verdict, decide
 from steering.shadow import Shadow
 
 logger = logging.getLogger(__name__)
 
-Computed = tuple[list[Request], list[Tensor]]  # rows that came through; their hidden states, to be joined to [B, d]
+
+@dataclass
+class Computed:
+    """What a pass found: requests, the hidden states `[B, d]` of their last tokens, and the tapped states of these."""
+
+    requests: list[Request]
+    hidden: Tensor
+    tapped: Tensor | None
+
+    def of(self, kept: Sequence[bool]) -> Computed:
+        """That of some of the requests."""
+        if all(kept):
+            return self
+        places = torch.tensor([*compress(range(len(kept)), kept)], dtype=torch.long, device=self.hidden.device)
+        tapped = None if self.tapped is None else self.tapped[places]
+        return Computed(list(compress(self.requests, kept)), self.hidden[places], tapped)
+
+    @staticmethod
+    def joined(parts: Sequence[Computed]) -> Computed:
+        """Those of passes one after the other."""
+        tapped = [part.tapped for part in parts if part.tapped is not None]
+        return Computed(
+            [request for part in parts for request in part.requests],
+            torch.cat([part.hidden for part in parts]),
+            torch.cat(tapped) if len(tapped) == len(parts) else None,
+        )
 
 
 class Engine:
@@ -36,22 +64,27 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Advance every scheduled request by one token; the events of the step, in row order.
+        """Compute what is scheduled; the events of the step, a token for each row that was ready for one.
 
         `failure` is set when a batch and then all of its rows alone fail: nothing can be served any more.
         """
-        plan = self.scheduler.schedule()
-        events: list[Event] = []
-        started, first = self._drop_judged(*self._run(self._prefill, self._open(plan.prefill, events), events), events)
-        running, following = self._run(self._decode, plan.decode, events)
-        requests = started + running
-        if requests:
-            logits = self.backbone.logits(self._steer(requests, torch.cat(first + following)))
-            tokens, logprobs = sample(logits, [request.sampler for request in requests])
+        began = monotonic()
+        plan = self.scheduler.schedule(self)
+        events = [self._fail(request, error) for request, error in plan.refused]
+        computed = self._run(plan.work, events)
+        if computed is None:
+            return events
+        computed = self._judged(computed.of([request.pending == 0 for request in computed.requests]), events)
+        if computed.requests:
+            logits = self.backbone.logits(self._steer(computed.requests, computed.hidden))
+            tokens, logprobs = sample(logits, [request.sampler for request in computed.requests])
             events.extend(
                 self._advance(request, token, logprobs.get(row))
-                for row, (request, token) in enumerate(zip(requests, tokens, strict=True))
+                for row, (request, token) in enumerate(zip(computed.requests, tokens, strict=True))
             )
+        prompt_tokens = plan.prompt_tokens
+        streaming = sum(count == 1 for _, count in plan.work)
+        self.scheduler.budget.observe(monotonic() - began, streaming, prompt_tokens)
         return events
 
     def abort(self, request_id: str) -> Event | None:
@@ -63,70 +96,95 @@ class Engine:
         """End every live request with the engine's failure."""
         return [self._end(request, Finish.ERROR, error) for request in self.scheduler.live()]
 
+    # memory, for the scheduler ---------------------------------------------------------------------------------
+
+    def open(self, request: Request) -> None:
+        """Give a request its row. Raises NoRoom while there is none, OutOfRows where there never will be."""
+        if self.scheduler.running and not self.backbone.has_room(len(request.prompt.ids) + len(request.output_ids)):
+            raise NoRoom
+        try:
+            request.row = self.backbone.open_row(request.prompt, request.max_tokens, request.output_ids)
+        except OutOfRows as error:
+            if self.scheduler.running:
+                raise NoRoom from error
+            raise
+        finally:
+            if request.timings.scheduled is None:
+                request.timings.scheduled = monotonic()
+
+    def chunk(self, request: Request, count: int) -> int:
+        """How many tokens, of about `count`, may be computed in one step."""
+        assert request.row is not None, f"request {request.id} runs without a row"
+        return self.backbone.chunk(request.row, count)
+
+    def reserve(self, request: Request, count: int) -> bool:
+        """Make sure of room for a request's next tokens; False if there is none."""
+        assert request.row is not None, f"request {request.id} runs without a row"
+        try:
+            self.backbone.reserve(request.row, count)
+        except OutOfRows:
+            return False
+        return True
+
+    def release(self, request: Request) -> None:
+        """Take a request's row back."""
+        if request.row is not None:
+            self.backbone.close_row(request.row)
+            request.row = None
+
     # run -------------------------------------------------------------------------------------------------------
 
-    def _open(self, requests: Sequence[Request], events: list[Event]) -> list[Request]:
-        """Reserve storage for the rows admitted in this step; those that find none wait on."""
-        opened: list[Request] = []
-        deferred: list[Request] = []
-        occupied = any(request.row is not None for request in self.scheduler.running.values())
-        for request in requests:
-            request.timings.scheduled = monotonic()
-            try:
-                request.row = self.backbone.open_row(request.prompt, request.max_tokens)
-                opened.append(request)
-            except OutOfRows as error:
-                if occupied or opened:
-                    deferred.append(request)
-                else:
-                    events.append(self._fail(request, error))
-        self.scheduler.defer(deferred)
-        return opened
-
-    def _run(
-        self, forward: Callable[[Sequence[Request]], Tensor], requests: list[Request], events: list[Event]
-    ) -> Computed:
-        """One batched forward; where it raises, each row alone, so that one bad request fails by itself."""
-        if not requests:
-            return [], []
+    def _run(self, work: Sequence[Work], events: list[Event]) -> Computed | None:
+        """One batched pass; where it raises, each row alone, so that one bad request fails by itself."""
+        if not work:
+            return None
         try:
-            return requests, [forward(requests)]
+            return self._forward(work)
         except torch.AcceleratorError:
             raise  # after an error of the device itself, nothing that it computes can be trusted
         except Exception as error:  # noqa: BLE001  any other failure of a model's forward is contained here
-            if len(requests) == 1:
-                events.append(self._fail(requests[0], error))
-                return [], []
-            logger.warning("a batch of %d rows failed, running them one by one: %s", len(requests), error)
-        alone = [(request, self._run(forward, [request], events)[1]) for request in requests]
-        passed = [(request, hidden) for request, hidden in alone if hidden]
-        if not passed:
-            self.failure = EngineFailed(f"every row of a batch of {len(requests)} failed")
-        return [request for request, _ in passed], [hidden[0] for _, hidden in passed]
+            if len(work) == 1:
+                events.append(self._fail(work[0].request, error))
+                return None
+            logger.warning("a batch of %d rows failed, running them one by one: %s", len(work), error)
+        alone = [computed for each in work if (computed := self._run([each], events)) is not None]
+        if alone:
+            return Computed.joined(alone)
+        self.failure = EngineFailed(f"every row of a batch of {len(work)} failed")
+        return None
 
-    def _prefill(self, requests: Sequence[Request]) -> Tensor:
+    def _forward(self, work: Sequence[Work]) -> Computed:
+        requests = [request for request, _ in work]
         rows = [request.row for request in requests if request.row is not None]
-        if self.guard is None:
-            hidden = self.backbone.prefill(rows)
-            self._set_prefilled(requests)
-            self._set_decisions(requests, [Decision(Verdict.PASS, None, 0.0)] * len(requests))
-            return hidden
-        tapped = self.guard.tapped if self.shadow is None else self.shadow.tapped_with(self.guard)
-        with self.backbone.tap(tapped) as tap:
-            hidden = self.backbone.prefill(rows)
-        if self.shadow is None:
-            self._judge(self.guard, requests, tap.states)
-        else:
-            own, shadowed = self.shadow.apart(tap.states, self.guard)
-            scores = self._judge(self.guard, requests, own)
-            self._judge_in_shadow(self.shadow, requests, scores if self.shadow.guard is self.guard else shadowed)
-        return hidden
-
-    def _decode(self, requests: Sequence[Request]) -> Tensor:
-        rows = [request.row for request in requests if request.row is not None]
-        return self.backbone.decode(rows, torch.tensor([request.output_ids[-1] for request in requests]))
+        counts = [count for _, count in work]
+        ready = any(request.decision is None and request.pending == count for request, count in work)
+        if self.guard is None or not ready:
+            return Computed(requests, self.backbone.forward(rows, counts), None)
+        with self.backbone.tap(
+            self.guard.tapped if self.shadow is None else self.shadow.tapped_with(self.guard)
+        ) as tap:
+            hidden = self.backbone.forward(rows, counts)
+        return Computed(requests, hidden, tap.states)
 
     # guard -----------------------------------------------------------------------------------------------------
+
+    def _judged(self, computed: Computed, events: list[Event]) -> Computed:
+        """Decide on the prompts that are computed now; those that want no token, or get none, end here."""
+        new = computed.of([request.decision is None for request in computed.requests])
+        if not new.requests:
+            return computed
+        if self.guard is None or new.tapped is None:
+            self._set_prefilled(new.requests)
+            self._set_decisions(new.requests, [Decision(Verdict.PASS, None, 0.0)] * len(new.requests))
+        elif self.shadow is None:
+            self._judge(self.guard, new.requests, new.tapped)
+        else:
+            own, shadowed = self.shadow.apart(new.tapped, self.guard)
+            scores = self._judge(self.guard, new.requests, own)
+            self._judge_in_shadow(self.shadow, new.requests, scores if self.shadow.guard is self.guard else shadowed)
+        ends = {request: end for request in new.requests if (end := _end_of_judged(request)) is not None}
+        events.extend(self._end(request, end) for request, end in ends.items())
+        return computed.of([request not in ends for request in computed.requests])
 
     def _judge(self, guard: Guard, requests: Sequence[Request], states: Tensor) -> list[float]:
         """Score every prefilled row and keep its decision on the request; the scores."""
@@ -171,15 +229,6 @@ class Engine:
             if decision.verdict is Verdict.STEERED:
                 request.sampler = request.sampler.steered()
 
-    def _drop_judged(self, started: list[Request], hidden: list[Tensor], events: list[Event]) -> Computed:
-        """End the rows that want no token, and those that their policy gives none; the others go on."""
-        ends = [_end_of_judged(request) for request in started]
-        if not any(ends):
-            return started, hidden
-        events.extend(self._end(request, end) for request, end in zip(started, ends, strict=True) if end)
-        kept = [end is None for end in ends]
-        return list(compress(started, kept)), [torch.cat(hidden)[torch.tensor(kept)]] if any(kept) else []
-
     def _steer(self, requests: Sequence[Request], hidden: Tensor) -> Tensor:
         eps = [request.eps for request in requests]
         if self.guard is None or not any(eps):
@@ -204,6 +253,8 @@ class Engine:
         if ends:
             return self._end(request, Finish.CONTENT_FILTER if steered else Finish.STOP)
         request.output_ids.append(token)
+        if request.row is not None:
+            request.row.append(token)
         if len(request.output_ids) < request.max_tokens:
             return Event(request, token=token, logprobs=logprobs)
         return self._end(request, Finish.CONTENT_FILTER if steered else Finish.LENGTH, token=token, logprobs=logprobs)
@@ -223,9 +274,7 @@ class Engine:
         logprobs: Logprobs | None = None,
     ) -> Event:
         self.scheduler.finish(request)
-        if request.row is not None:
-            self.backbone.close_row(request.row)
-            request.row = None
+        self.release(request)
         request.timings.finished = monotonic()
         return Event(request, token=token, logprobs=logprobs, finish=finish, error=error)
 

@@ -79,6 +79,11 @@ class Request:
     timings: Timings = field(default_factory=Timings)
 
     @property
+    def pending(self) -> int:
+        """Tokens to compute before the next one can be chosen."""
+        return len(self.prompt.ids) + len(self.output_ids) if self.row is None else self.row.pending
+
+    @property
     def eps(self) -> float:
         """Steering strength of this row, 0 where it is not steered."""
         return self.decision.eps if self.decision else 0.0

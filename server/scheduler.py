@@ -1,34 +1,70 @@
-"""Who runs in the next step. Knows requests and token counts, no torch, so it is tested without a model."""
+"""Who runs in the next step, and how many tokens of each. Knows requests and counts, no torch."""
+
+from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
+from server.budget import Budget
 from server.request import Request
+
+
+class NoRoom(Exception):
+    """There is no memory for this now; there may be when other rows have ended."""
+
+
+class Memory(Protocol):
+    """What the scheduler needs of the cache."""
+
+    def open(self, request: Request) -> None:
+        """Give a request its row. Raises NoRoom, and anything else where it can never have one."""
+
+    def chunk(self, request: Request, count: int) -> int:
+        """How many tokens, of about `count`, may be computed in one step."""
+
+    def reserve(self, request: Request, count: int) -> bool:
+        """Make sure of room for a request's next tokens; False if there is none."""
+
+    def release(self, request: Request) -> None:
+        """Take a request's row back; what was in it is computed again when it is opened anew."""
+
+
+class Work(NamedTuple):
+    """A request's part in a step: the next `count` of its tokens that are not computed yet."""
+
+    request: Request
+    count: int
 
 
 @dataclass
 class Plan:
-    """One step's work: rows whose prompt is computed now, and rows that decode one token."""
+    """One step's work, the rows that ran before first, and the requests that can never run."""
 
-    prefill: list[Request] = field(default_factory=list)
-    decode: list[Request] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+    refused: list[tuple[Request, Exception]] = field(default_factory=list)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens beyond the one of each row that streams."""
+        return sum(count for _, count in self.work if count > 1)
 
 
 class Scheduler:
-    """First come, first served continuous batching: a waiting request joins as soon as a row is free.
+    """First come, first served continuous batching: a waiting request joins as soon as there is room.
 
-    `max_running`: rows in the batch. `prefill_tokens`: prompt tokens computed in one step, so that a burst of long
-    prompts does not stall the rows that are streaming; one prompt is always let in, however long.
+    Every running row that streams gets its token in each step. The budget goes to prompts, in chunks, oldest first. Where
+    memory runs out, the youngest row gives up its own and is computed again later.
     """
 
-    def __init__(self, max_running: int, prefill_tokens: int) -> None:
+    def __init__(self, max_running: int, prefill_tokens: int, slowdown: float | None = None) -> None:
         assert max_running > 0, f"max_running must be positive, not {max_running}"
-        assert prefill_tokens > 0, f"prefill_tokens must be positive, not {prefill_tokens}"
         self.max_running = max_running
-        self.prefill_tokens = prefill_tokens
+        self.budget = Budget(prefill_tokens, slowdown)
         self.waiting: deque[Request] = deque()
         self.running: dict[str, Request] = {}
+        self.preemptions = 0
 
     @property
     def idle(self) -> bool:
@@ -39,25 +75,54 @@ class Scheduler:
         """Put a request at the end of the queue."""
         self.waiting.append(request)
 
-    def schedule(self) -> Plan:
-        """Admit what fits into free rows and the token budget; everything that already ran decodes."""
-        plan = Plan(decode=list(self.running.values()))
-        budget = self.prefill_tokens
-        while self.waiting and len(self.running) < self.max_running:
-            tokens = len(self.waiting[0].prompt.ids)
-            if plan.prefill and tokens > budget:
+    def schedule(self, memory: Memory) -> Plan:
+        """The next step: a token of each row that streams, and of prompts what the budget allows."""
+        plan = Plan()
+        left = self.budget.tokens(sum(request.pending == 1 for request in self.running.values()))
+        for request in [*self.running.values()]:
+            if request.id in self.running:  # or it has made room for one before it
+                left -= self._run(request, left, plan, memory)
+        while self.waiting and len(self.running) < self.max_running and left > 0:
+            request = self.waiting[0]
+            try:
+                memory.open(request)
+            except NoRoom as error:
+                if self.running:
+                    break
+                self._refuse(request, error, plan)
+                continue
+            except Exception as error:  # noqa: BLE001  whatever it is, it is this request's own
+                self._refuse(request, error, plan)
+                continue
+            self.running[self.waiting.popleft().id] = request
+            left -= self._run(request, left, plan, memory)
+            if request.id not in self.running:
                 break
-            budget -= tokens
-            request = self.waiting.popleft()
-            self.running[request.id] = request
-            plan.prefill.append(request)
         return plan
 
-    def defer(self, requests: Sequence[Request]) -> None:
-        """Take back admissions that found no storage: first in line, in their order, for the next step."""
-        for request in requests:
-            del self.running[request.id]
-        self.waiting.extendleft(reversed(requests))
+    def _run(self, request: Request, left: int, plan: Plan, memory: Memory) -> int:
+        """Plan a request's next tokens; how many of the budget that takes."""
+        streams = request.pending == 1
+        count = 1 if streams else memory.chunk(request, left) if left > 0 else 0
+        if count == 0:
+            return 0
+        while not memory.reserve(request, count):
+            youngest = next(reversed(self.running.values()))
+            self._preempt(youngest, memory)
+            if youngest is request:
+                return 0
+        plan.work.append(Work(request, count))
+        return 0 if streams else count
+
+    def _preempt(self, request: Request, memory: Memory) -> None:
+        memory.release(request)
+        del self.running[request.id]
+        self.waiting.appendleft(request)
+        self.preemptions += 1
+
+    def _refuse(self, request: Request, error: Exception, plan: Plan) -> None:
+        self.waiting.popleft()
+        plan.refused.append((request, error))
 
     def find(self, request_id: str) -> Request | None:
         """The live request of that id, or `None` if it has ended."""
@@ -68,6 +133,6 @@ class Scheduler:
         if self.running.pop(request.id, None) is None and request in self.waiting:
             self.waiting.remove(request)
 
-    def live(self) -> list[Request]:
+    def live(self) -> Sequence[Request]:
         """Every request that has not ended, running ones first."""
         return [*self.running.values(), *self.waiting]

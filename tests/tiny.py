@@ -483,7 +483,7 @@ class TinyModels:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._folders: dict[str, Path] = {}
-        self._backbones: dict[str, Backbone] = {}
+        self._backbones: dict[tuple[str, bool], Backbone] = {}
 
     def folder(self, family: str) -> Path:
         """The family's checkpoint folder."""
@@ -491,11 +491,15 @@ class TinyModels:
             self._folders[family] = make_tiny(family, self._root / family)
         return self._folders[family]
 
-    def backbone(self, family: str) -> Backbone:
-        """The family's model, loaded in fp32 on the CPU."""
-        if family not in self._backbones:
-            self._backbones[family] = load_backbone(self.folder(family), device="cpu", dtype=torch.float32, max_rows=8)
-        return self._backbones[family]
+    def backbone(self, family: str, *, remembers: bool = False) -> Backbone:
+        """The family's model, loaded in fp32 on the CPU. `remembers`: prefixes and images of earlier prompts."""
+        key = family, remembers
+        if key not in self._backbones:
+            memory = {} if remembers else {"keep_prefixes": False, "image_memory_bytes": 0}
+            self._backbones[key] = load_backbone(
+                self.folder(family), device="cpu", dtype=torch.float32, max_rows=8, **memory
+            )
+        return self._backbones[key]
 
 
 @pytest.fixture(scope="session")
@@ -512,10 +516,23 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def backbone(tiny_models: TinyModels, family: str) -> Iterator[Backbone]:
-    """A tiny model of every family in turn. A test must leave no row open; if it does, the next ones do not suffer."""
-    backbone = tiny_models.backbone(family)
+    """A tiny model of every family in turn, which remembers nothing of earlier tests."""
+    yield from closed_after(tiny_models.backbone(family))
+
+
+@pytest.fixture
+def remembering(tiny_models: TinyModels, family: str) -> Iterator[Backbone]:
+    """The same with a memory of prefixes and images, as it is served; empty at first."""
+    backbone = tiny_models.backbone(family, remembers=True)
+    backbone.forget()
+    yield from closed_after(backbone)
+
+
+def closed_after(backbone: Backbone) -> Iterator[Backbone]:
+    """A test must leave no row open; if it does, the next ones do not suffer."""
     yield backbone
     left = backbone.open_rows
-    while backbone.open_rows:
-        backbone._cache.close(backbone._cache._open[-1])
+    for table in [*backbone.cache.tables]:
+        backbone.cache.close(table)
     assert left == 0, f"{left} rows were left open"
+    assert backbone.cache.usage == 0

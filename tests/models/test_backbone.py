@@ -67,7 +67,7 @@ def test_greedy_answers_are_those_of_generate(backbone: Backbone, family: str, s
 
 
 def test_logits_are_the_stock_model_s(backbone: Backbone, family: str, stock_models: Any) -> None:
-    """For one row alone the same operations run, so the logits are equal bit for bit."""
+    """Some modules join what the stock ones do in several products, so not bit for bit."""
     for name, messages in CHATS.items():
         images = pictures(messages)
         with torch.no_grad():
@@ -75,7 +75,8 @@ def test_logits_are_the_stock_model_s(backbone: Backbone, family: str, stock_mod
                 **stock.inputs(backbone.inputs._processor, messages, images), logits_to_keep=1
             )
         row = backbone.open_row(backbone.inputs.build(messages, images), 1)
-        assert torch.equal(backbone.logits(backbone.prefill([row])), output.logits[:, -1]), name
+        found = backbone.logits(backbone.prefill([row]))
+        torch.testing.assert_close(found, output.logits[:, -1], atol=2e-5, rtol=0, msg=name)
         backbone.close_row(row)
 
 
@@ -212,13 +213,14 @@ class TestRows:
         backbone.close_row(row)
 
     def test_a_model_that_was_left_a_nan_by_one_row_is_clean_for_the_next(self, backbone: Backbone) -> None:
-        """What is masked still meets a weight of 0, and 0 * NaN is NaN: freed storage has to be wiped."""
+        """What is masked still meets a weight of 0, and 0 * NaN is NaN: a row's last block must be wiped first."""
         prompts = [prompt_of(backbone, "text"), prompt_of(backbone, "turns")]
         alone = [forced(backbone, prompt, [3, 4]) for prompt in prompts]
         row = backbone.open_row(prompts[1], 2)
         backbone.prefill([row])
-        for tensor in backbone._cache._tensors():
-            tensor[0].fill_(float("nan"))
+        for layer in backbone.cache.layers:
+            for stored in layer:
+                stored[1:].fill_(float("nan"))  # block 0 is nobody's
         backbone.close_row(row)
         rows = [backbone.open_row(prompt, 2) for prompt in prompts]
         found = [backbone.logits(backbone.prefill(rows))]
@@ -226,3 +228,6 @@ class TestRows:
         for place in range(2):
             torch.testing.assert_close(torch.stack([each[place] for each in found]), alone[place], atol=1e-4, rtol=0)
             backbone.close_row(rows[place])
+        for layer in backbone.cache.layers:
+            for stored in layer:
+                stored.zero_()

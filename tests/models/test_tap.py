@@ -61,8 +61,8 @@ def test_prefill_inside_the_tap(tiny_models: TinyModels, backbone: Backbone, fam
             hidden = backbone.prefill([row])
         backbone.close_row(row)
         for layer in EVERY:
-            assert torch.equal(tap.states[:, layer], expected[layer]), layer
-        assert torch.equal(one.states, expected[1])
+            torch.testing.assert_close(tap.states[:, layer], expected[layer], atol=2e-5, rtol=0, msg=str(layer))
+        assert torch.equal(one.states, tap.states[:, 1])
         assert torch.equal(tap.states[:, LAYERS], hidden)
 
 
@@ -91,11 +91,9 @@ class TestHooks:
             raise RuntimeError("boom")
         assert not backbone._taps
 
-    def test_decode_does_not_touch_the_states(self, backbone: Backbone, decoder: nn.Module) -> None:
+    def test_every_pass_leaves_the_states_of_its_last_tokens(self, backbone: Backbone, decoder: nn.Module) -> None:
         row = backbone.open_row(backbone.inputs.build(CHATS["text"], []), 2)
-        with backbone.tap(2) as tap:
-            backbone.prefill([row])
-            states = tap.states.clone()
-            backbone.decode([row], torch.tensor([5]))
-            assert torch.equal(tap.states, states)
+        with backbone.tap(LAYERS) as tap:
+            assert torch.equal(backbone.prefill([row]), tap.states)
+            assert torch.equal(backbone.decode([row], torch.tensor([5])), tap.states)
         backbone.close_row(row)

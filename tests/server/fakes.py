@@ -24,9 +24,16 @@ REFUSAL_TOKEN = 7
 
 @dataclass(eq=False)
 class FakeRow:
-    prompt: Prompt
-    history: list[int] = field(default_factory=list)
+    tokens: list[int]
+    length: int = 0
     open: bool = True
+
+    @property
+    def pending(self) -> int:
+        return len(self.tokens) - self.length
+
+    def append(self, token: int) -> None:
+        self.tokens.append(token)
 
 
 def next_token(history: Sequence[int]) -> int:
@@ -35,53 +42,65 @@ def next_token(history: Sequence[int]) -> int:
 
 
 class FakeBackbone:
-    """Rows hold their token history; `hidden` [B, 2] is (next token, score read by the guard)."""
+    """Rows hold their token history; `hidden` [B, 2] is (next token, score read by the guard).
 
-    def __init__(self, max_rows: int = 8) -> None:
+    `room`: tokens that all rows together may hold.
+    """
+
+    def __init__(self, max_rows: int = 8, room: int = 10**9) -> None:
         self.info = SimpleNamespace(eos_ids=frozenset({EOS}), vocab_size=VOCAB)
         self.max_rows = max_rows
+        self.room = room
         self.rows: list[FakeRow] = []
+        self.held: dict[FakeRow, int] = {}
         self.poison: int | None = None  # a prompt or history holding this token makes its forward raise
         self.broken = False
-        self.prefills: list[int] = []
-        self.decodes: list[int] = []
+        self.prefills: list[int] = []  # rows that began or went on with a prompt, by pass
+        self.decodes: list[int] = []  # rows that added one token, by pass
         self._states: Tensor | None = None
 
-    def open_row(self, prompt: Prompt, max_tokens: int) -> FakeRow:
+    def open_row(self, prompt: Prompt, max_tokens: int, generated: Sequence[int] = ()) -> FakeRow:
+        if len(prompt.ids) + max_tokens > self.room:
+            raise OutOfRows(f"{len(prompt.ids)} and {max_tokens} tokens pass {self.room}")
         if len(self.rows) >= self.max_rows:
             raise OutOfRows(f"{self.max_rows} rows are open")
-        self.rows.append(row := FakeRow(prompt))
+        self.rows.append(row := FakeRow([*prompt.ids, *generated]))
         return row
+
+    def has_room(self, tokens: int) -> bool:
+        return sum(self.held.values()) + tokens <= self.room
+
+    def reserve(self, row: FakeRow, count: int) -> None:
+        others = sum(held for each, held in self.held.items() if each is not row)
+        if others + row.length + count > self.room:
+            raise OutOfRows(f"{others} + {row.length} + {count} tokens pass {self.room}")
+        self.held[row] = row.length + count
+
+    def chunk(self, row: FakeRow, count: int) -> int:
+        return min(count, row.pending)
 
     def close_row(self, row: FakeRow) -> None:
         if row.open:
             row.open = False
             self.rows.remove(row)
+            self.held.pop(row, None)
 
-    def _forward(self, rows: Sequence[FakeRow]) -> Tensor:
-        assert all(row.open for row in rows)
-        if self.broken or any(self.poison in row.history for row in rows):
+    def forward(self, rows: Sequence[FakeRow], counts: Sequence[int]) -> Tensor:
+        assert all(row.open and 0 < count <= row.pending for row, count in zip(rows, counts, strict=True))
+        assert all(self.held[row] >= row.length + count for row, count in zip(rows, counts, strict=True))
+        new = sum(row.length == 0 or count > 1 for row, count in zip(rows, counts, strict=True))
+        if new:
+            self.prefills.append(new)
+        if new < len(rows):
+            self.decodes.append(len(rows) - new)
+        if self.broken or any(self.poison in row.tokens for row in rows):
             raise RuntimeError("poisoned")
-        return torch.tensor([[float(next_token(row.history)), row.history[0] / VOCAB] for row in rows])
-
-    def prefill(self, rows: Sequence[FakeRow]) -> Tensor:
-        self.prefills.append(len(rows))
-        for row in rows:
-            row.history = list(row.prompt.ids)
-        self._states = self._forward(rows)
+        for row, count in zip(rows, counts, strict=True):
+            row.length += count
+        self._states = torch.tensor(
+            [[float(next_token(row.tokens[: row.length])), row.tokens[0] / VOCAB] for row in rows]
+        )
         return self._states
-
-    def decode(self, rows: Sequence[FakeRow], ids: Tensor) -> Tensor:
-        self.decodes.append(len(rows))
-        before = [list(row.history) for row in rows]
-        try:
-            for row, token in zip(rows, ids.tolist(), strict=True):
-                row.history.append(token)
-            return self._forward(rows)
-        except RuntimeError:
-            for row, history in zip(rows, before, strict=True):
-                row.history = history
-            raise
 
     def logits(self, hidden: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(hidden[:, 0].long(), VOCAB).float()

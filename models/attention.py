@@ -1,0 +1,339 @@
+"""Attention of one pass over the paged cache, behind the attention interface of `transformers`.
+
+All tokens of a pass lie side by side in one sequence `[1, N]`: first the rows that add one token to what they have,
+then the chunks of prompts. The models' own modules compute everything but attention; what is here stores a layer's new
+keys and values in the rows' blocks and lets each token see its own row. Attention over the cache costs what the rows
+hold, whatever the longest of them, and copies none of it where one token is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from models.cache import PagedCache, Table
+
+PAGED = "paged"  # the name of this implementation in a model's config
+_RANGE = 8  # blocks that the range of a pass is rounded up to: each new size costs a new kernel on the CPU
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part that one row has in a pass: `count` tokens after the `start` tokens that are in its blocks."""
+
+    table: Table
+    start: int
+    count: int
+    images: Tensor | None = (
+        None  # `[>= end]` the image that a token is of, -1 if none: an image's tokens see each other
+    )
+
+    @property
+    def end(self) -> int:
+        """Tokens after the pass."""
+        return self.start + self.count
+
+    @property
+    def streams(self) -> bool:
+        """One token after others."""
+        return self.count == 1 and self.start > 0
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    paged: Pass | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **options: Any,  # noqa: ANN401
+) -> tuple[Tensor, None]:
+    """The interface's function: query `[1, H, N, D]` -> `[1, N, H, D]`; without a pass the stock SDPA."""
+    if paged is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return output, None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return paged.attend(module, query, key, value, scale, sliding_window), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(PAGED, paged_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PAGED, sdpa_mask)
+
+
+class Pass(Cache):  # type: ignore[misc]
+    """One forward pass, as the model's cache and as its attention."""
+
+    def __init__(self, cache: PagedCache, slots: Tensor) -> None:
+        super().__init__(layers=[])
+        self._cache = cache
+        self._slots = slots  # where each of the pass's tokens is stored, see `PagedCache.slots`
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """No layer drops old tokens: windows are the attention's business."""
+        return [False] * self._cache.shape.layers
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
+        """Never asked: positions are given."""
+        return 0
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: Any,  # noqa: ANN401, ARG002
+        **kwargs: Any,  # noqa: ANN401, ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """Store the states of a layer, `[1, kv_heads, N, head_dim]`."""
+        self._cache.write(layer_idx, self._slots, key_states, value_states)
+        return key_states, value_states
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        """Of a layer's new tokens: query `[1, H, N, D]`, key and value `[1, kv_heads, N, D]` -> `[1, N, H, D]`."""
+        raise NotImplementedError
+
+
+class StreamPass(Pass):
+    """Rows that add one token each, and nothing else."""
+
+    def __init__(self, cache: PagedCache, slots: Tensor, streams: Streams) -> None:
+        super().__init__(cache, slots)
+        self._streams = streams
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,  # noqa: ARG002
+        value: Tensor,  # noqa: ARG002
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """See `Pass`."""
+        keys, values = self._cache.layers[module.layer_idx]  # type: ignore[index]
+        return self._streams.attend(query, keys, values, scale, window)[None]
+
+
+class MixedPass(Pass):
+    """Rows that add one token each, if any, and chunks of prompts after them."""
+
+    def __init__(self, cache: PagedCache, slots: Tensor, streams: Streams | None, chunks: Sequence[Span]) -> None:
+        super().__init__(cache, slots)
+        self._streams = streams
+        self._chunks = chunks
+        self._rows = 0 if streams is None else streams.rows
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
+        self._device = cache.shape.device
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        """See `Pass`."""
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        parts: list[Tensor] = []
+        if self._streams is not None:
+            keys, values = self._cache.layers[layer]
+            parts.append(self._streams.attend(query[:, :, : self._rows], keys, values, scale, window))
+        parts += self._attend_chunks(module, layer, query, key, value, scale, window)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
+
+    def _attend_chunks(
+        self, module: nn.Module, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> list[Tensor]:
+        """Of the chunks, `[T, H, D]` each; those that begin their rows and are equally long in one."""
+        parts: list[Tensor] = []
+        at, place = self._rows, 0
+        while place < len(self._chunks):
+            span = self._chunks[place]
+            alike = 1
+            if self._plain(span, window):
+                while place + alike < len(self._chunks) and self._same(span, self._chunks[place + alike], window):
+                    alike += 1
+                parts.append(_begin(module, query, key, value, scale, at, alike, span.count))
+            else:
+                parts.append(self._go_on(place, layer, query[0, :, at : at + span.count], scale, window))
+            at += alike * span.count
+            place += alike
+        return parts
+
+    def _same(self, span: Span, other: Span, window: int | None) -> bool:
+        return other.count == span.count and self._plain(other, window)
+
+    @staticmethod
+    def _plain(span: Span, window: int | None) -> bool:
+        """Whether the chunk is all that there is of its row, and plainly causal."""
+        return span.start == 0 and span.images is None and (window is None or window >= span.end)
+
+    def _go_on(self, place: int, layer: int, query: Tensor, scale: float, window: int | None) -> Tensor:
+        """A chunk after others, or with a mask of its own: query `[H, T, D]` -> `[T, H, D]`."""
+        span = self._chunks[place]
+        keys, values = self._cache.row(layer, span.table, span.end)
+        heads, count, width = query.shape
+        kv_heads = keys.shape[0]
+        # Heads that share a key-value head are heads of one batch entry: nothing is repeated.
+        grouped = query.reshape(kv_heads, heads // kv_heads, count, width)
+        shape = (kv_heads, heads // kv_heads, span.end, width)
+        if (place, window) not in self._masks:
+            self._masks[place, window] = _mask(span, window, self._device)
+        output = scaled_dot_product_attention(
+            grouped,
+            keys[:, None].expand(shape),
+            values[:, None].expand(shape),
+            attn_mask=self._masks[place, window],
+            scale=scale,
+        )
+        return output.reshape(heads, count, width).transpose(0, 1)
+
+
+class Streams(Protocol):
+    """Rows that add one token each, step after step: what is made for one step serves those after it."""
+
+    rows: int
+
+    def advance(self) -> None:
+        """The next step of the same rows, none of which has got another block since."""
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
+        """Query `[1, H, B, D]`, a layer's storage -> `[B, H, D]`."""
+
+
+class DenseStreams:
+    """Attention by two batched matrix products over all blocks in use, as one view of the storage.
+
+    The rows' blocks are among its first R; a row has M at most. Each block's scores are computed where it lies, brought
+    into the order of the rows for the softmax, and the weights brought back: what moves is `1 / D` of what is read.
+    """
+
+    def __init__(self, cache: PagedCache, tables: Sequence[Table], ends: Sequence[int]) -> None:
+        device = cache.shape.device
+        lists = [table.blocks[: cache.blocks_for(end)] for table, end in zip(tables, ends, strict=True)]
+        self.rows = len(lists)
+        self._size = cache.block_size
+        self._most = max(map(len, lists))
+        self._range = min(-(-(max(map(max, lists)) + 1) // _RANGE) * _RANGE, cache.pool.count + 1)
+        owned = [0] * self._range
+        for row, blocks in enumerate(lists):
+            for place, block in enumerate(blocks):
+                owned[block] = row * self._most + place
+        flat = [block for blocks in lists for block in (*blocks, *[0] * (self._most - len(blocks)))]
+        self._table = torch.tensor(flat, device=device)
+        self._owned = torch.tensor(owned, device=device)  # of each block, row and place in it
+        self._owner = self._owned // self._most
+        uneven = any(len(blocks) < self._most for blocks in lists)
+        self._padding = (self._table == 0).view(self.rows, self._most, 1) if uneven else None
+        self._ends = torch.tensor(ends, device=device)[:, None]
+        self._places = torch.arange(self._most * self._size, device=device)
+        self._orders: dict[int, tuple[Tensor, Tensor]] = {}
+        self._masks: dict[int | None, Tensor] = {}
+
+    def advance(self) -> None:
+        """See `Streams`."""
+        self._ends += 1
+        self._masks.clear()
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
+        """See `Streams`; keys and values `[blocks, kv_heads, size, D]`."""
+        asking = query[0].transpose(0, 1) * scale
+        heads, width = asking.shape[1:]
+        entries = self._range * keys.shape[1]
+        keys, values = (stored[: self._range].view(entries, self._size, width) for stored in (keys, values))
+        to_rows, to_blocks = self._order(heads)
+        asked = asking.index_select(0, self._owner).view(entries, -1, width)
+        scores = torch.bmm(asked, keys.transpose(1, 2)).view(-1, self._size).index_select(0, to_rows)
+        scores = scores.view(self.rows, heads, -1) + self._mask(window)
+        weights = scores.softmax(-1).to(asking.dtype).view(-1, self._size).index_select(0, to_blocks)
+        sums = torch.bmm(weights.view(entries, -1, self._size), values).view(self._range, -1)
+        parts = sums.index_select(0, self._table)
+        if self._most > 1:
+            parts = parts.view(self.rows, self._most, -1)
+            if self._padding is not None:
+                # What stands there is of other rows, which may be no number.
+                parts = parts.masked_fill_(self._padding, 0.0)
+            parts = parts.sum(1)
+        return parts.view(self.rows, heads, width)
+
+    def _order(self, heads: int) -> tuple[Tensor, Tensor]:
+        """Which block's head each (row, head, place) is, and the reverse."""
+        if heads not in self._orders:
+            each = torch.arange(heads, device=self._table.device)[:, None]
+            to_rows = self._table.view(self.rows, 1, self._most) * heads + each
+            to_blocks = (self._owner * heads * self._most + self._owned % self._most)[:, None] + each[:, 0] * self._most
+            self._orders[heads] = to_rows.view(-1), to_blocks.view(-1)
+        return self._orders[heads]
+
+    def _mask(self, window: int | None) -> Tensor:
+        """What to add to the scores of each row, `[B, 1, M * size]`: 0, and minus infinity where it does not see."""
+        if window not in self._masks:
+            hidden = self._places >= self._ends
+            if window is not None:
+                hidden |= self._places < self._ends - window
+            mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+            self._masks[window] = mask[:, None]
+        return self._masks[window]
+
+
+class KernelStreams:
+    """Attention by a kernel that follows the rows' tables, on a GPU. `width`: blocks that the table has room for."""
+
+    def __init__(self, cache: PagedCache, tables: Sequence[Table], ends: Sequence[int], width: int = 0) -> None:
+        width = max(width, *(len(table.blocks) for table in tables))
+        padded = [[*table.blocks, *[0] * (width - len(table.blocks))] for table in tables]
+        self.rows = len(tables)
+        self.table = torch.tensor(padded, dtype=torch.int32).to(cache.shape.device, non_blocking=True)
+        self.ends = torch.tensor(ends, dtype=torch.int32).to(cache.shape.device, non_blocking=True)
+
+    def advance(self) -> None:
+        """See `Streams`."""
+        self.ends += 1
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
+        """See `Streams`."""
+        from models.paged_kernel import attend  # Triton is there where a GPU is
+
+        return attend(query[0].transpose(0, 1), keys, values, self.table, self.ends, scale, window or 2**30)
+
+
+def make_streams(cache: PagedCache, tables: Sequence[Table], ends: Sequence[int]) -> Streams:
+    """Rows with these tables, each of which has its new token at the end."""
+    return DenseStreams(cache, tables, ends) if cache.dense else KernelStreams(cache, tables, ends)
+
+
+def _begin(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, at: int, rows: int, count: int
+) -> Tensor:
+    """`rows` whole beginnings of `count` tokens each, from token `at` of the pass -> `[rows * count, H, D]`."""
+    stop = at + rows * count
+    query, key, value = (
+        states[0, :, at:stop].view(states.shape[1], rows, count, -1).transpose(0, 1) for states in (query, key, value)
+    )
+    output, _ = sdpa_attention_forward(module, query, key, value, None, scaling=scale, is_causal=True)
+    joined: Tensor = output.flatten(0, 1)
+    return joined
+
+
+def _mask(span: Span, window: int | None, device: torch.device) -> Tensor:
+    asking = torch.arange(span.start, span.end, device=device)[:, None]
+    asked = torch.arange(span.end, device=device)
+    seen = asked <= asking
+    if span.images is not None:
+        images = span.images[: span.end].to(device)
+        images = pad(images, (0, span.end - len(images)), value=-1)
+        own = images[span.start :, None]
+        seen |= (own == images) & (own >= 0)
+    if window is not None:
+        seen &= asked > asking - window
+    return seen

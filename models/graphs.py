@@ -1,0 +1,118 @@
+"""Steps of decoding as CUDA graphs: one for each number of rows, replayed without a launch by the host.
+
+A graph reads its inputs from buffers of its own and leaves them ready for the next step of the same rows: positions,
+slots and lengths go on by one on the device. The host then sends the tokens, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.attention import KernelStreams, Pass, StreamPass
+from models.blocks import Table
+from models.cache import PagedCache
+from models.info import BackboneInfo
+from models.rows import Steps
+
+Forward = Callable[[Tensor, Tensor, Pass], Tensor]  # ids `[1, B]`, positions, the pass -> hidden `[B, d]`
+
+
+def sizes(most: int) -> list[int]:
+    """Numbers of rows that graphs are made for: fine where rows are few, as padding is then much of the step."""
+    return sorted({size for size in (1, 2, 4, *range(8, 64, 8), *range(64, most, 32)) if size < most} | {most})
+
+
+@dataclass
+class _Graph:
+    """One recorded step and its buffers."""
+
+    graph: torch.cuda.CUDAGraph
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    streams: KernelStreams
+    real: Tensor  # 1 for a row, 0 for padding
+    hidden: Tensor
+    loaded: Steps | None = None  # whose next step the buffers are ready for
+
+
+class DecodeGraphs:
+    """Graphs for up to `rows` rows."""
+
+    def __init__(self, cache: PagedCache, forward: Forward, rows: int, info: BackboneInfo, mrope: bool) -> None:
+        self._cache = cache
+        self._forward = forward
+        self._sizes = sizes(rows)
+        self._planes = (3, 1) if mrope else (1,)
+        self._device = info.device
+        self._width = cache.blocks_for(info.context_length)
+        self._graphs: dict[int, _Graph] = {}
+        self._tokens = torch.zeros(rows, dtype=torch.long, pin_memory=True)
+
+    def capture(self, progress: Callable[[int, int], None]) -> None:
+        """Record them all, the largest first, whose memory the others then use."""
+        pool = torch.cuda.graph_pool_handle()
+        for done, size in enumerate(reversed(self._sizes)):
+            progress(done, len(self._sizes))
+            self._graphs[size] = self._captured(size, pool)
+        progress(len(self._sizes), len(self._sizes))
+
+    def step(self, steps: Steps, tokens: Sequence[int]) -> Tensor:
+        """The next token of each row -> hidden `[B, d]`, until the next step."""
+        count = len(tokens)
+        graph = self._graphs[next(size for size in self._sizes if size >= count)]
+        if graph.loaded is not steps:
+            self._load(graph, steps, count)
+        # Written again only after the step before was read, and with it this buffer.
+        self._tokens[:count] = torch.tensor(tokens)
+        graph.ids[0, :count].copy_(self._tokens[:count], non_blocking=True)
+        graph.graph.replay()
+        graph.loaded = steps
+        return graph.hidden[:count]
+
+    def _load(self, graph: _Graph, steps: Steps, count: int) -> None:
+        assert isinstance(steps.streams, KernelStreams), "graphs are made of the kernel's steps"
+        for other in self._graphs.values():
+            other.loaded = None
+        heads = self._cache.shape.kv_heads
+        graph.positions[..., :count].copy_(steps.positions)
+        graph.positions[..., count:] = 0
+        graph.slots[: count * heads].copy_(steps.slots)
+        graph.slots[count * heads :] = 0
+        graph.streams.table.zero_()
+        graph.streams.table[:count, : steps.streams.table.shape[1]].copy_(steps.streams.table)
+        graph.streams.ends[:count].copy_(steps.streams.ends)
+        graph.streams.ends[count:] = 1
+        graph.real[:count] = 1
+        graph.real[count:] = 0
+
+    def _captured(self, size: int, pool: tuple[int, int]) -> _Graph:
+        heads = self._cache.shape.kv_heads
+        ids = torch.zeros((1, size), dtype=torch.long, device=self._device)
+        positions = torch.zeros((*self._planes, size), dtype=torch.long, device=self._device)
+        slots = torch.zeros(size * heads, dtype=torch.long, device=self._device)
+        streams = KernelStreams(self._cache, [Table(blocks=[0]) for _ in range(size)], [1] * size, self._width)
+        real = torch.zeros(size, dtype=torch.int32, device=self._device)
+        paged = StreamPass(self._cache, slots, streams)
+
+        def step() -> Tensor:
+            hidden = self._forward(ids, positions, paged)
+            positions.add_(real)
+            slots.add_(real.repeat_interleave(heads, output_size=size * heads))
+            streams.ends.add_(real)
+            return hidden
+
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            hidden = step()
+        return _Graph(graph, ids, positions, slots, streams, real, hidden)

@@ -1,0 +1,177 @@
+"""The images of prompts: what they are made of, their content's digest, and their features, computed once.
+
+A `Picture` is the least that a family encodes by itself: an image, or one tile of it. Its digest names its content, so
+that the same image in another prompt is not encoded again, and a prompt's prefix is known by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.families import Family
+
+Slices = Mapping[str, tuple[int, int]]  # of each processor tensor, along the dimension in which images are joined
+
+
+class ImageMismatch(ValueError):
+    """The image tokens of a prompt are not those of its images."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is encoded by itself, as a part of its prompt's `features`."""
+
+    digest: bytes
+    tokens: int  # image tokens that stand for it
+    slices: Slices
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the model makes of a picture: `[tokens, d]`, and what some families add to layers, `[n, tokens, d]`."""
+
+    features: Tensor
+    deep: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return self.features.nbytes + (0 if self.deep is None else self.deep.nbytes)
+
+
+def pictures_of(
+    family: Family, features: Mapping[str, Tensor], ids: Sequence[int], image_token_id: int
+) -> tuple[Picture, ...]:
+    """The pictures of one prompt, in the order of their tokens; one for all where they cannot be told apart."""
+    if not features:
+        return ()
+    whole = {name: (0, tensor.shape[family.image_dim]) for name, tensor in features.items()}
+    runs = [sum(1 for _ in run) for found, run in groupby(ids, lambda token: token == image_token_id) if found]
+    parts = family.parts(features, family.image_dim) or [whole]
+    if len(parts) == 1:
+        counts = [sum(runs)]
+    elif len(runs) == len(parts):
+        counts = runs
+    elif sum(runs) % len(parts) == 0 and all(_sizes(part) == _sizes(parts[0]) for part in parts):
+        counts = [sum(runs) // len(parts)] * len(parts)
+    else:
+        parts, counts = [whole], [sum(runs)]
+    return tuple(
+        Picture(_digest(features, part, family.image_dim), count, part)
+        for part, count in zip(parts, counts, strict=True)
+    )
+
+
+def _sizes(part: Slices) -> list[int]:
+    return [stop - start for start, stop in part.values()]
+
+
+def _digest(features: Mapping[str, Tensor], part: Slices, dim: int) -> bytes:
+    digest = hashlib.sha256()
+    for name, tensor in cut(features, part, dim).items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def cut(features: Mapping[str, Tensor], part: Slices, dim: int) -> dict[str, Tensor]:
+    """A picture's share of its prompt's processor tensors."""
+    return {name: tensor.narrow(dim, part[name][0], part[name][1] - part[name][0]) for name, tensor in features.items()}
+
+
+def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenate along `dim`; the other dimensions are padded with zeros to the largest."""
+    shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        target = [size if place != dim else tensor.shape[dim] for place, size in enumerate(shape)]
+        amounts = [amount for size, goal in zip(tensor.shape, target, strict=True) for amount in (goal - size, 0)]
+        padded.append(nn.functional.pad(tensor, amounts[::-1]) if any(amounts) else tensor)
+    return torch.cat(padded, dim=dim)
+
+
+class Eyes:
+    """The model's vision tower, batched, with a memory of what it has seen.
+
+    `memory_bytes` bounds what is remembered; what rows still need they hold themselves.
+    """
+
+    def __init__(
+        self, encode: Callable[..., Any], family: Family, device: torch.device, dtype: torch.dtype, memory_bytes: int
+    ) -> None:
+        self._encode = encode
+        self._family = family
+        self._device, self._dtype = device, dtype
+        self._memory_bytes = memory_bytes
+        self._seen: OrderedDict[bytes, Seen] = OrderedDict()
+        self._bytes = 0
+
+    def look(self, pictures: Sequence[tuple[Picture, Mapping[str, Tensor]]]) -> list[Seen]:
+        """What the model makes of pictures, each with its prompt's processor tensors; the new ones in one pass.
+
+        Raises ImageMismatch where the prompt has more or fewer tokens for them.
+        """
+        known = {picture.digest: self._seen[picture.digest] for picture, _ in pictures if picture.digest in self._seen}
+        new = {picture.digest: (picture, features) for picture, features in pictures if picture.digest not in known}
+        if new:
+            known |= zip(new, self._look([*new.values()]), strict=True)
+        for digest in new:
+            self._remember(digest, known[digest])
+        for digest in known:
+            if digest in self._seen:
+                self._seen.move_to_end(digest)
+        return [known[picture.digest] for picture, _ in pictures]
+
+    def forget(self) -> None:
+        """Remember nothing."""
+        self._seen.clear()
+        self._bytes = 0
+
+    def tensors(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Processor tensors of several prompts or pictures, joined as the family's forward wants them."""
+        found: dict[str, Tensor] = {}
+        for name in self._family.features:
+            tensors = [part[name] for part in parts if name in part]
+            if tensors:
+                tensor = joined(tensors, self._family.image_dim)
+                found[name] = tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
+        return found
+
+    def _look(self, pictures: Sequence[tuple[Picture, Mapping[str, Tensor]]]) -> list[Seen]:
+        parts = [cut(features, picture.slices, self._family.image_dim) for picture, features in pictures]
+        output = self._encode(**self.tensors(parts))
+        features = _flat(output.pooler_output)
+        deep = getattr(output, "deepstack_features", None)
+        deeper = None if deep is None else torch.stack([_flat(level) for level in deep])
+        counts = [picture.tokens for picture, _ in pictures]
+        if sum(counts) != len(features):
+            raise ImageMismatch(f"{sum(counts)} image tokens stand for images of {len(features)}")
+        ends = [sum(counts[: place + 1]) for place in range(len(counts))]
+        return [
+            Seen(
+                features[end - count : end].to(self._dtype).clone(),
+                None if deeper is None else deeper[:, end - count : end].to(self._dtype).clone(),
+            )
+            for end, count in zip(ends, counts, strict=True)
+        ]
+
+    def _remember(self, digest: bytes, seen: Seen) -> None:
+        self._seen[digest] = seen
+        self._bytes += seen.bytes
+        while self._bytes > self._memory_bytes:
+            _, old = self._seen.popitem(last=False)
+            self._bytes -= old.bytes
+
+
+def _flat(features: Tensor | Sequence[Tensor]) -> Tensor:
+    """Features of all pictures `[tokens, d]`."""
+    parts = [features] if isinstance(features, Tensor) else features
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])

@@ -1,0 +1,89 @@
+"""Rows: sequences that are being generated, and what a step of the same rows needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from models.attention import Span, make_streams
+from models.cache import PagedCache, Table
+from models.images import Picture, Seen
+from models.inputs import Prompt
+
+
+class Row:
+    """A sequence that is being generated: its tokens, and how many of them are in the cache. Opaque but for counts."""
+
+    __slots__ = ("_deltas", "_images", "_pictures", "_positions", "_prompt", "_table", "length", "tokens")
+
+    def __init__(self, prompt: Prompt, tokens: list[int], table: Table) -> None:
+        self.tokens = tokens
+        self.length = 0
+        self._prompt: Prompt | None = prompt  # dropped with its images once computed
+        self._table: Table | None = table  # None once closed
+        self._pictures: list[Placed] = []
+        self._images: Tensor | None = None  # see Span
+        self._positions: Tensor | None = None  # of the prompt, `[3, T]`, where they are not just numbers
+        self._deltas = 0  # what M-RoPE adds to a later token's place
+
+    @property
+    def table(self) -> Table:
+        """Its blocks."""
+        assert self._table is not None, "the row is closed"
+        return self._table
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not in the cache yet."""
+        return len(self.tokens) - self.length
+
+    def append(self, token: int) -> None:
+        """Add a token to compute."""
+        self.tokens.append(token)
+
+
+@dataclass
+class Placed:
+    """A picture, and the places in the row of the tokens that stand for it."""
+
+    picture: Picture
+    places: Sequence[int]
+    seen: Seen | None = None
+
+
+class Steps:
+    """Steps of the same rows, one token each: most of what a step needs is that of the one before, and 1 more."""
+
+    def __init__(self, cache: PagedCache, rows: Sequence[Row], positions: Tensor) -> None:
+        tables = [row.table for row in rows]
+        self.rows = list(rows)
+        self._tables = tables
+        self._lengths = [row.length for row in rows]
+        self._inside = any(row._prompt is not None for row in rows)  # of a prompt, where places may not go on by 1
+        self._size = cache.block_size
+        self.positions = positions
+        self.slots = cache.targets(
+            [cache.slots(table, row.length, row.length + 1)[0] for table, row in zip(tables, rows, strict=True)]
+        )
+        self.streams = make_streams(cache, tables, [row.length + 1 for row in rows])
+
+    def go_on(self, rows: Sequence[Row]) -> bool:
+        """Whether the next step is one of the same rows, in blocks that they have."""
+        return not self._inside and len(rows) == len(self.rows) and all(
+            row is mine and row._table is table and row.length == length + 1 and row.length % self._size
+            for row, mine, table, length in zip(rows, self.rows, self._tables, self._lengths, strict=True)
+        )
+
+    def advance(self) -> None:
+        """To the next step."""
+        self._lengths = [length + 1 for length in self._lengths]
+        self.positions = self.positions + 1
+        self.slots += 1
+        self.streams.advance()
+
+
+def spans_of(rows: Sequence[Row], counts: Sequence[int]) -> list[Span]:
+    """The parts that rows have in a pass over their next `counts` tokens."""
+    return [Span(row.table, row.length, count, row._images) for row, count in zip(rows, counts, strict=True)]
