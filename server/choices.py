@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Protocol
 
 from server.deadline import Deadline
 from server.detokenizer import TextDecoder
-from server.engine_thread import Deliver
 from server.errors import ApiError, BadRequest, ServerFault, Unavailable
 from server.generation import Generation, Piece
 from server.metrics import Metrics
 from server.request import EngineFailed, Event, Finish, GrammarFailed, Request
+from server.runner import Deliver
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _OUTCOMES = (Finish.ERROR, Finish.TIMEOUT, Finish.ABORT, Finish.CONTENT_FILTER, 
 
 
 class Submits(Protocol):
-    """What is needed of the engine's thread."""
+    """What is needed of a `Runner`."""
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> None:
         """Accept all requests or none. Raises NotReady, QueueFull."""
@@ -50,9 +50,11 @@ class Choices:
         self._metrics = metrics
         self._by_request = dict(zip(requests, self.generations, strict=True))
         self._arrived = requests[0].timings.arrived
-        self._ended = False
+        self.decided = asyncio.Event()  # the guard has judged every prompt, or will not
+        self.over = asyncio.Event()  # the last choice has ended
+        self.listener: Callable[[], None] | None = None  # called where there may be `news`
+        self._going = list(self.generations)  # those whose end `news` has not told
         self._timer: asyncio.TimerHandle | None = None
-        self._news = asyncio.Event()
 
     def start(self, deadline: Deadline | None = None) -> None:
         """Hand the requests to the engine; the deadline ends what lives then. Raises NotReady, QueueFull."""
@@ -85,48 +87,44 @@ class Choices:
                 generation.close(finish)
                 self._engine.abort(generation.request.id)
         self._settle()
+        self._tell()
 
-    async def begun(self) -> bool:
-        """Wait until the guard has decided on every prompt; False if the answer failed before it had a token."""
-        while self.outcome is None and not all(generation.begun for generation in self.leaders):
-            await self._wait()
-        return self.failure is None or self.tokens > 0
+    @property
+    def stillborn(self) -> bool:
+        """Whether it failed before it had a token."""
+        return self.failure is not None and self.tokens == 0
 
-    async def pieces(self) -> AsyncIterator[tuple[Generation, Piece | None]]:
-        """Each choice's answer in pieces as they come, and the choice without one once it has ended.
+    @property
+    def told(self) -> bool:
+        """Whether `news` has told everything: the end of every choice, or all that came before `failure`."""
+        return not self._going
 
-        It ends after the last choice, or at once where `failure` is set.
-        """
-        going = list(self.generations)
-        while going:
-            quiet = True
-            for generation in list(going):
-                piece = generation.take()
-                if piece.text or piece.entries:
-                    yield generation, piece
-                elif generation.ended:
-                    if self.failure is not None:
-                        return
-                    going.remove(generation)
-                    yield generation, None
-                else:
-                    continue
-                quiet = False
-            if quiet:
-                await self._wait()
+    def news(self) -> list[tuple[Generation, Piece | None]]:
+        """What has come since the last call: each choice's piece of the answer, and the choice alone at its end."""
+        news: list[tuple[Generation, Piece | None]] = []
+        for generation in self._going:
+            piece = generation.take()
+            if piece.text or piece.entries:
+                news.append((generation, piece))
+            if generation.ended and self.failure is None:
+                news.append((generation, None))
+        self._going = [generation for generation in self._going if not generation.ended]
+        return news
 
     # events ----------------------------------------------------------------------------------------------------
-
-    async def _wait(self) -> None:
-        await self._news.wait()
-        self._news.clear()
 
     def _deliver(self, events: Sequence[Event]) -> None:
         for event in events:
             generation = self._by_request[event.request]
             if not generation.ended:
                 self._take(generation, event)
-        self._news.set()
+        if not self.decided.is_set() and all(generation.begun for generation in self.leaders):
+            self.decided.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.listener is not None:
+            self.listener()
 
     def _take(self, generation: Generation, event: Event) -> None:
         try:
@@ -151,12 +149,12 @@ class Choices:
 
     def _settle(self) -> None:
         """Count the answer's one outcome, once all its choices have ended."""
-        if not self._ended and (outcome := self.outcome) is not None:
-            self._ended = True
+        if not self.over.is_set() and (outcome := self.outcome) is not None:
             if self._timer is not None:
                 self._timer.cancel()
             self._metrics.ended(outcome, monotonic() - self._arrived)
-        self._news.set()
+            self.decided.set()
+            self.over.set()
 
 
 def _failure(generation: Generation) -> ApiError | None:

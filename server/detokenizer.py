@@ -1,20 +1,30 @@
 """Token ids -> text, one token at a time, never showing a broken character or any part of a stop string.
 
 What has been returned, put together, is `tokenizer.decode(ids, skip_special_tokens=True)` of all ids, cut at the stop
-string. Three stages, each holding back what a later token could still change: `_Window` (characters split over
-tokens), `_CleanUp` (only for tokenizers that tidy spaces), `_StopScan`.
+string. Three stages, each holding back what a later token could still change: `_Joined` or `_Window` (characters split
+over tokens), `_CleanUp` (only for tokenizers that tidy spaces), `_StopScan`.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from codecs import utf_8_decode
 from collections.abc import Sequence
-from typing import Protocol
+from functools import lru_cache
+from typing import Any, Protocol
 
 from models.vocabulary import Vocabulary
 
 BROKEN = "\ufffd"  # what decoders show for an incomplete or invalid byte sequence
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# The decoders, as `tokenizers` writes them, that join what each token stands for, and do nothing else but STRIP.
+SENTENCEPIECE = [
+    {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}  # a space in front of everything
 
 
 class Tokenizer(Protocol):
@@ -23,14 +33,15 @@ class Tokenizer(Protocol):
     clean_up_tokenization_spaces: bool
 
     @property
+    def backend_tokenizer(self) -> Any:  # noqa: ANN401  of the library `tokenizers`
+        """What does the work."""
+
+    @property
     def added_tokens_decoder(self) -> dict[int, object]:
         """Added tokens by id."""
 
     def get_vocab(self) -> dict[str, int]:
         """Token -> id."""
-
-    def decode(self, ids: Sequence[int], **options: bool) -> str:
-        """Ids -> text."""
 
     def clean_up_tokenization(self, text: str) -> str:
         """Tidy the spaces of decoded text."""
@@ -47,14 +58,42 @@ class TextDecoder:
         # Byte-fallback tokens decode as a whole run: one bad byte turns all of its run into BROKEN.
         self.bytes = frozenset(i for token, i in tokenizer.get_vocab().items() if BYTE_TOKEN.fullmatch(token))
         self.cleans_up = tokenizer.clean_up_tokenization_spaces and not _ignores_clean_up(tokenizer)
+        steps = _steps(tokenizer)
+        self.joins = [step["type"] for step in steps] == ["ByteLevel"] or steps in (
+            SENTENCEPIECE,
+            [*SENTENCEPIECE, STRIP],
+        )
+        self.strips = STRIP in steps
+        self.bytes_of = lru_cache(maxsize=None)(self.vocabulary.bytes_of)
+        self.text_of = lru_cache(maxsize=None)(self._text_of)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids that hold no special token, before any tidying of spaces."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def _text_of(self, token: int) -> str | None:
+        """A token's text, where it is the same whatever stands beside it."""
+        if token in self.special:
+            return ""
+        if token in self.bytes and not self.vocabulary.byte_level:
+            return None
+        try:
+            return self.bytes_of(token).decode()
+        except UnicodeDecodeError:
+            return None
 
     def clean_up(self, text: str) -> str:
         """The tokenizer's tidying of spaces."""
         return self._tokenizer.clean_up_tokenization(text)
+
+
+def _steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """What the tokenizer's decoder does, one after the other."""
+    decoder = tokenizer.backend_tokenizer.decoder
+    state: dict[str, Any] = {} if decoder is None else json.loads(decoder.__getstate__())
+    steps: list[dict[str, Any]] = state.get("decoders", [state])
+    return steps
 
 
 def _ignores_clean_up(tokenizer: Tokenizer) -> bool:
@@ -68,7 +107,7 @@ class Detokenizer:
     """One request's text. `push` every token, then `finish`; once `stopped`, both return nothing more."""
 
     def __init__(self, decoder: TextDecoder, stops: Sequence[str] = ()) -> None:
-        self._window = _Window(decoder)
+        self._source = _Joined(decoder) if decoder.joins else _Window(decoder)
         self._clean_up = _CleanUp(decoder) if decoder.cleans_up else None
         self._scan = _StopScan(stops) if stops else None
 
@@ -79,16 +118,57 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The text that is certain now, after one more token; often empty."""
-        return self._pass_on(self._window.push(token), last=False)
+        return self._pass_on(self._source.push(token), last=False)
 
     def finish(self) -> str:
         """What was held back, now that nothing follows."""
-        return self._pass_on(self._window.finish(), last=True)
+        return self._pass_on(self._source.finish(), last=True)
 
     def _pass_on(self, text: str, *, last: bool) -> str:
         if self._clean_up is not None:
             text = self._clean_up.push(text, last=last)
         return text if self._scan is None else self._scan.push(text, last=last)
+
+
+class _Joined:
+    """Joins what the tokens stand for: a look-up for a token that is whole characters."""
+
+    def __init__(self, decoder: TextDecoder) -> None:
+        self._decoder = decoder
+        self._text_of = decoder.text_of
+        self._held = bytearray()  # what may be a part of a character
+        self._strips = decoder.strips
+
+    def push(self, token: int) -> str:
+        text = self._text_of(token)
+        if text is None:
+            text = self._more(self._decoder.bytes_of(token))
+        elif self._held and text:
+            text = self._rest() + text
+        return self._stripped(text) if self._strips and text else text
+
+    def finish(self) -> str:
+        text = self._rest()
+        return self._stripped(text) if self._strips else text
+
+    def _more(self, data: bytes) -> str:
+        self._held += data
+        if not self._decoder.vocabulary.byte_level:
+            return ""  # as long as the run of bytes goes on, it may be broken as a whole
+        text, used = utf_8_decode(self._held, "replace", False)
+        del self._held[:used]
+        return text
+
+    def _rest(self) -> str:
+        held, self._held = self._held, bytearray()
+        try:
+            return held.decode()
+        except UnicodeDecodeError:
+            return held.decode(errors="replace") if self._decoder.vocabulary.byte_level else BROKEN * len(held)
+
+    def _stripped(self, text: str) -> str:
+        self._strips = False
+        return text.removeprefix(" ")
 
 
 class _Window:
@@ -189,4 +269,7 @@ class _StopScan:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest proper beginning of `stop` that `text` ends with."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while at >= 0 and not stop.startswith(text[at:]):
+        at = text.find(stop[0], at + 1)
+    return len(text) - at if at >= 0 else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import NamedTuple
 
@@ -20,12 +20,6 @@ class Piece(NamedTuple):
     entries: list[Entry]
 
 
-def joined(pieces: Iterable[Piece]) -> Piece:
-    """Pieces as one."""
-    pieces = list(pieces)
-    return Piece("".join(piece.text for piece in pieces), [entry for piece in pieces for entry in piece.entries])
-
-
 class Generation:
     """One request's text, from its first event to its `finish`. Only for the event loop's thread.
 
@@ -39,7 +33,8 @@ class Generation:
         self.request = request
         self.tokens = 0  # generated, whether or not their text is shown
         self.begun = False  # from its first event on, the guard's decision is known
-        self.finish: Finish | None = None
+        self.ended = False
+        self.finish: Finish | None = None  # how
         self.error: Exception | None = None
         self.said: list[str] = []  # the text that was taken, in pieces
         self._decoder = decoder
@@ -47,7 +42,7 @@ class Generation:
         self._metrics = metrics
         self._logprobs = None
         if request.sampler.params.logprobs is not None:
-            self._logprobs = LogprobsInStep(decoder.vocabulary, decoder.special)
+            self._logprobs = LogprobsInStep(decoder)
         self._texts: list[str] = []
         self._entries: list[Entry] = []
         self._last_token: float | None = None
@@ -57,11 +52,6 @@ class Generation:
         """Whether the guard changed this answer."""
         decision = self.request.decision
         return decision is not None and decision.verdict in (Verdict.STEERED, Verdict.BLOCKED)
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has reached its one end."""
-        return self.finish is not None
 
     def take(self) -> Piece:
         """What has come since the last call."""
@@ -95,7 +85,8 @@ class Generation:
 
     def close(self, finish: Finish, error: Exception | None = None) -> None:
         """Give it its one end."""
-        assert self.finish is None, f"request {self.request.id} ended as {self.finish} and again as {finish}"
+        assert not self.ended, f"request {self.request.id} ended as {self.finish} and again as {finish}"
+        self.ended = True
         self.finish = finish
         self.error = error
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from server.streaming import WRITE_NOW
 
 HEAD_SECONDS = 20.0  # from the connection, or a request's first byte, to the end of its headers
 MAX_HEAD_BYTES = 64 * 2**10  # looked at as bytes come, so that it may be passed by as much as comes at once
@@ -53,6 +56,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The head is there; its body has limits of its own."""
         self._head_is_there()
         super().on_headers_complete()
+        self.scope["extensions"] = {WRITE_NOW: {"write": partial(_write_now, self.cycle)}}
 
     def _await_head(self) -> None:
         self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
@@ -67,6 +71,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         return self._deadline is not None or (self.cycle is not None and self.cycle.more_body)
 
 
+def _write_now(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """Write a part of an answer whose length is not told, unless the connection is busy or gone."""
+    if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
+
+
 class GentleTransport:
     """A transport that closes without destroying its answer, and without waiting for ever.
 
@@ -79,6 +91,7 @@ class GentleTransport:
         self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, is_sending: Callable[[], bool]
     ) -> None:
         self._transport = transport
+        self.write = transport.write  # called for every token
         self._loop = loop
         self._is_sending = is_sending
         self._closing = False

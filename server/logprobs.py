@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from models.vocabulary import Vocabulary
+from server.detokenizer import BROKEN, TextDecoder
 
 if TYPE_CHECKING:
     from models.sampling import Logprobs
-
-BROKEN = "\ufffd"  # what decoders show for bytes that are no UTF-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +28,17 @@ class LogprobsInStep:
     A token that a stop string cuts apart has the bytes that are shown. Special tokens have no text, and no entry.
     """
 
-    def __init__(self, vocabulary: Vocabulary, special: frozenset[int]) -> None:
-        self._vocabulary = vocabulary
-        self._special = special
+    def __init__(self, decoder: TextDecoder) -> None:
+        self._decoder = decoder
         self._pending: deque[Entry] = deque()
         self._used = 0  # bytes of the first pending one that are shown
         self._begun = False
 
     def push(self, token: int, logprobs: Logprobs) -> None:
         """The answer's next token."""
-        if token in self._special:
+        if token in self._decoder.special:
             return
-        bytes_of = self._vocabulary.bytes_of
+        bytes_of = self._decoder.bytes_of
         top = [(bytes_of(other), log) for other, log in logprobs.top]
         self._pending.append(Entry(bytes_of(token), logprobs.token, top))
 
@@ -49,7 +46,9 @@ class LogprobsInStep:
         """The tokens that end within this next piece of the text."""
         if not text:
             return []
-        data = self._waiting(text)
+        data, encoded = self._waiting(text), text.encode()
+        if data.startswith(encoded):
+            return self._take(len(encoded))
         at = 0
         for character in text:
             at += self._width(data, at, character)
@@ -78,7 +77,7 @@ class LogprobsInStep:
             return len(encoded)
         if character != BROKEN:
             return 0  # nothing of the tokens'
-        if not self._vocabulary.byte_level:
+        if not self._decoder.vocabulary.byte_level:
             return 1  # byte tokens that do not fit together are each shown as broken
         try:
             data[at : at + 4].decode()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from time import time
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from server.drift import DriftWatch
 from server.errors import rejection_reasons
@@ -57,9 +61,8 @@ class Metrics:
         self.time_to_first_token = histogram(
             "time_to_first_token_seconds", "From the arrival of a request to its first token.", TTFT_BUCKETS
         )
-        self.inter_token_latency = histogram(
-            "inter_token_latency_seconds", "Between two tokens of a request.", ITL_BUCKETS
-        )
+        self._tokens = _Tokens()
+        registry.register(self._tokens)
         self.e2e_latency = histogram(
             "e2e_request_latency_seconds", "From the arrival of a request to its end.", LATENCY_BUCKETS
         )
@@ -67,7 +70,6 @@ class Metrics:
             "request_queue_time_seconds", "From the arrival of a request until its prompt is computed.", LATENCY_BUCKETS
         )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of accepted requests.")
-        self.generation_tokens = counter("generation_tokens", "Generated tokens.")
         self.finished = counter("request_success", "Accepted requests, by how each ended.", ("finished_reason",))
         self.rejections = counter("admission_rejections", "Requests refused before they were accepted.", ("reason",))
         self.decisions = counter(
@@ -184,16 +186,55 @@ class Metrics:
 
     def token(self, before: float | None, now: float, arrived: float) -> None:
         """One token of a request; `before` is when its previous one came."""
-        self.generation_tokens.inc()
         if before is None:
             self.time_to_first_token.observe(now - arrived)
+            self._tokens.first()
         else:
-            self.inter_token_latency.observe(now - before)
+            self._tokens.another(now - before)
 
     def ended(self, finish: Finish, seconds: float) -> None:
         """An accepted request reached its one outcome."""
         self.finished.labels(finish.value).inc()
         self.e2e_latency.observe(seconds)
+
+
+class _Tokens(Collector):
+    """Counts every token, and the time between two of a request, in numbers of its own.
+
+    `Counter` and `Histogram` are safe for threads, and take longer than the rest of a token's way to its reader.
+    """
+
+    def __init__(self) -> None:
+        self._created = time()
+        self._count = 0
+        self._seconds = 0.0
+        self._buckets = [0] * (len(ITL_BUCKETS) + 1)
+
+    def first(self) -> None:
+        """The first token of a request has come."""
+        self._count += 1
+
+    def another(self, seconds: float) -> None:
+        """One more has come, so long after the one before it."""
+        self._count += 1
+        self._seconds += seconds
+        self._buckets[bisect_left(ITL_BUCKETS, seconds)] += 1
+
+    def collect(self) -> list[Metric]:
+        """As a counter and a histogram would."""
+        tokens = CounterMetricFamily(
+            "autosteer_generation_tokens", "Generated tokens.", value=self._count, created=self._created
+        )
+        bounds = [*map(floatToGoString, ITL_BUCKETS), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._buckets), strict=True))
+        between = HistogramMetricFamily(
+            "autosteer_inter_token_latency_seconds",
+            "Between two tokens of a request.",
+            buckets=buckets,
+            sum_value=self._seconds,
+        )
+        between.add_sample(between.name + "_created", {}, self._created)
+        return [tokens, between]
 
 
 class _Gauges(Collector):

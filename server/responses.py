@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from server.choices import Choices
+from server.events import HOLE, Template, event
 from server.generation import Generation, Piece
 from server.logprobs import Entry
 from server.objects import (
@@ -55,8 +56,8 @@ class Answer(WholeAnswer, Protocol):
     def first_chunks(self) -> Sequence[Mapping[str, Any]]:
         """What opens a stream."""
 
-    def chunk(self, generation: Generation, piece: Piece) -> Mapping[str, Any]:
-        """A piece of a choice."""
+    def piece(self, generation: Generation, piece: Piece) -> bytes:
+        """A piece of a choice, as an event: said for every token."""
 
     def last_chunk(self, generation: Generation) -> Mapping[str, Any]:
         """Why a choice ended."""
@@ -78,6 +79,7 @@ class ChatAnswer:
         self._id = answer_id
         self._created = int(time.time())
         self._fingerprint = served.fingerprint(self._first.policy)
+        self._templates: dict[Generation, Template] = {}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -118,8 +120,16 @@ class ChatAnswer:
             chunks[0]["moderation"] = self._moderation()
         return chunks
 
-    def chunk(self, generation: Generation, piece: Piece) -> ChatCompletionChunk:
+    def piece(self, generation: Generation, piece: Piece) -> bytes:
         """A piece of a choice; of a flagged one, in both deltas."""
+        if self._chat.logprobs:
+            return event(self._piece(generation, piece))
+        template = self._templates.get(generation)
+        if template is None:
+            template = self._templates[generation] = Template(self._piece(generation, Piece(HOLE, [])))
+        return template.filled(piece.text)
+
+    def _piece(self, generation: Generation, piece: Piece) -> ChatCompletionChunk:
         delta: ChatDelta = {"content": piece.text}
         if generation.flagged:
             delta["refusal"] = piece.text

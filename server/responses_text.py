@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from server.choices import Choices
+from server.events import HOLE, Template, event
 from server.generation import Generation, Piece
 from server.logprobs import Entry
 from server.objects import Completion, CompletionChoice, CompletionLogprobs, ModerationResult, ModerationsObject
@@ -43,6 +44,7 @@ class CompletionAnswer:
         self._created = int(time.time())
         self._fingerprint = served.fingerprint(choices.generations[0].request.policy)
         self._offsets = [0] * len(choices.generations)  # characters of each choice that are told already
+        self._templates: dict[Generation, Template] = {}
         self._echoes = self._echoed() if completion.echo else [""] * len(choices.generations)
 
     def _echoed(self) -> list[str]:
@@ -77,9 +79,14 @@ class CompletionAnswer:
             if echo
         ]
 
-    def chunk(self, generation: Generation, piece: Piece) -> Completion:
+    def piece(self, generation: Generation, piece: Piece) -> bytes:
         """A piece of a choice."""
-        return self._chunk(generation, piece)
+        if self._completion.logprobs is not None:
+            return event(self._chunk(generation, piece))
+        template = self._templates.get(generation)
+        if template is None:
+            template = self._templates[generation] = Template(self._chunk(generation, Piece(HOLE, [])))
+        return template.filled(piece.text)
 
     def last_chunk(self, generation: Generation) -> Completion:
         """The chunk that says why a choice ended."""

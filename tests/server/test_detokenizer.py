@@ -95,8 +95,18 @@ TOKENIZERS = {
 DECODERS = {name: TextDecoder(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 
 
-def pieces(name: str, ids: Sequence[int], stops: Sequence[str] = ()) -> list[str]:
-    detokenizer = Detokenizer(DECODERS[name], stops)
+def windowed(tokenizer: Any) -> TextDecoder:
+    """Takes nothing for granted of how the tokenizer decodes."""
+    decoder = TextDecoder(tokenizer)
+    decoder.joins = False
+    return decoder
+
+
+WINDOWED = {name: windowed(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+
+
+def pieces(name: str, ids: Sequence[int], stops: Sequence[str] = (), *, window: bool = False) -> list[str]:
+    detokenizer = Detokenizer((WINDOWED if window else DECODERS)[name], stops)
     found = []
     for token in ids:
         found.append(detokenizer.push(token))
@@ -136,21 +146,24 @@ def test_random_bytes(data: bytes, specials: list[int]) -> None:
     ids = list(data)
     for at in specials:
         ids.insert(at, SECRET_SPECIAL if at % 2 else EOS)
-    found = pieces("bytes", ids)
-    assert "".join(found) == whole("bytes", ids) == data.decode(errors="replace")
+    assert whole("bytes", ids) == data.decode(errors="replace")
+    for window in (False, True):
+        assert "".join(pieces("bytes", ids, window=window)) == whole("bytes", ids)
 
 
 @settings(max_examples=1500, deadline=None)
 @given(st.data(), st.sampled_from(["merged", "sentencepiece", "metaspace", "tidying"]))
 def test_random_tokens(data: st.DataObject, name: str) -> None:
     ids = data.draw(st.lists(st.integers(0, len(TOKENIZERS[name]) - 1), max_size=80))
-    assert "".join(pieces(name, ids)) == whole(name, ids)
+    for window in (False, True):
+        assert "".join(pieces(name, ids, window=window)) == whole(name, ids)
 
 
 @settings(max_examples=1500, deadline=None)
 @given(st.lists(st.integers(0, 12), max_size=80))
 def test_words_without_bytes(ids: list[int]) -> None:
-    assert "".join(pieces("sentencepiece", ids)) == whole("sentencepiece", ids)
+    for window in (False, True):
+        assert "".join(pieces("sentencepiece", ids, window=window)) == whole("sentencepiece", ids)
 
 
 @settings(max_examples=1500, deadline=None)
@@ -203,6 +216,14 @@ def test_a_character_is_shown_as_soon_as_it_is_whole() -> None:
     assert pieces("bytes", [0x61, 0xE2, 0x82]) == ["a", "", "", BROKEN]
 
 
+def test_decoders_that_only_join_are_known_from_those_that_do_more() -> None:
+    joining = {name for name, decoder in DECODERS.items() if decoder.joins}
+    assert joining == {"bytes", "merged", "sentencepiece"}
+    unknown = sentencepiece_tokenizer()
+    unknown.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    assert not TextDecoder(unknown).joins
+
+
 def test_nothing_after_a_stop_string() -> None:
     detokenizer = Detokenizer(DECODERS["bytes"], ["b"])
     assert [detokenizer.push(token) for token in b"abc"] == ["a", "", ""]
@@ -222,7 +243,7 @@ def test_nothing_after_a_stop_string() -> None:
         ("tidying", [1, 2, 8] * 1300),
     ],
 )
-def test_work_grows_with_the_text_and_not_with_its_square(name: str, ids: list[int]) -> None:
+def test_a_window_s_work_grows_with_the_text_and_not_with_its_square(name: str, ids: list[int]) -> None:
     decoded = 0
 
     class Counting(TextDecoder):
@@ -231,7 +252,9 @@ def test_work_grows_with_the_text_and_not_with_its_square(name: str, ids: list[i
             decoded += len(ids)
             return super().decode(ids)
 
-    detokenizer = Detokenizer(Counting(TOKENIZERS[name]))
+    decoder = Counting(TOKENIZERS[name])
+    decoder.joins = False
+    detokenizer = Detokenizer(decoder)
     text = "".join(detokenizer.push(token) for token in ids) + detokenizer.finish()
     assert text == whole(name, ids)
     assert decoded <= 40 * len(ids)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from server.choices import Choices
 from server.detokenizer import TextDecoder
-from server.engine_thread import Deliver, QueueFull
 from server.errors import ServerFault, Unavailable
 from server.metrics import Metrics
 from server.request import EngineFailed, Event, Finish, Request, RequestFailed
+from server.runner import Deliver, QueueFull
 from steering.policy import Decision, Mode, Verdict
 from tests.server.fakes import request
 from tests.server.scripted import EOS, REFUSAL, byte_tokenizer
@@ -62,9 +62,16 @@ def end(answer: Choices, finish: Finish, **more: Any) -> Event:
 
 
 async def texts(answer: Choices) -> AsyncIterator[str]:
-    async for _, piece in answer.pieces():
-        if piece:
-            yield piece.text
+    heard = asyncio.Event()
+    answer.listener = heard.set
+    while True:
+        heard.clear()
+        for _, piece in answer.news():
+            if piece:
+                yield piece.text
+        if answer.told:
+            return
+        await heard.wait()
 
 
 async def text_of(answer: Choices) -> str:
@@ -169,12 +176,14 @@ async def test_an_answer_that_fails_before_its_first_token_has_not_begun(
 ) -> None:
     answer, engine, _ = started()
     engine.deliver([Event(answer.generations[0].request, **event)])
-    assert not await answer.begun()
+    assert answer.decided.is_set()
+    assert answer.stillborn
     assert type(answer.failure) is failure
 
     answer, engine, _ = started()
     engine.deliver([*tokens(answer, "ab"), Event(answer.generations[0].request, **event)])
-    assert await answer.begun()
+    assert answer.decided.is_set()
+    assert not answer.stillborn
     assert await text_of(answer) == "ab"
     assert answer.failure is not None
     assert (type(answer.failure), answer.failure.code) == (failure, code)

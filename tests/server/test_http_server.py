@@ -18,7 +18,7 @@ from server.cli import listen
 from server.config import Settings
 from server.http_server import HttpServer
 from tests.server.fakes import as_any
-from tests.server.scripted import Script, ScriptedRunner, application, body, error_of, events_of
+from tests.server.scripted import Script, ScriptedRunner, application, body, content_of, error_of, events_of
 
 
 @asynccontextmanager
@@ -147,6 +147,36 @@ async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off(monkey
             await runner.accepted(4)
             while http.server_state.connections:  # noqa: ASYNC110  only asking tells
                 await asyncio.sleep(0.01)
+
+
+# streams -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_slow_reader_gets_every_token_and_those_that_waited_for_it_together() -> None:
+    text = "".join(chr(ord("a") + number % 26) for number in range(3000))
+    runner = ScriptedRunner(answer=lambda _: Script.saying(text))
+    async with server(runner) as (http, url), httpx.AsyncClient(base_url=url) as client:
+        http.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        async with client.stream("POST", "/v1/chat/completions", json=body(stream=True, max_tokens=4000)) as response:
+            while runner.live:  # noqa: ASYNC110  only asking tells
+                await asyncio.sleep(0.01)
+            events = events_of((await response.aread()).decode())
+    assert content_of(events) == text
+    assert len(events) < len(text)
+
+
+async def test_answers_on_one_connection_come_one_after_the_other() -> None:
+    runner = ScriptedRunner(answer=lambda text: Script.saying(text, pause=0.001))
+    parts: list[bytes] = []
+    for text, connection in (("first", b"keep-alive"), ("second", b"close")):
+        data = orjson.dumps(body(text, stream=True))
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        parts.append(head + b"connection: %b\r\ncontent-length: %d\r\n\r\n" % (connection, len(data)) + data)
+    async with server(runner) as (_, url):
+        answer = await until_closed(httpx.URL(url).port or 0, b"".join(parts))
+    said = [orjson.loads(line[6:]) for line in answer.splitlines() if line.startswith(b"data: {")]
+    assert content_of(said) == "firstsecond"
+    assert [answer.count(each) for each in (b"200 OK", b"[DONE]", b"\r\n0\r\n\r\n")] == [2, 2, 2]
 
 
 # the end -----------------------------------------------------------------------------------------------------------

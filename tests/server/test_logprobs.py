@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from models.sampling import Logprobs, RowSampler, SamplingParams
 from server.detokenizer import TextDecoder
-from server.generation import Generation, Piece, joined
+from server.generation import Generation, Piece
 from server.metrics import Metrics
 from server.request import Event, Finish
 from steering.policy import Verdict
@@ -74,6 +75,11 @@ def heard(decoder: TextDecoder, tokens: list[int], stops: list[str]) -> tuple[li
         generation.deliver(Event(made, finish=Finish.LENGTH))
         pieces.append(generation.take())
     return pieces, generation
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Pieces as one."""
+    return Piece("".join(piece.text for piece in pieces), [entry for piece in pieces for entry in piece.entries])
 
 
 METRICS = Metrics()

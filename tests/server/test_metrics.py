@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.inputs import Prompt
 from server.errors import rejection_reasons
-from server.metrics import Metrics
+from server.metrics import ITL_BUCKETS, Metrics
 from server.request import Finish, Request
 from steering.policy import Decision, Mode, Policy, Verdict
 from tests.server.fakes import request
@@ -114,6 +116,23 @@ def test_the_first_token_is_timed_from_the_arrival_and_the_next_from_the_one_bef
     assert value(metrics, "time_to_first_token_seconds_sum") == 2.0
     assert value(metrics, "inter_token_latency_seconds_sum") == 0.25
     assert value(metrics, "generation_tokens_total") == 2
+
+
+def test_tokens_are_told_as_a_histogram_would_tell_them() -> None:
+    metrics = Metrics()
+    histogram = Histogram("autosteer_x", "", buckets=ITL_BUCKETS, registry=CollectorRegistry())
+    for seconds in (0.0, 0.01, 0.0100001, 0.2, 80.0, 80.1, 1000.0):
+        metrics.token(10.0, 10.0 + seconds, arrived=10.0)
+        histogram.observe(10.0 + seconds - 10.0)
+    (expected,) = histogram.collect()
+    (found,) = [each for each in metrics.registry.collect() if each.name == "autosteer_inter_token_latency_seconds"]
+
+    def told(metric: Metric) -> dict[tuple[str, str | None], float]:
+        samples = [(s.name.removeprefix(metric.name), s.labels.get("le"), s.value) for s in metric.samples]
+        return {(name, bound): value for name, bound, value in samples if name != "_created"}
+
+    assert told(found) == told(expected)
+    assert [s.name.removeprefix(found.name) for s in found.samples][-1] == "_created"
 
 
 def test_every_outcome_is_there_from_the_start() -> None:
