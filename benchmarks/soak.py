@@ -340,13 +340,14 @@ class Leftovers:
     @classmethod
     def of(cls, server: ServerProcess) -> Leftovers:
         """Ask the server and the system."""
-        process = psutil.Process(server.process.pid)
+        server_process = psutil.Process(server.process.pid)
+        processes = [server_process, *server_process.children()]
         return cls(
             rows=server.metric("autosteer_num_requests_running"),
             waiting=server.metric("autosteer_num_requests_waiting"),
             cache=server.metric("autosteer_kv_cache_usage_ratio"),
-            descriptors=process.num_fds(),
-            threads=process.num_threads(),
+            descriptors=sum(each.num_fds() for each in processes),
+            threads=sum(each.num_threads() for each in processes),
         )
 
     @classmethod
@@ -359,9 +360,8 @@ class Leftovers:
 
 
 def resident(server: ServerProcess) -> int:
-    """Resident bytes of the server and its decoders."""
-    process = psutil.Process(server.process.pid)
-    return int(sum(each.memory_info().rss for each in (process, *process.children())))
+    """Resident bytes of the server, its engine and its decoders."""
+    return server.rss_bytes
 
 
 def run(site: Site, *, clients: int, requests: int) -> tuple[Soak, list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class DecodeGraphs:
         graph.real[:count] = 1
         graph.real[count:] = 0
 
-    def _captured(self, size: int, pool: tuple[int, int]) -> _Graph:
+    def _captured(self, size: int, pool: Any) -> _Graph:  # noqa: ANN401 - torch has no name for it
         heads = self._cache.shape.kv_heads
         ids = torch.zeros((1, size), dtype=torch.long, device=self._device)
         positions = torch.zeros((*self._planes, size), dtype=torch.long, device=self._device)
@@ -106,7 +107,7 @@ class DecodeGraphs:
             streams.ends.add_(real)
             return hidden
 
-        stream = torch.cuda.Stream(self._device)
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for _ in range(2):

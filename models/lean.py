@@ -79,9 +79,9 @@ class Attention(nn.Module):
         """As the stock module: `[B, N, d]` -> `[B, N, d]`."""
         cache = past_key_values if cache is None else cache
         cos, sin = position_embeddings
-        states = self.joined(hidden_states).unflatten(-1, (-1, self._width))
+        states = self.joined(hidden_states).view(*hidden_states.shape[:-1], -1, self._width)
         turning, value = torch.split(states, [self._query_heads + self._key_heads, self._key_heads], dim=2)
-        crossed = turning.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+        crossed = turning.view(*turning.shape[:-1], 2, -1).flip(-2).flatten(-2)
         turned = torch.addcmul(turning * cos, crossed, sin).transpose(1, 2)
         query, key = torch.split(turned, [self._query_heads, self._key_heads], dim=1)
         value = value.transpose(1, 2)

@@ -77,14 +77,24 @@ def load_backbone(
         template_hash=inputs.template_hash,
         weights_hash=weights_hash(model),
     )
-    make_lean(model.get_decoder())
+    decoder: Any = model.get_decoder()
+    make_lean(decoder)
     if int8:
         if (chosen_device.type, chosen_dtype) != ("cpu", torch.bfloat16):
             raise LoadError(f"int8 weights need a CPU and bfloat16, not {chosen_device.type} and {chosen_dtype}")
-        quantize_decoder(model.get_decoder())
+        quantize_decoder(decoder)
     return Backbone(
         model, family, inputs, processor.tokenizer, info, image_token_id, max_rows, cache, image_memory_bytes
     )
+
+
+def load_inputs(name: str, revision: str | None = None) -> tuple[InputBuilder, PreTrainedTokenizerBase]:
+    """What makes prompts for a model and texts of its tokens, without its weights. Raises `LoadError`."""
+    _check_exists(name)
+    config = _config(name, revision)
+    family = _family(name, config)
+    processor, template = _processor(name, family, revision)
+    return InputBuilder(processor, family, template, family.image_token_id(config)), processor.tokenizer
 
 
 def cache_shape(text: Any, dtype: torch.dtype, device: torch.device) -> CacheShape:  # noqa: ANN401
@@ -105,7 +115,7 @@ def _blocks(shape: CacheShape, text: Any, max_rows: int, cache_bytes: int | None
     """Blocks of the cache; as few as hold `max_rows` whole contexts, or what the memory has room for."""
     wanted = max_rows * -(-text.max_position_embeddings // BLOCK)
     if cache_bytes is None:
-        return max(1, min(wanted, cache_room(shape.device) // shape.block_bytes))
+        return max(1, min(int(wanted), cache_room(shape.device) // shape.block_bytes))
     if cache_bytes < shape.block_bytes:
         raise LoadError(f"a cache of {cache_bytes} bytes has no room for one block of {shape.block_bytes} bytes")
     return cache_bytes // shape.block_bytes
@@ -153,7 +163,7 @@ def _family(name: str, config: Any) -> Family:  # noqa: ANN401
     return family
 
 
-def _model(name: str, family: Family, dtype: torch.dtype, revision: str | None) -> nn.Module:
+def _model(name: str, family: Family, dtype: torch.dtype, revision: str | None) -> Any:  # noqa: ANN401
     with _clear(f"cannot load the weights of {name}"):
         model, report = getattr(transformers, family.model).from_pretrained(
             name,
@@ -168,8 +178,7 @@ def _model(name: str, family: Family, dtype: torch.dtype, revision: str | None) 
         raise LoadError(f"the checkpoint of {name} lacks {len(missing)} tensors, the first is {missing[0]}")
     # Only the decoder: vision towers keep the attention that they were loaded with.
     model.get_decoder().config._attn_implementation = PAGED
-    frozen: nn.Module = model.eval().requires_grad_(False)
-    return frozen
+    return model.eval().requires_grad_(False)
 
 
 def _processor(name: str, family: Family, revision: str | None) -> tuple[Any, str]:

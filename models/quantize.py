@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from models.lean import Joined
+
 _FEW_ROWS = 8  # beyond them the product in bf16 is faster, with the weight made bf16 for the moment
 
 
@@ -45,6 +47,5 @@ def quantize_decoder(decoder: Any) -> None:  # noqa: ANN401 - a transformers dec
     """Change every linear map of the decoder's layers; embeddings, norms and head stay."""
     for parent in decoder.layers.modules():
         for name, child in [*parent.named_children()]:
-            weight = getattr(child, "weight", None)
-            if type(child).__name__ in ("Linear", "Joined"):
-                setattr(parent, name, Int8Linear(weight, getattr(child, "bias", None)))
+            if isinstance(child, (nn.Linear, Joined)):
+                setattr(parent, name, Int8Linear(child.weight, child.bias))

@@ -71,9 +71,13 @@ class Steps:
 
     def go_on(self, rows: Sequence[Row]) -> bool:
         """Whether the next step is one of the same rows, in blocks that they have."""
-        return not self._inside and len(rows) == len(self.rows) and all(
-            row is mine and row._table is table and row.length == length + 1 and row.length % self._size
-            for row, mine, table, length in zip(rows, self.rows, self._tables, self._lengths, strict=True)
+        return (
+            not self._inside
+            and len(rows) == len(self.rows)
+            and all(
+                row is mine and row._table is table and row.length == length + 1 and row.length % self._size
+                for row, mine, table, length in zip(rows, self.rows, self._tables, self._lengths, strict=True)
+            )
         )
 
     def advance(self) -> None:

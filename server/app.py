@@ -43,7 +43,7 @@ def create_app(
     sink: Sink | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The application over an engine thread that its lifespan starts and stops.
+    """The application over a runner that its lifespan starts and stops.
 
     `name`: the served model's. `sink`: where audit records go, as `settings.audit` says.
     `tracing`: where spans go.

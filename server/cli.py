@@ -20,10 +20,12 @@ from server.audit.command import print_audit
 from server.audit.sinks import Sink, SinkError, make_sink
 from server.config import Settings
 from server.config_cli import app as config_commands
+from server.engine_process import EngineProcess
 from server.keys_cli import app as keys_commands
-from server.logs import LogFormat, adopt_libraries, configure
+from server.logs import LogFormat, configure
 from server.options import with_settings
-from server.plan import Plan
+from server.plan import Plan, explains_itself
+from server.request import EngineFailed
 from server.settings_sources import ConfigError, Loaded, load_settings
 from server.tracing import Tracing, TracingError, make_tracing
 from steering.cli import app as fitting
@@ -31,7 +33,7 @@ from steering.console import mistake
 from steering.evaluation.cli import app as evaluation
 
 if TYPE_CHECKING:
-    from server.engine import Engine
+    from server.runner import Inputs
     from server.serving import Served
     from steering.policy import Policy
 
@@ -98,14 +100,20 @@ def _serve(
     listener: socket.socket,
 ) -> None:
     """Run until a signal; exits with 2 if the model does not load."""
-    from server.app import create_app
-    from server.engine_thread import EngineThread
-    from server.http_server import HttpServer
-    from server.reload import reload
-
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
-    runner = EngineThread(
-        lambda: _loaded(plan, settings), max_live=settings.max_live, step_seconds=settings.step_seconds
+    engine = EngineProcess(plan)  # it loads while this process imports what it serves with
+    from server.app import create_app
+    from server.http_server import HttpServer
+    from server.policies import make_policies
+    from server.reload import reload
+    from server.runner import Runner
+
+    runner = Runner(
+        engine,
+        lambda: _inputs(plan),
+        max_live=settings.max_live,
+        step_seconds=settings.step_seconds,
+        check=lambda facts: make_policies(settings, facts.guard),
     )
     application = create_app(settings, runner, name=plan.name, sink=sink, tracing=tracing)
     service = application.state.service
@@ -121,29 +129,17 @@ def _serve(
     server.run(sockets=[listener])
     if server.start_failure is not None:
         failure = server.start_failure
-        if not _is_expected(failure):
+        if not isinstance(failure, EngineFailed) and not explains_itself(failure):  # the engine's own is in the log
             logging.getLogger(__name__).error("the model could not be loaded", exc_info=failure)
         mistake(failure)
 
 
-def _loaded(plan: Plan, settings: Settings) -> Engine:
-    """What is to be served, with nothing logged past the server's own log while it loads."""
-    import transformers.utils.logging as of_transformers
+def _inputs(plan: Plan) -> Inputs:
+    """What this process needs of the model."""
+    import torch
 
-    of_transformers.get_verbosity()  # makes its handler
-    adopt_libraries()
-    if settings.log_format == "json":
-        of_transformers.disable_progress_bar()
-    return plan.load(settings)
-
-
-def _is_expected(failure: BaseException) -> bool:
-    """Whether loading failed in a way that its message explains in full."""
-    from models.load import LoadError
-    from server.policies import PolicyError
-    from steering.bundle import BundleError
-
-    return isinstance(failure, (LoadError, BundleError, PolicyError))
+    torch.set_num_threads(1)  # the cores are the engine's, and images are prepared side by side as it is
+    return plan.load_inputs()
 
 
 def announce(served: Served, policy: Policy, url: str, form: LogFormat) -> None:

@@ -26,7 +26,7 @@ CLOSE_SECONDS = 5  # for streams to send their last event once the engine has en
 
 
 class Loads(Protocol):
-    """What is needed of `EngineThread`."""
+    """What is needed of a `Runner`."""
 
     async def loaded(self) -> object:
         """Wait for the model; raises what loading raised."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from models.grammar import JsonGrammar, SchemaError
+from models.grammar import SchemaError
 from models.inputs import Prompt
 from models.sampling import RowSampler, SamplingParams
 from server.config import Settings
@@ -38,10 +39,10 @@ def prepare_chat(chat: ChatCompletionRequest, intake: Intake, images: RequestIma
     served, settings = intake.served, intake.settings
     sampling = sampling_params(chat, served)
     policy = moderated_policy(intake.policy, chat.moderation, guarded=served.layer is not None)
-    grammar = answer_grammar(chat, served)
+    schema = answer_schema(chat, served)
     prompt = Conversation(chat.messages).prompt(served, settings, images)
     limit = answer_limit(chat, prompt, served, settings.default_max_tokens, "messages")
-    return requests_of(replace(intake, policy=policy), [(prompt, limit)], chat.choices, sampling, grammar)
+    return requests_of(replace(intake, policy=policy), [(prompt, limit)], chat.choices, sampling, schema)
 
 
 def prepare_completion(completion: CompletionRequest, intake: Intake, _: RequestImages) -> list[Request]:
@@ -68,7 +69,7 @@ def requests_of(
     prompts: Iterable[tuple[Prompt, int]],
     choices: int,
     sampling: SamplingParams,
-    grammar: JsonGrammar | None = None,
+    schema: str | None = None,
 ) -> list[Request]:
     """The choices of every prompt, each with its limit of tokens; those of one share it, and the decision on it."""
     requests: list[Request] = []
@@ -78,11 +79,10 @@ def requests_of(
             request = Request(
                 id=f"{intake.answer_id}.{len(requests)}",
                 prompt=prompt,
-                sampler=RowSampler(
-                    sampling.of_choice(len(requests)), prompt.ids, None if grammar is None else grammar.fresh()
-                ),
+                sampler=RowSampler(sampling.of_choice(len(requests)), prompt.ids),
                 max_tokens=max_tokens,
                 policy=intake.policy,
+                schema=schema,
                 leader=leader,
                 timings=Timings(arrived=intake.arrived),
             )
@@ -105,15 +105,16 @@ def moderated_policy(policy: Policy, moderation: Moderation | None, *, guarded: 
     return replace(policy, mode=Mode.BLOCK)
 
 
-def answer_grammar(chat: ChatCompletionRequest, served: Served) -> JsonGrammar | None:
-    """What `response_format` binds the answer to. Raises BadRequest."""
+def answer_schema(chat: ChatCompletionRequest, served: Served) -> str | None:
+    """What `response_format` binds the answer to. Raises BadRequest where the engine could make no grammar of it."""
     if (schema := chat.answer_schema) is None:
         return None
     try:
-        return served.grammars.compile(schema)
+        served.grammars.compile(schema)
     except SchemaError as error:
         param = "response_format" if chat.response_format is None else f"response_format.{chat.response_format.type}"
         raise BadRequest(f"Invalid value for '{param}': the schema cannot be used: {error}.", param=param) from error
+    return json.dumps(schema)
 
 
 def check_room(prompt: Prompt, served: Served, field: str) -> int:

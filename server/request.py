@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from models.backbone import Row
     from models.inputs import Prompt
     from models.sampling import Logprobs, RowSampler
+    from server.wire import Parcel
     from steering.policy import Decision, Policy, ShadowDecision
 
 
@@ -71,7 +72,9 @@ class Request:
     sampler: RowSampler
     max_tokens: int
     policy: Policy
+    schema: str | None = None  # JSON schema that the answer follows: what the sampler's grammar is made of
     leader: Request | None = None  # the first request of the same prompt and answer, whose decision holds for this one
+    parcel: Parcel | None = None  # with the first of those submitted together: all of them, packed and not yet sent
     row: Row | None = None
     output_ids: list[int] = field(default_factory=list)
     decision: Decision | None = None

@@ -32,10 +32,10 @@ class Memory(Protocol):
 
 
 class Work(NamedTuple):
-    """A request's part in a step: the next `count` of its tokens that are not computed yet."""
+    """A request's part in a step: so many of its tokens that are not computed yet."""
 
     request: Request
-    count: int
+    tokens: int
 
 
 @dataclass
@@ -54,8 +54,8 @@ class Plan:
 class Scheduler:
     """First come, first served continuous batching: a waiting request joins as soon as there is room.
 
-    Every running row that streams gets its token in each step. The budget goes to prompts, in chunks, oldest first. Where
-    memory runs out, the youngest row gives up its own and is computed again later.
+    Every running row that streams gets its token in each step. The budget goes to prompts, in chunks, oldest first.
+    Where memory runs out, the youngest row gives up its own and is computed again later.
     """
 
     def __init__(self, max_running: int, prefill_tokens: int, slowdown: float | None = None) -> None:
@@ -78,11 +78,12 @@ class Scheduler:
     def schedule(self, memory: Memory) -> Plan:
         """The next step: a token of each row that streams, and of prompts what the budget allows."""
         plan = Plan()
+        before = self.preemptions
         left = self.budget.tokens(sum(request.pending == 1 for request in self.running.values()))
         for request in [*self.running.values()]:
             if request.id in self.running:  # or it has made room for one before it
                 left -= self._run(request, left, plan, memory)
-        while self.waiting and len(self.running) < self.max_running and left > 0:
+        while self.waiting and len(self.running) < self.max_running and left > 0 and self.preemptions == before:
             request = self.waiting[0]
             try:
                 memory.open(request)
@@ -96,8 +97,6 @@ class Scheduler:
                 continue
             self.running[self.waiting.popleft().id] = request
             left -= self._run(request, left, plan, memory)
-            if request.id not in self.running:
-                break
         return plan
 
     def _run(self, request: Request, left: int, plan: Plan, memory: Memory) -> int:

@@ -20,8 +20,6 @@ from server.call import Call, call_of
 from server.choices import Choices, Submits
 from server.config import DEFAULT_POLICY, Settings
 from server.deadline import Deadline
-from server.engine import Engine
-from server.engine_thread import NotReady, QueueFull
 from server.errors import (
     ApiError,
     AuditUnavailable,
@@ -38,18 +36,21 @@ from server.metrics import Metrics
 from server.policies import PolicyError, make_policies, make_policy, wished_policy
 from server.request import Request
 from server.rules import Rules
+from server.runner import Model, NotReady, QueueFull
 from server.schemas import GuardOptions
 from server.serving import Served
 from server.tracing import Tracing
+from server.wire import Load
 from steering.policy import Policy
 
 T = TypeVar("T")
 
 
 class Runner(Submits, Protocol):
-    """What the application needs of `EngineThread`."""
+    """What the application needs of a `Runner`."""
 
-    engine: Engine | None
+    model: Model | None
+    load: Load
 
     @property
     def ready(self) -> bool:
@@ -71,7 +72,10 @@ class Runner(Submits, Protocol):
         """Begin to load."""
 
     async def stop(self) -> None:
-        """End what lives, then the thread."""
+        """End what lives, then the engine."""
+
+    def pack(self, requests: Sequence[Request]) -> None:
+        """Make requests ready to be submitted, in a worker thread."""
 
 
 class Admission:
@@ -159,8 +163,8 @@ class Service:
     @property
     def served(self) -> Served | None:
         """The model, once it is loaded."""
-        if self._served is None and self.runner.engine is not None:
-            self._served = Served.of(self.runner.engine, self.name)
+        if self._served is None and self.runner.model is not None:
+            self._served = Served.of(self.runner.model, self.name)
             self._tell(self._served)
         return self._served
 
@@ -191,150 +195,13 @@ class Service:
         return self.runner.ready and self.served is not None and recorded
 
     def _running(self) -> int:
-        return len(self.runner.engine.scheduler.running) if self.runner.engine else 0
+        return self.runner.load.running
 
     def _waiting(self) -> int:
         return max(0, self.runner.live - self._running())
 
     def _cache_usage(self) -> float:
-        if self.runner.engine is None:
-            return 0.0
-        return self.runner.engine.backbone.cache_usage
-
-    def start(self) -> None:
-        """Begin to load."""
-
-    async def stop(self) -> None:
-        """End what lives, then the thread."""
-
-
-class Admission:
-    """Places held for one HTTP request while it is read and prepared: one, until it is known to want more."""
-
-    def __init__(self, service: Service, call: Call) -> None:
-        self._service = service
-        self.call = call
-        self.places = 1
-
-    def widen(self, places: int, param: str) -> None:
-        """Hold as many places as the request has generations. Raises BadRequest if no queue could, TooManyRequests."""
-        limit = self._service.settings.max_live
-        if places > limit:
-            raise BadRequest(
-                f"'{param}' asks for {places} generations at once; this server runs and queues at most {limit}.",
-                param=param,
-            )
-        self._service.hold(places - self.places)
-        self.places = places
-
-    def policy(self, wish: GuardOptions | None, served: Served) -> Policy:
-        """What this request is served under: its client's policy, as far as it may as it wishes. Raises ApiError."""
-        client = self.call.client
-        assert client is not None, "a request is authenticated before it is admitted"
-        policy = make_policy(client.policy, client.terms, served.guard)
-        if wish is not None:
-            policy = wished_policy(policy, wish, served.guard, may_loosen=client.terms.may_loosen)
-        self.call.policy = policy
-        return policy
-
-    def release(self) -> None:
-        """Hold none any more: the engine counts what it has accepted."""
-        self._service.hold(-self.places)
-        self.places = 0
-
-
-class Service:
-    """One server's state: its rules, engine, metrics, rate limits, audit log and worker threads."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        runner: Runner,
-        name: str,
-        images: Images | None = None,
-        sink: Sink | None = None,
-        tracing: Tracing | None = None,
-    ) -> None:
-        self.rules = Rules.of(settings)
-        self.runner = runner
-        self.tracing = tracing
-        self.name = name
-        self.metrics = Metrics()
-        self.images = images or Images(settings)
-        self.limiter = RateLimiter()
-        self.audit: AuditLog | None = None
-        if sink is not None:
-            assert settings.audit is not None
-            self.audit = AuditLog(sink, settings.audit, self.metrics)
-            self.metrics.watch_audit(self.audit)
-        self._held = 0
-        self._served: Served | None = None
-        self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
-        self.metrics.watch(self._running, self._waiting, self._cache_usage)
-        self.metrics.watch_ready(self._ready)
-
-    # state -----------------------------------------------------------------------------------------------------
-
-    @property
-    def settings(self) -> Settings:
-        """Those in effect."""
-        return self.rules.settings
-
-    def change(self, settings: Settings) -> list[str]:
-        """Put other settings in effect for requests to come; tells which were not. Raises PolicyError."""
-        served = self.served
-        if served is None:
-            raise PolicyError("the model is not loaded yet; try again when the server is ready")
-        self.rules, kept = self.rules.changed(settings, served.guard)
-        self.limiter.forget_all_but(self.rules.clients.names)
-        self._tell(served)
-        return kept
-
-    @property
-    def served(self) -> Served | None:
-        """The model, once it is loaded."""
-        if self._served is None and self.runner.engine is not None:
-            self._served = Served.of(self.runner.engine, self.name)
-            self._tell(self._served)
-        return self._served
-
-    def default_policy(self, served: Served) -> Policy:
-        """What a request is served under where nothing says otherwise."""
-        return make_policy(DEFAULT_POLICY, self.settings.policy(DEFAULT_POLICY), served.guard)
-
-    def _tell(self, served: Served) -> None:
-        policies = make_policies(self.settings, served.guard)
-        self.metrics.expect(policies.values())
-        if served.guard is not None:
-            self.metrics.watch_policies(policies, served.calibration)
-        policy = policies[DEFAULT_POLICY]
-        self.metrics.model_info.info(
-            {
-                "model": self.name,
-                "architecture": served.info.architecture,
-                "dtype": str(served.info.dtype).removeprefix("torch."),
-                "device": str(served.info.device),
-                "guarded_layer": str(served.layer),
-                "policy": policy.name,
-                "mode": policy.mode.value,
-            }
-        )
-
-    def _ready(self) -> bool:
-        recorded = self.audit is None or self.audit.refuses is None
-        return self.runner.ready and self.served is not None and recorded
-
-    def _running(self) -> int:
-        return len(self.runner.engine.scheduler.running) if self.runner.engine else 0
-
-    def _waiting(self) -> int:
-        return max(0, self.runner.live - self._running())
-
-    def _cache_usage(self) -> float:
-        if self.runner.engine is None:
-            return 0.0
-        backbone = self.runner.engine.backbone
-        return backbone.cached_tokens / (self.settings.max_rows * backbone.info.context_length)
+        return self.runner.load.cache_usage
 
     def start(self) -> None:
         """Begin to load the model, and to write the audit log."""
@@ -489,7 +356,7 @@ class Service:
     ) -> Choices:
         """What `prepare` makes in a worker thread, accepted by the engine, all or none. Raises ApiError."""
         call = admission.call
-        requests = await self.prepared(admission, images, prepare, deadline)
+        requests = await self.prepared(admission, images, partial(self._packed, prepare), deadline)
         self._reserve(call, requests)
         choices = Choices(requests, self.runner, served.decoder, stops, self.metrics)
         try:
@@ -507,6 +374,13 @@ class Service:
         if self.audit is not None:
             call.describe(images.fetched, keep=self.audit.content)
         return prepare(images)
+
+    def _packed(
+        self, prepare: Callable[[RequestImages], Sequence[Request]], images: RequestImages
+    ) -> Sequence[Request]:
+        requests = prepare(images)
+        self.runner.pack(requests)
+        return requests
 
     def _reserve(self, call: Call, requests: Sequence[Request]) -> None:
         """Hold as many tokens as the answer can take. Raises RateLimited."""

@@ -17,7 +17,7 @@ from steering.policy import Policy
 if TYPE_CHECKING:
     from models.backbone import BackboneInfo
     from models.inputs import InputBuilder
-    from server.engine import Engine
+    from server.runner import Model
 
 
 def server_version() -> str:
@@ -41,23 +41,24 @@ class Served:
     layer: int | None  # the guarded one
     calibration: Sequence[float]  # scores of harmless prompts that the guard was calibrated on; none if it keeps none
     created: int = field(default_factory=lambda: int(time.time()))
+    version: str = field(default_factory=server_version)  # of this server; to look it up takes half a millisecond
 
     @classmethod
-    def of(cls, engine: Engine, name: str) -> Served:
-        """Describe an engine that has loaded."""
-        info = engine.backbone.info
+    def of(cls, model: Model, name: str) -> Served:
+        """Describe a model that has loaded."""
+        facts, inputs = model
         return cls(
             name=name,
-            info=info,
-            inputs=engine.backbone.inputs,
-            decoder=TextDecoder(engine.backbone.tokenizer),
-            grammars=GrammarCompiler(engine.backbone.tokenizer, info.vocab_size, info.eos_ids),
-            guard=None if engine.guard is None else engine.guard.manifest,
-            layer=None if engine.guard is None else engine.guard.layer,
-            calibration=() if engine.guard is None else engine.guard.calibration_scores,
+            info=facts.info,
+            inputs=inputs.builder,
+            decoder=TextDecoder(inputs.tokenizer),
+            grammars=GrammarCompiler(inputs.tokenizer, facts.info.vocab_size, facts.info.eos_ids),
+            guard=facts.guard,
+            layer=facts.layer,
+            calibration=facts.calibration,
         )
 
     def fingerprint(self, policy: Policy) -> str:
         """OpenAI's `system_fingerprint`: changes with whatever could change an answer."""
-        parts = (server_version(), self.info.name, self.info.revision, self.info.dtype, self.layer, policy)
+        parts = (self.version, self.info.name, self.info.revision, self.info.dtype, self.layer, policy)
         return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]

@@ -495,9 +495,13 @@ class TinyModels:
         """The family's model, loaded in fp32 on the CPU. `remembers`: prefixes and images of earlier prompts."""
         key = family, remembers
         if key not in self._backbones:
-            memory = {} if remembers else {"keep_prefixes": False, "image_memory_bytes": 0}
             self._backbones[key] = load_backbone(
-                self.folder(family), device="cpu", dtype=torch.float32, max_rows=8, **memory
+                self.folder(family),
+                device="cpu",
+                dtype=torch.float32,
+                max_rows=8,
+                keep_prefixes=remembers,
+                image_memory_bytes=2**20 if remembers else 0,
             )
         return self._backbones[key]
 

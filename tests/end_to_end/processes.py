@@ -121,8 +121,15 @@ class ServerProcess:
 
     @property
     def rss_bytes(self) -> int:
-        rss: int = psutil.Process(self.process.pid).memory_info().rss
-        return rss
+        """Of the server and its processes; what they share counts for each."""
+        process = psutil.Process(self.process.pid)
+        return sum(each.memory_info().rss for each in (process, *process.children()))
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The process that runs the model."""
+        children = psutil.Process(self.process.pid).children()
+        return next(each for each in children if "server.engine_process" in each.cmdline())
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples whose labels include `labels`."""

@@ -9,7 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import httpx
 import pytest
+from openai import APIError, InternalServerError
 
 from models.demo import CHECKPOINT, GUARD
 from tests.end_to_end.processes import ServerProcess, clean_environment, command, user
@@ -103,6 +105,27 @@ def test_a_port_in_use_is_one_line() -> None:
         assert time.monotonic() - started < 30
     assert result.returncode == 2
     assert "in use" in result.stderr
+
+
+def test_a_server_whose_engine_is_killed_says_so_to_everybody() -> None:
+    with ServerProcess() as server:
+        endless = {"max_tokens": 1500, "logit_bias": {str(eos): -100 for eos in range(3)}, "stream": True}
+        stream = server.client.chat.completions.create(  # type: ignore[call-overload]
+            model=server.model, messages=[user("hello")], **endless
+        )
+        next(stream)
+        server.engine.kill()
+        with pytest.raises(APIError, match="failed while it generated") as caught:
+            list(stream)
+        assert caught.value.code == "engine_failed"
+        ready = httpx.get(f"{server.url}/ready")
+        assert (ready.status_code, httpx.get(f"{server.url}/health").status_code) == (503, 200)
+        assert "was ended by SIGKILL" in ready.json()["error"]["message"]
+        with pytest.raises(InternalServerError, match="not ready"):
+            server.client.chat.completions.create(model=server.model, messages=[user("hello")])
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+        assert "Traceback" not in server.log
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -49,6 +49,7 @@ class FakeBackbone:
 
     def __init__(self, max_rows: int = 8, room: int = 10**9) -> None:
         self.info = SimpleNamespace(eos_ids=frozenset({EOS}), vocab_size=VOCAB)
+        self.tokenizer: Any = None
         self.max_rows = max_rows
         self.room = room
         self.rows: list[FakeRow] = []
@@ -58,6 +59,10 @@ class FakeBackbone:
         self.prefills: list[int] = []  # rows that began or went on with a prompt, by pass
         self.decodes: list[int] = []  # rows that added one token, by pass
         self._states: Tensor | None = None
+
+    @property
+    def cache_usage(self) -> float:
+        return sum(self.held.values()) / self.room
 
     def open_row(self, prompt: Prompt, max_tokens: int, generated: Sequence[int] = ()) -> FakeRow:
         if len(prompt.ids) + max_tokens > self.room:

@@ -25,8 +25,9 @@ from models.inputs import Prompt, PromptError
 from models.sampling import Logprobs
 from server.app import create_app
 from server.config import Settings
-from server.engine_thread import Deliver, NotReady, QueueFull
 from server.request import EngineError, Event, Finish, Request
+from server.runner import Deliver, Inputs, Model, NotReady, QueueFull
+from server.wire import Facts, Load
 from steering.policy import Decision, Mode, Policy, Verdict
 from tests.exposition import metric_of
 from tests.server.fakes import as_any
@@ -121,7 +122,7 @@ class ScriptedInputs:
 
 class ScriptedGuard:
     layer = 3
-    calibration_scores: Sequence[float] = ()
+    calibration_scores: Sequence[float] = ()  # where an engine has this guard
 
     @property
     def manifest(self) -> ScriptedGuard:
@@ -153,10 +154,11 @@ def backbone_info(**more: Any) -> SimpleNamespace:
 
 @dataclass(eq=False)
 class ScriptedRunner:
-    """Stands in for `EngineThread`: answers every request by a script chosen from the prompt's text."""
+    """Stands in for `Runner`: answers every request by a script chosen from the prompt's text."""
 
     answer: Callable[[str], Script] = lambda text: Script.saying(text)
     guarded: bool = True
+    calibration: Sequence[float] = ()
     max_live: int = 1000
     ready: bool = True
     state: str = "ready"
@@ -169,12 +171,10 @@ class ScriptedRunner:
     def __post_init__(self) -> None:
         self.inputs = ScriptedInputs()
         self.tokenizer = byte_tokenizer()
-        backbone = SimpleNamespace(info=backbone_info(), inputs=self.inputs, tokenizer=self.tokenizer, cached_tokens=0)
-        self.engine: Any = SimpleNamespace(
-            backbone=backbone,
-            guard=ScriptedGuard() if self.guarded else None,
-            scheduler=SimpleNamespace(running={}, waiting=[]),
-        )
+        guard = ScriptedGuard() if self.guarded else None
+        facts = Facts(as_any(backbone_info()), guard, None if guard is None else guard.layer, self.calibration)
+        self.model: Model | None = Model(facts, Inputs(as_any(self.inputs), self.tokenizer))
+        self.load = Load()
         self._tasks: dict[str, tuple[asyncio.Task[None], Deliver]] = {}
         self._arrival = asyncio.Event()
 
@@ -188,7 +188,7 @@ class ScriptedRunner:
         pass
 
     async def loaded(self) -> Any:
-        return self.engine
+        return self.model
 
     async def drain(self, seconds: float) -> bool:
         self.ready, self.state = False, "stopping"
@@ -204,6 +204,9 @@ class ScriptedRunner:
     @property
     def live(self) -> int:
         return len(self._tasks)
+
+    def pack(self, requests: Sequence[Request]) -> None:
+        pass
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> None:
         if not self.ready:

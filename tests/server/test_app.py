@@ -442,7 +442,7 @@ async def test_a_queue_that_filled_up_meanwhile_answers_with_the_engines_own_gue
 
 async def test_alive_while_loading_and_ready_after() -> None:
     runner = ScriptedRunner(ready=False, state="loading the model")
-    engine, runner.engine = runner.engine, None
+    model, runner.model = runner.model, None
     async with serving(runner) as client:
         assert (await client.get("/health")).json() == {"status": "alive"}
         for response in (await client.get("/ready"), await chat(client), await client.get(f"/v1/models/{MODEL}")):
@@ -454,7 +454,7 @@ async def test_alive_while_loading_and_ready_after() -> None:
         assert await metric(client, "autosteer_kv_cache_usage_ratio") == 0
         assert await metric(client, "autosteer_admission_rejections_total", reason="not_ready") == 1
 
-        runner.engine, runner.ready = engine, True
+        runner.model, runner.ready = model, True
         assert (await client.get("/ready")).json() == {"status": "ready"}
         assert (await chat(client)).status_code == 200
 

@@ -1,4 +1,4 @@
-"""The application over the real engine and its thread, with a fake model: what only both together can show."""
+"""The application over the real engine and its loop, with a fake model: what only both together can show."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from torch.nn.functional import one_hot
 from models.grammar import JsonGrammar
 from models.sampling import GrammarError
 from server.engine import Engine
-from server.engine_thread import EngineThread
 from server.scheduler import Scheduler
 from tests.server.fakes import EOS, REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, FakeRow, as_any, next_token
+from tests.server.in_thread import runner_of
 from tests.server.scripted import (
     CONTEXT,
     REFUSAL,
@@ -62,16 +62,11 @@ class Backbone(FakeBackbone):
         self.info = backbone_info(eos_ids=frozenset({EOS}), vocab_size=VOCAB)
         self.inputs = ScriptedInputs()
         self.tokenizer = byte_tokenizer()
-        self.cached_tokens = 0
         self.before: Callable[[str], object] = lambda what: None
 
-    def prefill(self, rows: Sequence[FakeRow]) -> Tensor:
-        self.before("prefill")
-        return super().prefill(rows)
-
-    def decode(self, rows: Sequence[FakeRow], ids: Tensor) -> Tensor:
-        self.before("decode")
-        return super().decode(rows, ids)
+    def forward(self, rows: Sequence[FakeRow], counts: Sequence[int]) -> Tensor:
+        self.before("decode" if any(row.length for row in rows) else "prefill")
+        return super().forward(rows, counts)
 
     def logits(self, hidden: Tensor) -> Tensor:
         self.before("logits")
@@ -87,7 +82,7 @@ def application_on(backbone: Backbone, load: Callable[[], object] = lambda: None
         load()
         return Engine(as_any(backbone), as_any(Guard()), Scheduler(4, 1000))
 
-    return application(EngineThread(make, max_live=100), **options)
+    return application(runner_of(make), **options)
 
 
 @asynccontextmanager

@@ -130,8 +130,7 @@ async def series(client: httpx.AsyncClient) -> set[tuple[str, str]]:
 async def test_the_number_of_series_does_not_grow(requests: int, capsys: pytest.CaptureFixture[str]) -> None:
     """A few requests of each kind make every series that there is; those of all keys, with wild input, make none."""
     chance = random.Random(6)
-    runner = Runner(answer=script)
-    runner.engine.guard.calibration_scores = [i / 4000 for i in range(1000)]
+    runner = Runner(answer=script, calibration=[i / 4000 for i in range(1000)])
     keys = [{"name": f"key-{i}", "hash": hash_key(f"sk-{i}"), "policy": NAMES[i % len(NAMES)]} for i in range(KEYS)]
     async with client_of(application(runner, keys=keys, policies=POLICIES)) as client:
         await ask_one_of_each(client, chance)

@@ -125,8 +125,7 @@ def test_a_threshold_below_nearly_all_calibration_scores_is_said(caplog: pytest.
 
 
 async def test_over_http_the_drift_of_every_policy_is_told() -> None:
-    runner = ScriptedRunner(answer=lambda text: Script.saying("ok", score=float(text)))
-    runner.engine.guard.calibration_scores = SAFE.tolist()
+    runner = ScriptedRunner(answer=lambda text: Script.saying("ok", score=float(text)), calibration=SAFE.tolist())
     async with client_of(application(runner, policies={"strict": {"threshold": 0.2}})) as client:
         for score in traffic(1, 300, shift=1.0).tolist():
             await chat(client, f"{score:.17f}")

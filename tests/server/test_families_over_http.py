@@ -11,10 +11,10 @@ import pytest
 
 from models.backbone import Backbone
 from server.engine import Engine
-from server.engine_thread import EngineThread
 from server.scheduler import Scheduler
 from tests.end_to_end.processes import data_url
 from tests.reference import stock
+from tests.server.in_thread import runner_of
 from tests.server.scripted import MODEL, content_of, events_of, serving
 from tests.tiny import CHATS, pictures
 
@@ -23,8 +23,8 @@ TOKENS = 24
 
 @pytest.fixture
 async def client(backbone: Backbone) -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client of the application over a real engine thread."""
-    runner = EngineThread(lambda: Engine(backbone, None, Scheduler(8, 4096)), max_live=16)
+    """An HTTP client of the application over a real engine."""
+    runner = runner_of(lambda: Engine(backbone, None, Scheduler(8, 4096)))
     async with serving(runner) as http:
         await runner.loaded()
         yield http

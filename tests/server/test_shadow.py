@@ -12,7 +12,6 @@ from models.backbone import Backbone as RealBackbone
 from server.app import create_app
 from server.config import Settings, ShadowSettings
 from server.engine import Engine
-from server.engine_thread import EngineThread
 from server.policies import PolicyError
 from server.scheduler import Scheduler
 from server.shadow import load_shadow
@@ -21,6 +20,7 @@ from steering.shadow import Shadow
 from tests.exposition import metric_of
 from tests.server.fakes import as_any
 from tests.server.guards import random_guard
+from tests.server.in_thread import runner_of
 from tests.server.records import MemorySink, audit_settings
 from tests.server.scripted import MODEL, chat
 from tests.server.test_app_on_engine import HARMFUL, HARMLESS, Backbone, Guard, loaded
@@ -86,7 +86,7 @@ async def test_metrics_and_audit_tell_what_a_shadow_would_have_decided() -> None
         return Engine(as_any(Backbone()), as_any(guard), Scheduler(4, 1000), shadow)
 
     settings = Settings(audit=audit_settings())
-    app = create_app(settings, as_any(EngineThread(make, max_live=100)), name=MODEL, sink=sink)
+    app = create_app(settings, runner_of(make), name=MODEL, sink=sink)
     async with loaded(app) as client:
         plain = {"temperature": 0, "max_tokens": 3}
         answers = [await chat(client, text + "hello", **plain) for text in (HARMFUL, HARMLESS)]
@@ -110,7 +110,7 @@ async def test_without_a_shadow_nothing_is_told_of_one() -> None:
     def make() -> Engine:
         return Engine(as_any(Backbone()), as_any(Guard()), Scheduler(4, 1000))
 
-    runner = EngineThread(make, max_live=100)
+    runner = runner_of(make)
     async with loaded(create_app(Settings(audit=audit_settings()), as_any(runner), name=MODEL, sink=sink)) as client:
         await chat(client, HARMLESS, temperature=0, max_tokens=3)
         text = (await client.get("/metrics")).text

@@ -21,11 +21,11 @@ from pydantic import ValidationError
 from server.app import create_app
 from server.config import Settings
 from server.engine import Engine
-from server.engine_thread import EngineThread
 from server.scheduler import Scheduler
 from server.tracing import Tracing, TracingError, make_tracing
 from tests.end_to_end.processes import free_port
 from tests.server.fakes import as_any
+from tests.server.in_thread import runner_of
 from tests.server.scripted import MODEL, ScriptedRunner, body, chat, client_of, data_url, png
 from tests.server.test_app_on_engine import HARMFUL, HARMLESS, Backbone, Guard, loaded
 
@@ -50,7 +50,7 @@ def app_on_engine(tracing: Tracing | None) -> Any:
     def make() -> Engine:
         return Engine(as_any(Backbone()), as_any(Guard()), Scheduler(4, 1000))
 
-    return create_app(Settings(), as_any(EngineThread(make, max_live=100)), name=MODEL, tracing=tracing)
+    return create_app(Settings(), runner_of(make), name=MODEL, tracing=tracing)
 
 
 def named(spans: tuple[ReadableSpan, ...]) -> dict[str, ReadableSpan]:

@@ -1,0 +1,42 @@
+"""A small engine in a process of its own, as `autosteer serve` starts a large one."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from server.logs import LogFormat
+
+if TYPE_CHECKING:
+    from server.engine import Engine
+
+
+@dataclass(frozen=True)
+class FakePlan:
+    """Stands in for `Plan` in the engine's process."""
+
+    log_format: LogFormat = "json"
+    fault: BaseException | None = None
+    signal: int | None = None  # it sends itself this instead of loading
+    seconds: float = 0.0  # that loading takes
+    slow: bool = False  # its first step does not end
+
+    def load(self) -> Engine:
+        time.sleep(self.seconds)
+        if self.signal is not None:
+            os.kill(os.getpid(), self.signal)
+        if self.fault is not None:
+            raise self.fault
+        from server.engine import Engine
+        from server.scheduler import Scheduler
+        from tests.server.fakes import FakeBackbone, as_any
+
+        class Slow(FakeBackbone):
+            def logits(self, hidden: object) -> object:  # type: ignore[override]
+                time.sleep(600)
+                return hidden
+
+        backbone = Slow() if self.slow else FakeBackbone()
+        return Engine(as_any(backbone), None, Scheduler(4, 1000))
