@@ -62,6 +62,7 @@ class DecodeGraphs:
             self._graphs[size] = self._captured(size, pool)
         progress(len(self._sizes), len(self._sizes))
 
+    @torch.inference_mode()
     def step(self, steps: Steps, tokens: Sequence[int]) -> Tensor:
         """The next token of each row -> hidden `[B, d]`, until the next step."""
         count = len(tokens)

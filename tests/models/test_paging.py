@@ -152,3 +152,11 @@ def test_blocks_are_shared_out_among_changing_rows(remembering: Backbone, backbo
                 torch.testing.assert_close(found, alone[rows[row]][step], atol=TOLERANCE, rtol=0)
     for row in rows:
         remembering.close_row(row)
+
+
+def test_chats_one_after_the_other_are_answered_as_by_a_model_that_remembers_none(
+    remembering: Backbone, backbone: Backbone
+) -> None:
+    for name in [*CHATS, *CHATS]:
+        prompt = prompt_of(remembering, name)
+        assert greedy(remembering, prompt, STEPS) == greedy(backbone, prompt, STEPS), name

@@ -267,10 +267,11 @@ async def test_pictures_reach_the_engine_however_many_come_at_once() -> None:
 
 
 async def test_a_prompt_larger_than_the_sockets_buffers() -> None:
-    backbone = FakeBackbone()
-    runner = await started(backbone)
+    runner = runner_of(lambda: Engine(as_any(FakeBackbone()), None, Scheduler(4, 1_000_000)))
+    runner.start()
+    await runner.loaded()
     long, short = Inbox(), Inbox()
-    ids = [i % 40 for i in range(1_000_000)]
+    ids = [i % 40 for i in range(500_000)]
     runner.submit([request("long", ids, max_tokens=1)], long)
     runner.submit([request("short", [1])], short)
     await asyncio.gather(long.ended.wait(), short.ended.wait())
@@ -371,7 +372,7 @@ class QuarterFull(FakeBackbone):
 
 
 class Hung:
-    """A backbone whose decode stands still until it is let go."""
+    """A backbone whose passes after the first stand still until it is let go."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.backbone = FakeBackbone()
