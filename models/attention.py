@@ -100,6 +100,22 @@ class Pass(Cache):  # type: ignore[misc]
         self._cache.write(layer_idx, self._slots, key_states, value_states)
         return key_states, value_states
 
+    def rotate(self, layer: int, states: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn a layer's queries and keys and store keys and values: query, key, value as `attend` takes them.
+
+        States `[1, N, heads + 2 * kv_heads, D]`, which may be overwritten; cosine and signed sine `[1, N, 1, D]`.
+        """
+        kv_heads = self._cache.shape.kv_heads
+        if self._cache.dense:
+            query, key, value = rotated(states, cos, sin, heads, kv_heads)
+            self.update(key, value, layer)
+            return query, key, value
+        from models.kernels import rotate  # Triton is there where a GPU is
+
+        rotate(states[0], cos[0, :, 0], sin[0, :, 0], self._slots, *self._cache.flat[layer])
+        query, key, value = torch.split(states.transpose(1, 2), [heads, kv_heads, kv_heads], dim=1)
+        return query, key, value
+
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
@@ -302,9 +318,18 @@ class KernelStreams:
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
         """See `Streams`."""
-        from models.paged_kernel import attend  # Triton is there where a GPU is
+        from models.kernels import attend  # Triton is there where a GPU is
 
         return attend(query[0].transpose(0, 1), keys, values, self.table, self.ends, scale, window or 2**30)
+
+
+def rotated(states: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value `[B, heads, N, D]`, the first two turned, of states `[B, N, heads + 2 * kv_heads, D]`."""
+    turning, value = torch.split(states, [heads + kv_heads, kv_heads], dim=2)
+    crossed = turning.view(*turning.shape[:-1], 2, -1).flip(-2).flatten(-2)
+    turned = torch.addcmul(turning * cos, crossed, sin).transpose(1, 2)
+    query, key = torch.split(turned, [heads, kv_heads], dim=1)
+    return query, key, value.transpose(1, 2)
 
 
 def make_streams(cache: PagedCache, tables: Sequence[Table], ends: Sequence[int]) -> Streams:

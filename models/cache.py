@@ -56,7 +56,7 @@ class PagedCache:
                 device=shape.device,
             )
         self.layers = [(layer[0], layer[1]) for layer in self._storage]
-        self._flat = [(layer[0].view(-1, shape.head_dim), layer[1].view(-1, shape.head_dim)) for layer in self._storage]
+        self.flat = [(layer[0].view(-1, shape.head_dim), layer[1].view(-1, shape.head_dim)) for layer in self._storage]
         self.pool = BlockPool(blocks, self._move, dense=self.dense, keep=keep)
         self.tables: list[Table] = []
         self._closed = False  # a row, since its blocks were last looked at
@@ -82,7 +82,7 @@ class PagedCache:
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store `[1, kv_heads, N, D]` at slots `[N, kv_heads]`, see `targets`."""
-        for stored, states in zip(self._flat[layer], (keys, values), strict=True):
+        for stored, states in zip(self.flat[layer], (keys, values), strict=True):
             new = states[0].transpose(0, 1).reshape(-1, self.shape.head_dim)
             stored.index_copy_(0, slots, new)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 
-from models.attention import paged_attention
+from models.attention import Pass, paged_attention, rotated
 
 # Those whose weight is used as it is; Gemma's adds 1 to it.
 _NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3VLTextRMSNorm", "ChameleonRMSNorm"})
@@ -34,6 +34,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise the last dimension."""
+        if hidden.is_cuda:
+            from models import kernels  # Triton is there where a GPU is
+
+            return kernels.rms_norm(hidden, self.weight, self.eps)
         return rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
@@ -72,23 +76,18 @@ class Attention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        cache: Any = None,  # noqa: ANN401
-        past_key_values: Any = None,  # noqa: ANN401  its name in older versions of the library
-        **options: Any,  # noqa: ANN401
+        paged: Pass | None = None,
+        **_options: Any,  # noqa: ANN401  the cache by its names, which a pass is itself
     ) -> tuple[Tensor, None]:
         """As the stock module: `[B, N, d]` -> `[B, N, d]`."""
-        cache = past_key_values if cache is None else cache
         cos, sin = position_embeddings
         states = self.joined(hidden_states).view(*hidden_states.shape[:-1], -1, self._width)
-        turning, value = torch.split(states, [self._query_heads + self._key_heads, self._key_heads], dim=2)
-        crossed = turning.view(*turning.shape[:-1], 2, -1).flip(-2).flatten(-2)
-        turned = torch.addcmul(turning * cos, crossed, sin).transpose(1, 2)
-        query, key = torch.split(turned, [self._query_heads, self._key_heads], dim=1)
-        value = value.transpose(1, 2)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+        if paged is None:
+            query, key, value = rotated(states, cos, sin, self._query_heads, self._key_heads)
+        else:
+            query, key, value = paged.rotate(self.layer_idx, states, cos, sin, self._query_heads)
         output, _ = paged_attention(
-            self, query, key, value, attention_mask, scaling=self.scaling, sliding_window=self._window, **options
+            self, query, key, value, attention_mask, paged, scaling=self.scaling, sliding_window=self._window
         )
         return self.o_proj(output.flatten(2)), None
 
@@ -101,11 +100,19 @@ class GatedMLP(nn.Module):
         self.joined = Joined([stock.gate_proj, stock.up_proj])
         self.down_proj = stock.down_proj
         self.act_fn = stock.act_fn
+        self._silu = isinstance(stock.act_fn, nn.SiLU) or type(stock.act_fn).__name__ == "SiLUActivation"
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., d]` -> `[..., d]`."""
-        gate, up = self.joined(hidden).chunk(2, dim=-1)
-        result: Tensor = self.down_proj(self.act_fn(gate) * up)
+        joined = self.joined(hidden)
+        if self._silu and joined.is_cuda:
+            from models import kernels  # Triton is there where a GPU is
+
+            gated = kernels.gated_silu(joined)
+        else:
+            gate, up = joined.chunk(2, dim=-1)
+            gated = self.act_fn(gate) * up
+        result: Tensor = self.down_proj(gated)
         return result
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.inputs import Prompt
 from server.engine import Engine
+from server.engine_loop import EngineLoop
 from server.policies import PolicyError
 from server.request import EngineFailed, Event, Finish, GrammarFailed, Request, RequestFailed
 from server.runner import NotReady, Pace, QueueFull, Runner
@@ -312,6 +313,17 @@ async def test_an_event_loop_that_stands_still_holds_up_no_step_and_misses_nothi
     assert all(len(inbox.events) == 2500 for inbox in inboxes)
     assert runner.ready
     await runner.stop()
+
+
+def test_steps_that_did_nothing_are_not_kept_for_a_server_that_does_not_read() -> None:
+    engine = Engine(as_any(FakeBackbone()), None, Scheduler(4, 1000))
+    engine.scheduler.add(request("waits", [1]))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop = EngineLoop(theirs, lambda: engine)
+        for _ in range(5_000):
+            loop._report(engine, [])
+        assert 0 < len(loop._unsent) < 100
 
 
 async def test_what_the_engine_has_to_do_is_told_with_every_step() -> None:

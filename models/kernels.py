@@ -1,8 +1,8 @@
-"""Attention of one token a row over the paged cache, for GPUs: one Triton kernel that follows the block tables.
+"""Kernels for GPUs, in Triton: attention over the paged cache, and small operations that a step has by the hundred.
 
-Each program takes one row, one key-value head and a share of the row's blocks, with all query heads that read that
-head; a second kernel joins the shares. The work is that of the rows' own lengths, which are read on the device: a
-captured graph serves every length.
+Attention of one token a row follows the block tables. Each program takes one row, one key-value head and a share of the
+row's blocks, with all query heads that read that head; a second kernel joins the shares. The work is that of the rows'
+own lengths, which are read on the device: a captured graph serves every length.
 """
 
 # mypy: ignore-errors
@@ -133,4 +133,88 @@ def attend(
             partial, output, output.stride(0), output.stride(1),
             HEADS=heads, SHARES=shares, WIDTH=width, WIDTH_TILE=width_tile,
         )  # fmt: skip
+    return output
+
+
+@triton.jit
+def _rotate(
+    states, cos, sin, slots, keys, values, states_row,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, HALF_TILE: tl.constexpr,
+):  # fmt: skip
+    row, head = tl.program_id(0), tl.program_id(1)
+    places = tl.arange(0, HALF_TILE)
+    half: tl.constexpr = WIDTH // 2
+    inside = places < half
+    own = states + row * states_row + head * WIDTH
+    low, high = tl.load(own + places, mask=inside), tl.load(own + half + places, mask=inside)
+    if head < HEADS + KV_HEADS:
+        at = row * WIDTH + places
+        # The sine of the lower half has the sign of the rotation already.
+        low_cos, low_sin = tl.load(cos + at, mask=inside), tl.load(sin + at, mask=inside)
+        high_cos, high_sin = tl.load(cos + half + at, mask=inside), tl.load(sin + half + at, mask=inside)
+        turned_low = (low.to(tl.float32) * low_cos + high.to(tl.float32) * low_sin).to(low.dtype)
+        turned_high = (high.to(tl.float32) * high_cos + low.to(tl.float32) * high_sin).to(low.dtype)
+        tl.store(own + places, turned_low, mask=inside)
+        tl.store(own + half + places, turned_high, mask=inside)
+        if head >= HEADS:
+            target = keys + tl.load(slots + row * KV_HEADS + head - HEADS) * WIDTH
+            tl.store(target + places, turned_low, mask=inside)
+            tl.store(target + half + places, turned_high, mask=inside)
+    else:
+        target = values + tl.load(slots + row * KV_HEADS + head - HEADS - KV_HEADS) * WIDTH
+        tl.store(target + places, low, mask=inside)
+        tl.store(target + half + places, high, mask=inside)
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Turn queries and keys in place, and store keys and values.
+
+    States `[N, heads + 2 * kv_heads, D]`, cosine and signed sine `[N, D]`, slots `[N * kv_heads]` in storage `[S, D]`.
+    """
+    count, all_heads, width = states.shape
+    kv_heads = len(slots) // count
+    _rotate[(count, all_heads)](
+        states, cos, sin, slots, keys, values, states.stride(0),
+        HEADS=all_heads - 2 * kv_heads, KV_HEADS=kv_heads, WIDTH=width, HALF_TILE=triton.next_power_of_2(width // 2),
+        num_warps=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _normalise(hidden, weight, output, eps, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    row, places = tl.program_id(0), tl.arange(0, TILE)
+    inside = places < WIDTH
+    found = tl.load(hidden + row * WIDTH + places, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(found * found, 0) / WIDTH + eps)
+    result = found * scale * tl.load(weight + places, mask=inside).to(tl.float32)
+    tl.store(output + row * WIDTH + places, result.to(output.dtype.element_ty), mask=inside)
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x / rms(x) * weight` of the last dimension, computed in fp32."""
+    hidden = hidden.contiguous()
+    output = torch.empty_like(hidden)
+    width = hidden.shape[-1]
+    _normalise[(hidden.numel() // width,)](
+        hidden, weight, output, eps, WIDTH=width, TILE=triton.next_power_of_2(width), num_warps=8
+    )
+    return output
+
+
+@triton.jit
+def _gate(joined, output, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    row, places = tl.program_id(0), tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = places < WIDTH
+    gate = tl.load(joined + row * 2 * WIDTH + places, mask=inside).to(tl.float32)
+    up = tl.load(joined + row * 2 * WIDTH + WIDTH + places, mask=inside).to(tl.float32)
+    result = gate * tl.sigmoid(gate) * up
+    tl.store(output + row * WIDTH + places, result.to(output.dtype.element_ty), mask=inside)
+
+
+def gated_silu(joined: Tensor) -> Tensor:
+    """`silu(gate) * up` of `[..., gate and up]`, contiguous."""
+    width = joined.shape[-1] // 2
+    output = torch.empty((*joined.shape[:-1], width), dtype=joined.dtype, device=joined.device)
+    tile = min(1024, triton.next_power_of_2(width))
+    _gate[(joined.numel() // (2 * width), triton.cdiv(width, tile))](joined, output, WIDTH=width, TILE=tile)
     return output
