@@ -1,120 +1,75 @@
-"""`make bench`: start-up, and what the guard costs, on the bundled demo model.
+"""`make bench`: the server against its peers and itself. Every figure worth keeping is a ratio within one run."""
 
-Every mode runs interleaved, several rounds, and only ratios against `off` of the same round are worth keeping.
-"""
+from __future__ import annotations
 
 import json
-import platform
-from contextlib import ExitStack
-from dataclasses import dataclass
+import signal
+import sys
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
+import psutil
 import torch
-import transformers
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from transformers.utils import logging
 
-from benchmarks.load import Load, run_load
-from models.demo.dialogue import utility
-from tests.end_to_end.processes import ServerProcess, user
-
-MODES = ("off", "monitor", "steer")
-MAX_TOKENS = 24
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One row of the table: medians over the rounds."""
-
-    mode: str
-    clients: int
-    tokens_per_second: float
-    throughput_against_off: float
-    first_token_against_off: float
-    between_tokens_against_off: float
-
-
-def bodies(server: ServerProcess, count: int) -> list[dict[str, Any]]:
-    """Harmless image questions that always run to MAX_TOKENS, so that every mode does the same work."""
-    from transformers import AutoTokenizer
-
-    from models.demo import CHECKPOINT
-
-    eos = AutoTokenizer.from_pretrained(CHECKPOINT).eos_token_id
-    return [
-        {
-            "model": server.model,
-            "messages": [user(example.question, *([example.image] if example.image else []))],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "temperature": 0,
-            "max_tokens": MAX_TOKENS,
-            "logit_bias": {str(eos): -100},
-        }
-        for example in utility(count, seed=77, split="test")
-    ]
-
-
-def measure(clients: int, requests: int, rounds: int, progress: Progress) -> list[Figure]:
-    """All modes side by side, one server each, loaded in turn."""
-    loads: dict[str, list[Load]] = {mode: [] for mode in MODES}
-    task = progress.add_task(f"{clients} clients", total=rounds * len(MODES))
-    with ExitStack() as stack:
-        servers = {mode: stack.enter_context(ServerProcess(["--mode", mode])) for mode in MODES}
-        work = bodies(servers["off"], 32)
-        for _ in range(rounds):
-            for mode, server in servers.items():
-                loads[mode].append(run_load(server.url, work, clients=clients, requests=requests))
-                progress.advance(task)
-    return [figure(mode, clients, loads[mode], loads["off"]) for mode in MODES]
-
-
-def figure(mode: str, clients: int, loads: list[Load], off: list[Load]) -> Figure:
-    """Medians of the per-round ratios."""
-    pairs = list(zip(loads, off, strict=True))
-    return Figure(
-        mode=mode,
-        clients=clients,
-        tokens_per_second=median(load.tokens_per_second for load in loads),
-        throughput_against_off=median(a.tokens_per_second / b.tokens_per_second for a, b in pairs),
-        first_token_against_off=median(a.first_token_p50 / b.first_token_p50 for a, b in pairs),
-        between_tokens_against_off=median(a.between_tokens_p50 / b.between_tokens_p50 for a, b in pairs),
-    )
+from benchmarks.bench import FULL, NORMAL, QUICK, Bench
+from benchmarks.report import Report
+from benchmarks.roofline import machine
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.servers import external
 
 
 def main(
-    clients: Annotated[list[int], typer.Option(help="Clients at once; may be repeated.")] = [1, 16],  # noqa: B006
-    requests: Annotated[int, typer.Option(help="Requests per round and mode.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Rounds; the medians are printed.")] = 3,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON to this file.")] = None,
+    only: Annotated[list[str], typer.Option(help="A scenario; may be repeated.")] = [],  # noqa: B006
+    url: Annotated[list[str], typer.Option(help="NAME=http://HOST:PORT: another server to compare with.")] = [],  # noqa: B006
+    rounds: Annotated[int, typer.Option(help="Rounds of each comparison; 0: as many as the run's kind has.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write everything as JSON to this file.")] = None,
+    *,
+    listed: Annotated[bool, typer.Option("--list", help="Name the scenarios and end.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A trial run; its figures mean nothing.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="More rounds, and 4 and 64 clients too.")] = False,
 ) -> None:
-    """Time the bundled model with the guard off, watching and steering (no request is flagged)."""
-    console = Console()
-    with ServerProcess() as server:
-        console.print(f"ready after {server.ready_seconds:.1f} s, RSS {server.rss_bytes / 1e9:.2f} GB")
-    with Progress(console=console) as progress:
-        figures = [row for count in clients for row in measure(count, requests, rounds, progress)]
-    table = Table("clients", "mode", "tok/s", "throughput / off", "first token / off", "between tokens / off")
-    for row in figures:
-        table.add_row(
-            str(row.clients),
-            row.mode,
-            f"{row.tokens_per_second:.0f}",
-            f"{row.throughput_against_off:.3f}",
-            f"{row.first_token_against_off:.3f}",
-            f"{row.between_tokens_against_off:.3f}",
-        )
-    console.print(table)
-    console.print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, Python {platform.python_version()}"
-    )
-    if out is not None:
-        out.write_text(json.dumps([row.__dict__ for row in figures], indent=2))
+    """Measure, and print Markdown."""
+    if listed:
+        width = max(map(len, SCENARIOS))
+        print("\n".join(f"{name:{width}}  {scenario.about}" for name, scenario in SCENARIOS.items()))
+        return
+    if unknown := set(only) - set(SCENARIOS):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}", param_hint="--only")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end with it
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    print(f"{machine()}; {psutil.cpu_percent(1):.0f} % of it was busy before\n", flush=True)
+    effort = QUICK if quick else FULL if full else NORMAL
+    effort = replace(effort, rounds=rounds or effort.rounds, fine_rounds=rounds or effort.fine_rounds)
+    reports: list[Report] = []
+    with Progress(console=Console(stderr=True), transient=True, refresh_per_second=2) as progress:
+        bench = Bench(effort, progress, [external(each) for each in url])
+        for name in only or SCENARIOS:
+            reports.append(report_of(name, bench))
+            print(reports[-1].markdown(), flush=True)
+            if out is not None:
+                found = {
+                    "machine": vars(machine()),
+                    "torch": torch.__version__,
+                    "scenarios": [r.json() for r in reports],
+                }
+                out.write_text(json.dumps(found, indent=2))
+    if any(report.failed for report in reports):
+        sys.exit(1)
+
+
+def report_of(name: str, bench: Bench) -> Report:
+    """A scenario's findings, or how it failed, which is no reason to lose the others."""
+    try:
+        return SCENARIOS[name].run(bench)
+    except Exception as error:  # noqa: BLE001  whatever a server does wrong
+        told = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+        return Report(name, SCENARIOS[name].about, notes=[f"FAILED\n```\n{told}\n```"], failed=True)
 
 
 if __name__ == "__main__":

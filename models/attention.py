@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -203,15 +205,17 @@ class MixedPass(Pass):
         # Heads that share a key-value head are heads of one batch entry: nothing is repeated.
         grouped = query.reshape(kv_heads, heads // kv_heads, count, width)
         shape = (kv_heads, heads // kv_heads, span.end, width)
-        if (place, window) not in self._masks:
-            self._masks[place, window] = _mask(span, window, self._device)
-        output = scaled_dot_product_attention(
-            grouped,
-            keys[:, None].expand(shape),
-            values[:, None].expand(shape),
-            attn_mask=self._masks[place, window],
-            scale=scale,
-        )
+        states = grouped, keys[:, None].expand(shape), values[:, None].expand(shape)
+        plain = span.images is None and (window is None or window >= span.end)
+        if plain and self._device.type == "cuda":
+            # Known to the kernels, which then make no mask.
+            output = scaled_dot_product_attention(*states, attn_mask=causal_lower_right(count, span.end), scale=scale)
+        else:
+            if (place, window) not in self._masks:
+                self._masks[place, window] = _mask(span, window, self._device)
+            # Not the memory-efficient kernel: with some masks what it gives on a GPU is wrong.
+            with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+                output = scaled_dot_product_attention(*states, attn_mask=self._masks[place, window], scale=scale)
         return output.reshape(heads, count, width).transpose(0, 1)
 
 

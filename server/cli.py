@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import logging
 import shlex
@@ -119,11 +120,17 @@ def _serve(
     service = application.state.service
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def ready() -> None:
+        gc.collect()
+        gc.freeze()  # the libraries' objects: a collection that walks through all of them holds up streams for 0.2 s
+        announce(service.served, service.default_policy(service.served), url, settings.log_format)
+
     server = HttpServer(
         application,
         runner,
         settings,
-        announce=lambda: announce(service.served, service.default_policy(service.served), url, settings.log_format),
+        announce=ready,
         reload=lambda: reload(service, load),
     )
     server.run(sockets=[listener])

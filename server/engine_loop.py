@@ -92,9 +92,9 @@ class EngineLoop:
         except BaseException as error:  # noqa: BLE001  whatever loading raises is told to those who wait for it
             self._send(wire.not_loaded(error), wait=True)
             return
-        backbone = engine.backbone
-        self._grammars = GrammarCompiler(backbone.tokenizer, backbone.info.vocab_size, backbone.info.eos_ids)
         try:
+            backbone = engine.backbone
+            self._grammars = GrammarCompiler(backbone.tokenizer, backbone.info.vocab_size, backbone.info.eos_ids)
             self._send(wire.loaded(Facts.of(engine)), wait=True)
             while engine.failure is None and self._take_commands(engine):
                 self._report(engine, engine.step())
@@ -162,7 +162,9 @@ class EngineLoop:
         return News(number, event.token, event.logprobs, event.finish, event.error, state)
 
     def _tell(self, engine: Engine, tokens: Sequence[int], news: Sequence[News]) -> None:
-        self._send(wire.step(_load_of(engine), tokens, news), wait=engine.scheduler.idle)
+        # Steps that did nothing are not kept for a server that does not read.
+        new = tokens or news or not self._unsent
+        self._send(wire.step(_load_of(engine), tokens, news) if new else b"", wait=engine.scheduler.idle)
 
     def _send(self, data: bytes, *, wait: bool) -> None:
         """`wait` where there is nothing to compute meanwhile. Raises _Gone."""
@@ -193,6 +195,8 @@ class EngineLoop:
                     self._take(kind, body, descriptors)
         except ConnectionResetError:
             logger.debug("the server has gone")
+        except Exception:
+            logger.exception("what the server asks cannot be read")
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

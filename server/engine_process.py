@@ -119,7 +119,6 @@ def _load(plan: Plan) -> Engine:
 
 def _leave() -> None:
     """End at once: there is nothing to save, and what libraries do at an exit can take seconds."""
-    logging.shutdown()
     os._exit(0)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from steering.bundle import Manifest
 from steering.head import RefusalHead
 from steering.prober import Prober
+
+if TYPE_CHECKING:
+    from steering.bundle import Manifest
 
 
 class Guard(nn.Module):

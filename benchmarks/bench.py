@@ -1,0 +1,101 @@
+"""One run of the benchmark: how thorough, against whom, and what all scenarios share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
+
+from rich.progress import Progress
+
+from benchmarks.canned import canned_server
+from benchmarks.checkpoints import Checkpoint, Shape, checkpoint
+from benchmarks.client import request_bytes
+from benchmarks.load import Load, closed_load
+from benchmarks.report import Report
+from benchmarks.servers import Endpoint
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How thorough a run is."""
+
+    rounds: int  # of a comparison with large effects
+    fine_rounds: int  # of one with effects of a per cent, for each start of the servers
+    starts: int  # of the servers, in such a comparison
+    steps: int  # of an engine, in one round
+    clients: tuple[int, ...]
+    answer: int = 64  # tokens
+
+
+QUICK = Effort(rounds=1, fine_rounds=2, starts=1, steps=8, clients=(1, 16), answer=16)
+NORMAL = Effort(rounds=3, fine_rounds=10, starts=2, steps=48, clients=(1, 16))
+FULL = Effort(rounds=7, fine_rounds=20, starts=4, steps=96, clients=(1, 4, 16, 64))
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What the load generator can by itself, and what it takes of a core for each token."""
+
+    tokens_per_second: float
+    seconds_per_token: float
+
+    @classmethod
+    def measure(cls, clients: int = 16, tokens: int = 64) -> Ceiling:
+        """Against a canned server, which shares the cores with it as a real one does."""
+        with canned_server(tokens) as url:
+            request = [request_bytes(url, {"messages": []})]
+            closed_load(url, request, clients=clients, count=clients)
+            loads = [closed_load(url, request, clients=clients, count=20 * clients) for _ in range(3)]
+        best = max(loads, key=lambda load: load.tokens_per_second)
+        return cls(best.tokens_per_second, best.busy / best.tokens)
+
+
+@dataclass
+class Bench:
+    """What a scenario is given."""
+
+    effort: Effort
+    progress: Progress
+    others: Sequence[Endpoint] = ()
+    _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+
+    def checkpoint(self, shape: Shape) -> Checkpoint:
+        """The model, made at most once a run."""
+        if shape.name not in self._checkpoints:
+            self._checkpoints[shape.name] = checkpoint(shape)
+        return self._checkpoints[shape.name]
+
+    def each(self, things: Iterable[T], what: str) -> Iterator[T]:
+        """Go through things with a progress bar."""
+        listed = list(things)
+        task = self.progress.add_task(what, total=len(listed))
+        for thing in listed:
+            yield thing
+            self.progress.advance(task)
+        self.progress.remove_task(task)
+
+    @cached_property
+    def ceiling(self) -> Ceiling:
+        """The load generator's, measured once a run."""
+        return Ceiling.measure()
+
+    def generator(self, loads: Iterable[Load]) -> str:
+        """A note on the load generator beside a table: its ceiling, and the most that it took of a core."""
+        shares = [load.busy / load.seconds for load in loads]
+        return (
+            f"The load generator's ceiling: {self.ceiling.tokens_per_second:,.0f} tokens/s against a canned server "
+            f"({self.ceiling.seconds_per_token * 1e6:.0f} µs of a core a token). In these loads it took at most "
+            f"{max(shares):.1%} of a core."
+        )
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A named measurement."""
+
+    about: str
+    run: Callable[[Bench], Report]

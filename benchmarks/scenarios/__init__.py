@@ -1,0 +1,22 @@
+"""What is measured, by name."""
+
+from __future__ import annotations
+
+from benchmarks.bench import Scenario
+from benchmarks.scenarios import arrivals, blocks, demo, guard, offline, optional, peers, prompts, steps
+
+SCENARIOS: dict[str, Scenario] = {
+    "demo": Scenario("start, memory, and the guard's modes on the bundled model", demo.run),
+    "peers-tiny": Scenario("image requests against transformers serve, 0.6 M parameters", peers.tiny),
+    "peers-small": Scenario("the same, 32 M parameters", peers.small),
+    "offline-small": Scenario("the engine against model.generate on one static batch", offline.run),
+    "step-small": Scenario("an engine's step against the bare batched forward", steps.small),
+    "rows-256": Scenario("growth of a step from 8 rows to 256 against the bare forward's", steps.rows),
+    "guard-small": Scenario("off, monitor and steer: throughput and latencies kept", guard.run),
+    "long-prompt": Scenario("running rows while a long prompt is computed", prompts.long_prompt),
+    "same-image": Scenario("time to the first token of the second question about an image", prompts.same_image),
+    "blocks": Scenario("nothing is left in the cache after loads and aborts", blocks.run),
+    "open-loop": Scenario("latencies under Poisson arrivals at shares of the capacity", arrivals.run),
+    "process": Scenario("the engine in a thread against in a process of its own", optional.process),
+    "quantize": Scenario("int8 weights against none", optional.quantize),
+}

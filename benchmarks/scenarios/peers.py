@@ -1,0 +1,119 @@
+"""Image requests through HTTP: ours, `transformers serve` on the same folder, and whatever `--url` names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from benchmarks.bench import Bench
+from benchmarks.checkpoints import SMALL, TINY, Shape
+from benchmarks.estimate import Estimate, percentile
+from benchmarks.load import Load
+from benchmarks.report import Goal, Report, ms
+from benchmarks.roofline import Costs, machine
+from benchmarks.servers import OURS, PEER, Endpoint, autosteer, missing_for_peer, transformers_serve
+from benchmarks.workloads import Body, about_images
+
+MAX_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """Clients at once, and how many different pictures their requests have between them (0: each its own)."""
+
+    clients: int
+    pictures: int
+
+    @property
+    def count(self) -> int:
+        """Requests of a round."""
+        return max(8, 2 * self.clients)
+
+    def __str__(self) -> str:
+        return f"{self.clients} clients, " + (f"{self.pictures} pictures" if self.pictures else "a picture each")
+
+
+def tiny(bench: Bench) -> Report:
+    """The tiny model, where the server's own work is most of the time."""
+    return _compare(bench, "peers-tiny", TINY, {1: 1.2, 16: 6.0})
+
+
+def small(bench: Bench) -> Report:
+    """The small model, where the model's is."""
+    return _compare(bench, "peers-small", SMALL, {1: 1.2, 16: 4.0})
+
+
+def _compare(bench: Bench, name: str, shape: Shape, at_least: dict[int, float]) -> Report:
+    report = Report(
+        name,
+        f"image requests, {bench.effort.answer} tokens each, {shape.name} model",
+        ("load", "server", "tokens/s", "first token p50", "between tokens p50", "p99", "of the roofline"),
+    )
+    cases = [Case(clients, 8) for clients in bench.effort.clients] + [Case(16, 0)]
+    model = bench.checkpoint(shape)
+    with ExitStack() as stack:
+        servers = [stack.enter_context(autosteer(model, "--max-rows", str(MAX_ROWS)))]
+        if missing := missing_for_peer():
+            report.notes.append(f"{PEER} is left out: it needs {', '.join(missing)}.")
+        else:
+            servers.append(stack.enter_context(transformers_serve(model)))
+        servers += bench.others
+        loads = {case: _rounds(bench, name, servers, case) for case in cases}
+    for case, found in loads.items():
+        report.rows += [_row(bench, shape, case, server, load) for server, load in found.items()]
+        if PEER in found:
+            report.goals += _goals(case, found[OURS], found[PEER], at_least)
+    report.notes.append(bench.generator(load for found in loads.values() for some in found.values() for load in some))
+    report.data["rounds"] = {
+        f"{case}, {server}": [(load.tokens_per_second, load.first_token_p50, load.between_tokens_p50) for load in some]
+        for case, found in loads.items()
+        for server, some in found.items()
+    }
+    return report
+
+
+def _rounds(bench: Bench, name: str, servers: Sequence[Endpoint], case: Case) -> dict[str, list[Load]]:
+    """Every server in every round, each round the other way about."""
+    loads: dict[str, list[Load]] = {server.name: [] for server in servers}
+
+    def bodies(seed: int) -> list[Body]:
+        """New questions in each round; about the same pictures, or about new ones where each request has its own."""
+        kind = {"distinct": case.pictures} if case.pictures else {"distinct": case.count, "pictures": 2 + seed}
+        return about_images(case.count, max_tokens=bench.effort.answer, seed=seed, **kind)
+
+    for server in servers:
+        server.load(bodies(-1), clients=case.clients, count=case.count)  # warm-up
+    for number in bench.each(range(bench.effort.rounds), f"{name}, {case}"):
+        for server in servers if number % 2 else reversed(servers):
+            loads[server.name].append(server.load(bodies(number), clients=case.clients, count=case.count))
+    return loads
+
+
+def _row(bench: Bench, shape: Shape, case: Case, server: str, loads: Sequence[Load]) -> tuple[str, ...]:
+    speed = Estimate.of([load.tokens_per_second for load in loads])
+    gaps = [gap for load in loads for gap in load.between_tokens]
+    prompt = loads[0].answers[0].prompt_tokens
+    return (
+        str(case),
+        server,
+        speed.show(0),
+        ms(Estimate.of([load.first_token_p50 for load in loads]).value),
+        ms(Estimate.of([load.between_tokens_p50 for load in loads]).value),
+        ms(percentile(gaps, 99)),
+        "" if prompt is None else f"{speed.value / _bound(bench, shape, case, prompt):.1%}",
+    )
+
+
+def _bound(bench: Bench, shape: Shape, case: Case, prompt: int) -> float:
+    """Tokens per second that the machine could reach, were there nothing but the model."""
+    tokens = bench.effort.answer
+    return case.clients * tokens / Costs(shape).answers(machine(), case.clients, prompt, tokens, images=1)
+
+
+def _goals(case: Case, ours: Sequence[Load], peer: Sequence[Load], at_least: dict[int, float]) -> list[Goal]:
+    speed = Estimate.of_ratios([a.tokens_per_second for a in ours], [b.tokens_per_second for b in peer])
+    first = Estimate.of_ratios([a.first_token_p50 for a in ours], [b.first_token_p50 for b in peer])
+    goals = [Goal(f"{case}: tokens/s, ours / {PEER}", speed, at_least=at_least.get(case.clients))]
+    limit = 1 / 6 if case.clients == 16 else None
+    return [*goals, Goal(f"{case}: first token p50, ours / {PEER}", first, at_most=limit)]
