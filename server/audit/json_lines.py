@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -80,7 +81,8 @@ class JsonLines:
             self._fd = -1
 
     def _cut_off(self) -> None:
-        os.ftruncate(self._fd, self._size)
+        if stat.S_ISREG(os.fstat(self._fd).st_mode):  # a device keeps nothing that could be cut off
+            os.ftruncate(self._fd, self._size)
         self._torn = False
 
     def _reopen_if_moved(self) -> None:
