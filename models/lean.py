@@ -152,3 +152,4 @@ def make_lean(decoder: Any) -> None:  # noqa: ANN401 - a transformers decoder
     for layer in decoder.layers:
         if type(layer.mlp).__name__ in _MLPS:
             layer.mlp = GatedMLP(layer.mlp)
+    decoder.eval()
