@@ -40,12 +40,13 @@ class Computed:
 
     @staticmethod
     def joined(parts: Sequence[Computed]) -> Computed:
-        """Those of passes one after the other."""
+        """Those of passes one after the other, all of which were tapped, or none."""
         tapped = [part.tapped for part in parts if part.tapped is not None]
+        assert len(tapped) in (0, len(parts)), f"{len(tapped)} of {len(parts)} passes were tapped"
         return Computed(
             [request for part in parts for request in part.requests],
             torch.cat([part.hidden for part in parts]),
-            torch.cat(tapped) if len(tapped) == len(parts) else None,
+            torch.cat(tapped) if tapped else None,
         )
 
 
@@ -71,7 +72,9 @@ class Engine:
         began = monotonic()
         plan = self.scheduler.schedule(self)
         events = [self._fail(request, error) for request, error in plan.refused]
-        computed = self._run(plan.work, events)
+        # Decided for the whole step: where its rows are run one by one, all of them are tapped or none.
+        tapping = self.guard is not None and any(r.decision is None and r.pending == n for r, n in plan.work)
+        computed = self._run(plan.work, events, tapping=tapping)
         if computed is None:
             return events
         computed = self._judged(computed.of([request.pending == 0 for request in computed.requests]), events)
@@ -134,12 +137,12 @@ class Engine:
 
     # run -------------------------------------------------------------------------------------------------------
 
-    def _run(self, work: Sequence[Work], events: list[Event]) -> Computed | None:
+    def _run(self, work: Sequence[Work], events: list[Event], *, tapping: bool) -> Computed | None:
         """One batched pass; where it raises, each row alone, so that one bad request fails by itself."""
         if not work:
             return None
         try:
-            return self._forward(work)
+            return self._forward(work, tapping=tapping)
         except torch.AcceleratorError:
             raise  # after an error of the device itself, nothing that it computes can be trusted
         except Exception as error:  # noqa: BLE001  any other failure of a model's forward is contained here
@@ -147,18 +150,17 @@ class Engine:
                 events.append(self._fail(work[0].request, error))
                 return None
             logger.warning("a batch of %d rows failed, running them one by one: %s", len(work), error)
-        alone = [computed for each in work if (computed := self._run([each], events)) is not None]
+        alone = [computed for each in work if (computed := self._run([each], events, tapping=tapping)) is not None]
         if alone:
             return Computed.joined(alone)
         self.failure = EngineFailed(f"every row of a batch of {len(work)} failed")
         return None
 
-    def _forward(self, work: Sequence[Work]) -> Computed:
+    def _forward(self, work: Sequence[Work], *, tapping: bool) -> Computed:
         requests = [request for request, _ in work]
         rows = [request.row for request in requests if request.row is not None]
         counts = [count for _, count in work]
-        ready = any(request.decision is None and request.pending == count for request, count in work)
-        if self.guard is None or not ready:
+        if self.guard is None or not tapping:
             return Computed(requests, self.backbone.forward(rows, counts), None)
         with self.backbone.tap(
             self.guard.tapped if self.shadow is None else self.shadow.tapped_with(self.guard)
@@ -173,13 +175,13 @@ class Engine:
         new = computed.of([request.decision is None for request in computed.requests])
         if not new.requests:
             return computed
-        if self.guard is None or new.tapped is None:
+        if self.guard is None:
             self._set_prefilled(new.requests)
             self._set_decisions(new.requests, [Decision(Verdict.PASS, None, 0.0)] * len(new.requests))
         elif self.shadow is None:
-            self._judge(self.guard, new.requests, new.tapped)
+            self._judge(self.guard, new.requests, _states(new))
         else:
-            own, shadowed = self.shadow.apart(new.tapped, self.guard)
+            own, shadowed = self.shadow.apart(_states(new), self.guard)
             scores = self._judge(self.guard, new.requests, own)
             self._judge_in_shadow(self.shadow, new.requests, scores if self.shadow.guard is self.guard else shadowed)
         ends = {request: end for request in new.requests if (end := _end_of_judged(request)) is not None}
@@ -277,6 +279,12 @@ class Engine:
         self.release(request)
         request.timings.finished = monotonic()
         return Event(request, token=token, logprobs=logprobs, finish=finish, error=error)
+
+
+def _states(computed: Computed) -> Tensor:
+    """What a guard reads; a prompt is never let through because nothing was read."""
+    assert computed.tapped is not None, f"{len(computed.requests)} prompts were computed without a tap"
+    return computed.tapped
 
 
 def _end_of_judged(request: Request) -> Finish | None:

@@ -107,6 +107,23 @@ def test_end_of_sequence_ends_a_row_without_a_token() -> None:
     assert (stopped.output_ids, events["a"][0].finish, events["a"][0].token) == ([], Finish.STOP, None)
 
 
+def test_a_batch_that_fails_beside_streaming_rows_lets_no_harmful_prompt_through() -> None:
+    """Rows are then run one by one; the streaming ones need no tap, the new ones still do."""
+    backbone = FakeBackbone()
+    backbone.poison = 34
+    engine = engine_of(backbone, FakeGuard())
+    streaming = request("streaming", HARMLESS, max_tokens=6)
+    engine.scheduler.add(streaming)
+    engine.step()
+    bad, harmful = request("bad", [34]), request("harmful", HARMFUL)
+    events = run(engine, bad, harmful)
+    assert events["bad"][-1].finish is Finish.ERROR
+    assert harmful.decision is not None
+    assert harmful.decision.verdict is Verdict.STEERED
+    assert harmful.output_ids == [REFUSAL_TOKEN] * 5
+    assert streaming.output_ids == expected(HARMLESS, 6)
+
+
 @pytest.mark.parametrize("when", ["prefill", "decode"])
 def test_a_failing_row_fails_alone(when: str) -> None:
     backbone = FakeBackbone()
