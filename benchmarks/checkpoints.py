@@ -23,9 +23,8 @@ from transformers import PreTrainedTokenizerFast
 
 from models.backbone import Backbone
 from models.load import load_backbone
-from steering.bundle import Manifest, ModelBinding, Threshold, save_bundle
-from steering.head import RefusalHead
-from steering.prober import Prober
+from steering.bundle import save_bundle
+from tests.server.guards import random_guard
 
 FOLDER = Path("runs/bench-models")
 _FORMAT = 1  # of what `make` writes; a folder of another one is made anew
@@ -195,23 +194,6 @@ def _make(shape: Shape, folder: Path) -> None:
 def _make_guard(model: Path, folder: Path) -> None:
     """A random guard of the middle layer. Scores lie between 0 and 1: a threshold of 0 flags all, one of 1 none."""
     info = load_backbone(model, device="cpu", dtype=serving_dtype(), max_rows=1).info
-    torch.manual_seed(1)
-    head = RefusalHead(info.hidden_size)
-    torch.nn.init.normal_(head.weight, std=info.hidden_size**-0.5)
-    manifest = Manifest(
-        model=ModelBinding.of(info),
-        layer=info.num_layers // 2,
-        prober_hidden=64,
-        layers=[],
-        thresholds=[Threshold(target_fpr=0.01, threshold=1.0, samples=99)],
-        threshold=1.0,
-        eps=1.0,
-        refusal="I can't help with that.",
-        validation={},
-        data_hash="",
-        data_size=0,
-        versions={},
-        date="2026-01-01",
-        tensors_hash="",
-    )
-    save_bundle(folder, manifest, Prober(info.hidden_size), head, {})
+    guard = random_guard(info, seed=1, layer=info.num_layers // 2)
+    manifest = guard.manifest.model_copy(update={"threshold": 1.0})
+    save_bundle(folder, manifest, guard.prober, guard.head, {})

@@ -164,11 +164,11 @@ class Backbone:
         self._eyes.forget()
 
     @torch.inference_mode()
-    def capture(self, progress: Callable[[int, int], None] = lambda _done, _all: None) -> None:
+    def capture(self) -> None:
         """Record steps of each number of rows as CUDA graphs; from then on steps replay them. Elsewhere nothing."""
         if self.info.device.type == "cuda":
             self._graphs = DecodeGraphs(self.cache, self._stream_pass, self.max_rows, self.info, self._family.mrope)
-            self._graphs.capture(progress)
+            self._graphs.capture()
 
     # passes ----------------------------------------------------------------------------------------------------
 

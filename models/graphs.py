@@ -54,13 +54,11 @@ class DecodeGraphs:
         self._graphs: dict[int, _Graph] = {}
         self._tokens = torch.zeros(rows, dtype=torch.long, pin_memory=True)
 
-    def capture(self, progress: Callable[[int, int], None]) -> None:
+    def capture(self) -> None:
         """Record them all, the largest first, whose memory the others then use."""
         pool = torch.cuda.graph_pool_handle()
-        for done, size in enumerate(reversed(self._sizes)):
-            progress(done, len(self._sizes))
+        for size in reversed(self._sizes):
             self._graphs[size] = self._captured(size, pool)
-        progress(len(self._sizes), len(self._sizes))
 
     @torch.inference_mode()
     def step(self, steps: Steps, tokens: Sequence[int]) -> Tensor:

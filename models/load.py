@@ -50,15 +50,10 @@ def load_backbone(
     Raises `LoadError`.
     """
     name = str(name_or_path)
-    _check_exists(name)
-    config = _config(name, revision)
-    family = _family(name, config)
+    config, family, inputs, tokenizer = _without_weights(name, revision)
     chosen_device = _device(device)
     chosen_dtype = _dtype(dtype, chosen_device)
-    processor, chat_template = _processor(name, family, revision)
     model = _model(name, family, chosen_dtype, revision).to(chosen_device)
-    image_token_id = family.image_token_id(config)
-    inputs = InputBuilder(processor, family, chat_template, image_token_id)
     text = config.get_text_config()
     shape = cache_shape(text, chosen_dtype, chosen_device)
     cache = PagedCache(shape, _blocks(shape, text, max_rows, cache_bytes), keep=keep_prefixes)
@@ -73,7 +68,7 @@ def load_backbone(
         context_length=min(text.max_position_embeddings, cache.pool.count * cache.block_size),
         dtype=chosen_dtype,
         device=chosen_device,
-        eos_ids=_eos_ids(model, config, processor.tokenizer),
+        eos_ids=_eos_ids(model, config, tokenizer),
         template_hash=inputs.template_hash,
         weights_hash=weights_hash(model),
     )
@@ -84,17 +79,24 @@ def load_backbone(
             raise LoadError(f"int8 weights need a CPU and bfloat16, not {chosen_device.type} and {chosen_dtype}")
         quantize_decoder(decoder)
     return Backbone(
-        model, family, inputs, processor.tokenizer, info, image_token_id, max_rows, cache, image_memory_bytes
+        model, family, inputs, tokenizer, info, family.image_token_id(config), max_rows, cache, image_memory_bytes
     )
 
 
 def load_inputs(name: str, revision: str | None = None) -> tuple[InputBuilder, PreTrainedTokenizerBase]:
     """What makes prompts for a model and texts of its tokens, without its weights. Raises `LoadError`."""
+    _, _, inputs, tokenizer = _without_weights(name, revision)
+    return inputs, tokenizer
+
+
+def _without_weights(name: str, revision: str | None) -> tuple[Any, Family, InputBuilder, PreTrainedTokenizerBase]:
+    """Config, family, and what makes prompts and texts."""
     _check_exists(name)
     config = _config(name, revision)
     family = _family(name, config)
     processor, template = _processor(name, family, revision)
-    return InputBuilder(processor, family, template, family.image_token_id(config)), processor.tokenizer
+    inputs = InputBuilder(processor, family, template, family.image_token_id(config))
+    return config, family, inputs, processor.tokenizer
 
 
 def cache_shape(text: Any, dtype: torch.dtype, device: torch.device) -> CacheShape:  # noqa: ANN401

@@ -17,6 +17,5 @@ SCENARIOS: dict[str, Scenario] = {
     "same-image": Scenario("time to the first token of the second question about an image", prompts.same_image),
     "blocks": Scenario("nothing is left in the cache after loads and aborts", blocks.run),
     "open-loop": Scenario("latencies under Poisson arrivals at shares of the capacity", arrivals.run),
-    "process": Scenario("the engine in a thread against in a process of its own", optional.process),
     "quantize": Scenario("int8 weights against none", optional.quantize),
 }

@@ -1,48 +1,33 @@
-"""Comparisons of what a server can be told to do; where it cannot, one line says so."""
+"""A server with weights in 8 bits against one with weights as they are."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 
 from benchmarks.bench import Bench
-from benchmarks.checkpoints import SMALL, TINY, Shape
+from benchmarks.checkpoints import SMALL
 from benchmarks.estimate import Estimate
 from benchmarks.load import Load
 from benchmarks.report import Goal, Report, ms
 from benchmarks.servers import autosteer
 from benchmarks.workloads import about_images
-from server.config import Settings
 
 CLIENTS = 16
-
-
-def process(bench: Bench) -> Report:
-    """The engine in a thread of the server, and in a process of its own."""
-    title = "the engine in a thread, and in a process of its own, tiny model"
-    return _compare(bench, "process", title, TINY, "engine_process", ["--no-engine-process"], ["--engine-process"])
+INT8 = "--quantize int8"
 
 
 def quantize(bench: Bench) -> Report:
     """Weights as they are, and in int8."""
     title = "weights as they are, and in int8, small model"
-    return _compare(bench, "quantize", title, SMALL, "quantize", [], ["--quantize", "int8"])
-
-
-def _compare(
-    bench: Bench, name: str, title: str, shape: Shape, setting: str, without: list[str], with_it: list[str]
-) -> Report:
-    report = Report(name, title, ("server", "tokens/s", "first token p50", "between tokens p50"))
-    if setting not in Settings.model_fields:
-        report.notes.append(f"Left out: the server has no setting `{setting}`.")
-        return report
+    report = Report("quantize", title, ("server", "tokens/s", "first token p50", "between tokens p50"))
     loads: dict[str, list[Load]] = {}
     with ExitStack() as stack:
-        checkpoint = bench.checkpoint(shape)
-        both = {" ".join(options) or "as it is": options for options in (without, with_it)}
+        checkpoint = bench.checkpoint(SMALL)
+        both = {"as it is": [], INT8: INT8.split()}
         servers = {
             label: stack.enter_context(autosteer(checkpoint, *options, name=label)) for label, options in both.items()
         }
-        for number in bench.each(range(-1, 2 * bench.effort.rounds), name):
+        for number in bench.each(range(-1, 2 * bench.effort.rounds), "quantize"):
             bodies = about_images(2 * CLIENTS, max_tokens=bench.effort.answer, seed=number)
             for label, server in servers.items():
                 load = server.load(bodies, clients=CLIENTS, count=len(bodies))
@@ -57,6 +42,6 @@ def _compare(
         report.rows.append((label, speed.show(0), *latencies))
     base, other = loads.values()
     ratio = Estimate.of_ratios([load.tokens_per_second for load in other], [load.tokens_per_second for load in base])
-    report.goals.append(Goal(f"tokens/s, {' '.join(with_it)} / without", ratio))
+    report.goals.append(Goal(f"tokens/s, {INT8} / without", ratio))
     report.notes.append(bench.generator(load for found in loads.values() for load in found))
     return report
