@@ -159,6 +159,7 @@ def make_backbone(model: Any, size: Size) -> Backbone:  # noqa: ANN401
         device=model.device,
         eos_ids=frozenset({EOS}),
         template_hash="",
+        parameters=sum(each.numel() for each in model.get_decoder().parameters()),
         weights_hash="",
     )
     inputs = cast(InputBuilder, _Ids())

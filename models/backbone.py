@@ -80,11 +80,6 @@ class Backbone:
         self._banned = torch.tensor(list(banned), dtype=torch.long, device=info.device)
 
     @property
-    def parameters(self) -> int:
-        """Numbers of the decoder, which every step reads."""
-        return sum(each.numel() for each in self._decoder.parameters())
-
-    @property
     def open_rows(self) -> int:
         """Rows that are open."""
         return self.cache.rows

@@ -23,4 +23,5 @@ class BackboneInfo:
     device: torch.device
     eos_ids: frozenset[int]
     template_hash: str
+    parameters: int  # numbers in the decoder, which every step reads
     weights_hash: str  # fingerprint of the weights, the same in every dtype

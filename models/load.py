@@ -21,6 +21,7 @@ from models.cache import BLOCK, CacheShape, PagedCache, cache_room
 from models.families import FAMILIES, Family
 from models.inputs import InputBuilder
 from models.lean import make_lean
+from models.prepacked import prepack
 from models.quantize import quantize_decoder
 
 IMAGE_MEMORY_BYTES = 128 * 2**20
@@ -70,6 +71,7 @@ def load_backbone(
         device=chosen_device,
         eos_ids=_eos_ids(model, config, tokenizer),
         template_hash=inputs.template_hash,
+        parameters=sum(each.numel() for each in model.get_decoder().parameters()),
         weights_hash=weights_hash(model),
     )
     decoder: Any = model.get_decoder()
@@ -78,24 +80,33 @@ def load_backbone(
         if (chosen_device.type, chosen_dtype) != ("cpu", torch.bfloat16):
             raise LoadError(f"int8 weights need a CPU and bfloat16, not {chosen_device.type} and {chosen_dtype}")
         quantize_decoder(decoder)
+    if chosen_device.type == "cpu":
+        prepack(model)
     return Backbone(
         model, family, inputs, tokenizer, info, family.image_token_id(config), max_rows, cache, image_memory_bytes
     )
 
 
-def load_inputs(name: str, revision: str | None = None) -> tuple[InputBuilder, PreTrainedTokenizerBase]:
-    """What makes prompts for a model and texts of its tokens, without its weights. Raises `LoadError`."""
-    _, _, inputs, tokenizer = _without_weights(name, revision)
+def load_inputs(
+    name: str, revision: str | None = None, *, image_memory_bytes: int = 0
+) -> tuple[InputBuilder, PreTrainedTokenizerBase]:
+    """What makes prompts for a model and texts of its tokens, without its weights.
+
+    `image_memory_bytes`: of processor tensors of images that are known by their files. Raises `LoadError`.
+    """
+    _, _, inputs, tokenizer = _without_weights(name, revision, image_memory_bytes)
     return inputs, tokenizer
 
 
-def _without_weights(name: str, revision: str | None) -> tuple[Any, Family, InputBuilder, PreTrainedTokenizerBase]:
+def _without_weights(
+    name: str, revision: str | None, image_memory_bytes: int = 0
+) -> tuple[Any, Family, InputBuilder, PreTrainedTokenizerBase]:
     """Config, family, and what makes prompts and texts."""
     _check_exists(name)
     config = _config(name, revision)
     family = _family(name, config)
     processor, template = _processor(name, family, revision)
-    inputs = InputBuilder(processor, family, template, family.image_token_id(config))
+    inputs = InputBuilder(processor, family, template, family.image_token_id(config), image_memory_bytes)
     return config, family, inputs, processor.tokenizer
 
 

@@ -107,7 +107,7 @@ class Plan:
         from models.load import load_inputs
         from server.runner import Inputs
 
-        return Inputs(*load_inputs(self.model, self.revision))
+        return Inputs(*load_inputs(self.model, self.revision, image_memory_bytes=self.image_cache_mib * 2**20))
 
 
 def explains_itself(error: BaseException) -> bool:
@@ -128,7 +128,7 @@ def set_threads(plan: Plan, backbone: Backbone) -> None:
 
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
-    elif backbone.parameters < SMALL_MODEL:
+    elif backbone.info.parameters < SMALL_MODEL:
         torch.set_num_threads(1)
 
 

@@ -62,7 +62,7 @@ def test_a_step_of_tokens_is_sixteen_bytes_for_each() -> None:
 
 def test_facts_and_failures() -> None:
     info = BackboneInfo(
-        "name", None, "Some", "llava", 8, 4, 50, 4096, torch.bfloat16, torch.device("cpu"), frozenset({2}), "", ""
+        "name", None, "Some", "llava", 8, 4, 50, 4096, torch.bfloat16, torch.device("cpu"), frozenset({2}), "", 9, ""
     )
     guard = random_guard(info)
     facts = Facts.of(as_any(SimpleNamespace(backbone=SimpleNamespace(info=info), guard=guard)))

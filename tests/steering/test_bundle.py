@@ -42,6 +42,7 @@ INFO = BackboneInfo(
     device=torch.device("cpu"),
     eos_ids=frozenset({2}),
     template_hash="t" * 64,
+    parameters=1000,
     weights_hash="w" * 64,
 )
 

@@ -1,0 +1,48 @@
+"""Weights in the layout that a CPU's matrix products read.
+
+A product of a plain weight sorts it into that layout first, at every call: of few rows that takes longer than the
+product. Sorted once, a step of 1 to 16 rows is 1.5 to 2 times as fast, with the same result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.lean import Joined
+
+SMALL_FP32 = 2**18  # numbers; products of smaller weights in fp32 are faster in another library, which reads plain ones
+
+
+class PrepackedLinear(nn.Module):
+    """A linear map whose weight is in oneDNN's own layout; it can be used, but neither read, moved nor saved."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.bias = bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[..., in]` -> `[..., out]`."""
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")
+        return output
+
+
+@torch.no_grad()
+def prepack(model: Any) -> None:  # noqa: ANN401 - a transformers model on the CPU
+    """Change the linear maps of the decoder's layers and the head where that pays; the rest stays as it is."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return
+    for parent in model.get_decoder().layers.modules():
+        for name, child in [*parent.named_children()]:
+            if isinstance(child, (nn.Linear, Joined)) and _pays(child.weight):
+                setattr(parent, name, PrepackedLinear(child.weight, child.bias))
+    head = model.get_output_embeddings()
+    if _pays(head.weight):
+        model.set_output_embeddings(PrepackedLinear(head.weight, head.bias))
+
+
+def _pays(weight: Tensor) -> bool:
+    return weight.dtype == torch.bfloat16 or (weight.dtype == torch.float32 and weight.numel() >= SMALL_FP32)

@@ -1,0 +1,71 @@
+"""Weights in the layout of a CPU's products: the same results."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from models import prepacked
+from models.backbone import Backbone
+from models.load import load_backbone
+from models.prepacked import PrepackedLinear
+from models.quantize import Int8Linear
+from tests.models.test_backbone import forced, greedy, ordinary_tokens, prompt_of
+from tests.tiny import CHATS, TinyModels
+
+STEPS = 12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_product_is_that_of_the_plain_weight(dtype: torch.dtype, biased: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(96, 160, bias=biased).to(dtype)
+    packed = PrepackedLinear(plain.weight, plain.bias)
+    for shape in ((96,), (1, 96), (2, 7, 96), (1, 300, 96)):
+        inputs = torch.randn(shape, dtype=dtype)
+        with torch.inference_mode():
+            found, expected = packed(inputs), plain(inputs)
+        assert (found.shape, found.dtype) == (expected.shape, dtype)
+        torch.testing.assert_close(found, expected, atol=1e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
+
+
+def test_only_products_that_are_faster_so_are_changed(tiny_models: TinyModels) -> None:
+    folder = tiny_models.folder("llava")
+    assert not _count(load_backbone(folder, device="cpu", dtype="float32"), PrepackedLinear)
+    packed = load_backbone(folder, device="cpu", dtype="bfloat16")
+    assert _count(packed, PrepackedLinear) == 4 * packed.info.num_layers + 1
+    int8 = load_backbone(folder, device="cpu", dtype="bfloat16", int8=True)
+    assert (_count(int8, PrepackedLinear), _count(int8, Int8Linear)) == (1, 4 * packed.info.num_layers)
+    assert packed.info == int8.info
+    assert packed.info.parameters > 0
+
+
+def test_every_family_answers_as_with_plain_weights(
+    backbone: Backbone, family: str, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepacked, "SMALL_FP32", 0)
+    packed = load_backbone(tiny_models.folder(family), device="cpu", dtype="float32", keep_prefixes=False)
+    assert _count(packed, PrepackedLinear) > 4 * packed.info.num_layers / 2
+    tokens = ordinary_tokens(backbone, STEPS, seed=1)
+    for name in CHATS:
+        assert greedy(packed, prompt_of(packed, name), STEPS) == greedy(backbone, prompt_of(backbone, name), STEPS)
+        torch.testing.assert_close(
+            forced(packed, prompt_of(packed, name), tokens),
+            forced(backbone, prompt_of(backbone, name), tokens),
+            atol=1e-4,
+            rtol=0,
+        )
+
+
+def test_a_family_in_bf16_answers(family: str, tiny_models: TinyModels) -> None:
+    backbone = load_backbone(tiny_models.folder(family), device="cpu", dtype="bfloat16")
+    assert _count(backbone, PrepackedLinear) > backbone.info.num_layers
+    for name in CHATS:
+        assert torch.isfinite(forced(backbone, prompt_of(backbone, name), [5, 6])).all()
+
+
+def _count(backbone: Backbone, kind: type[nn.Module]) -> int:
+    modules = [*backbone._decoder.modules(), backbone._head]
+    return sum(isinstance(module, kind) for module in modules)
