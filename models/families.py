@@ -33,9 +33,8 @@ def _chameleon_banned(model: Any) -> Sequence[int]:  # noqa: ANN401
     return list(model.model.vocabulary_mapping.image_tokens)
 
 
-Parts = list[
-    dict[str, tuple[int, int]]
-]  # of each processor tensor, the part that a picture has, along the image dimension
+# Of each processor tensor, the part that a picture has, along the image dimension.
+Parts = list[dict[str, tuple[int, int]]]
 
 
 def _each(features: Mapping[str, Any], dim: int) -> Parts:

@@ -7,13 +7,14 @@ that the same image in another prompt is not encoded again, and a prompt's prefi
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor, nn
 
 from models.families import Family
@@ -47,31 +48,48 @@ class Seen:
         return self.features.nbytes + (0 if self.deep is None else self.deep.nbytes)
 
 
-def pictures_of(
-    family: Family, features: Mapping[str, Tensor], ids: Sequence[int], image_token_id: int
-) -> tuple[Picture, ...]:
-    """The pictures of one prompt, in the order of their tokens; one for all where they cannot be told apart."""
+@dataclass(frozen=True)
+class Part:
+    """What of a prompt's `features` may be encoded by itself."""
+
+    digest: bytes
+    slices: Slices
+
+    @property
+    def sizes(self) -> list[int]:
+        """How much it takes of each tensor."""
+        return [stop - start for start, stop in self.slices.values()]
+
+
+def parts_of(family: Family, features: Mapping[str, Tensor]) -> list[Part]:
+    """The parts of one prompt's features, in their order; there is one where they cannot be told apart."""
     if not features:
+        return []
+    each: Sequence[Slices] = family.parts(features, family.image_dim) or [_whole(family, features)]
+    return [Part(_digest(features, slices, family.image_dim), slices) for slices in each]
+
+
+def pictures_of(
+    family: Family, features: Mapping[str, Tensor], parts: Sequence[Part], ids: Sequence[int], image_token_id: int
+) -> tuple[Picture, ...]:
+    """The pictures of one prompt, in the order of their tokens; one for all where its tokens cannot be told apart."""
+    if not parts:
         return ()
-    whole = {name: (0, tensor.shape[family.image_dim]) for name, tensor in features.items()}
     runs = [sum(1 for _ in run) for found, run in groupby(ids, lambda token: token == image_token_id) if found]
-    parts = family.parts(features, family.image_dim) or [whole]
     if len(parts) == 1:
         counts = [sum(runs)]
     elif len(runs) == len(parts):
         counts = runs
-    elif sum(runs) % len(parts) == 0 and all(_sizes(part) == _sizes(parts[0]) for part in parts):
+    elif sum(runs) % len(parts) == 0 and all(part.sizes == parts[0].sizes for part in parts):
         counts = [sum(runs) // len(parts)] * len(parts)
     else:
-        parts, counts = [whole], [sum(runs)]
-    return tuple(
-        Picture(_digest(features, part, family.image_dim), count, part)
-        for part, count in zip(parts, counts, strict=True)
-    )
+        whole = _whole(family, features)
+        parts, counts = [Part(_digest(features, whole, family.image_dim), whole)], [sum(runs)]
+    return tuple(Picture(part.digest, count, part.slices) for part, count in zip(parts, counts, strict=True))
 
 
-def _sizes(part: Slices) -> list[int]:
-    return [stop - start for start, stop in part.values()]
+def _whole(family: Family, features: Mapping[str, Tensor]) -> Slices:
+    return {name: (0, tensor.shape[family.image_dim]) for name, tensor in features.items()}
 
 
 def _digest(features: Mapping[str, Tensor], part: Slices, dim: int) -> bytes:
@@ -110,9 +128,7 @@ class Eyes:
         self._encode = encode
         self._family = family
         self._device, self._dtype = device, dtype
-        self._memory_bytes = memory_bytes
-        self._seen: OrderedDict[bytes, Seen] = OrderedDict()
-        self._bytes = 0
+        self._seen: LRUCache[bytes, Seen] = LRUCache(memory_bytes, getsizeof=lambda seen: seen.bytes)
 
     def look(self, pictures: Sequence[tuple[Picture, Mapping[str, Tensor]]]) -> list[Seen]:
         """What the model makes of pictures, each with its prompt's processor tensors; the new ones in one pass.
@@ -124,16 +140,13 @@ class Eyes:
         if new:
             known |= zip(new, self._look([*new.values()]), strict=True)
         for digest in new:
-            self._remember(digest, known[digest])
-        for digest in known:
-            if digest in self._seen:
-                self._seen.move_to_end(digest)
+            with suppress(ValueError):  # it is larger than all that may be remembered
+                self._seen[digest] = known[digest]
         return [known[picture.digest] for picture, _ in pictures]
 
     def forget(self) -> None:
         """Remember nothing."""
         self._seen.clear()
-        self._bytes = 0
 
     def tensors(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Processor tensors of several prompts or pictures, joined as the family's forward wants them."""
@@ -162,13 +175,6 @@ class Eyes:
             )
             for end, count in zip(ends, counts, strict=True)
         ]
-
-    def _remember(self, digest: bytes, seen: Seen) -> None:
-        self._seen[digest] = seen
-        self._bytes += seen.bytes
-        while self._bytes > self._memory_bytes:
-            _, old = self._seen.popitem(last=False)
-            self._bytes -= old.bytes
 
 
 def _flat(features: Tensor | Sequence[Tensor]) -> Tensor:

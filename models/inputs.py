@@ -26,12 +26,15 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from models.families import Detail, Family
 from models.images import Picture, pictures_of
+from models.pixels import ImageFile
+from models.processed import NOTHING, ImageProcessor, ProcessedMemory, PromptImages
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 # Private-use characters: in a rendering with sentinels there is no text of a user left that could contain them.
 _SENTINEL = "\ue0f0{}\ue0f1"
 _SENTINELS = re.compile("\ue0f0(\\d+)\ue0f1")
+_STAND_IN = Image.new("RGB", (1, 1))  # for an image of which all is known
 
 
 class PromptError(ValueError):
@@ -67,8 +70,16 @@ class _Text:
 class InputBuilder:
     """Chat messages + PIL images -> `Prompt`. Thread-safe: nothing is changed after construction."""
 
-    def __init__(self, processor: Any, family: Family, chat_template: str, image_token_id: int) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        processor: Any,  # noqa: ANN401 - a transformers processor
+        family: Family,
+        chat_template: str,
+        image_token_id: int,
+        memory_bytes: int = 0,  # of what was made of images that are known by their files
+    ) -> None:
         self._processor = processor
+        self._memory = ProcessedMemory(memory_bytes)
         self._tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self._family = family
         self._template = chat_template
@@ -87,19 +98,22 @@ class InputBuilder:
         return frozenset({"auto", *self._family.details})
 
     def build(
-        self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], details: Sequence[str] = ()
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[Image.Image | ImageFile],
+        details: Sequence[str] = (),
     ) -> Prompt:
         """The prompt of a chat.
 
         `messages`: `{"role", "content": [{"type": "text", "text": ...} | {"type": "image"}, ...]}`, and a `name` if
         the template has a use for it; a string as content is one text. `images` in order of appearance, each
-        at its level of `details`, which is "auto" where none are given. Raises `PromptError`.
+        at its level of `details`, which is "auto" where none are given. Raises `PromptError`, and what decoding raises.
         """
         chat = [_message(message, place) for place, message in enumerate(messages)]
         if not chat:
             raise PromptError("messages is empty")
         _check_image_count(chat, len(images))
-        images, options = self._detailed(images, details)
+        pictures = self._detailed(images, details)
         texts: list[_Text] = []
         skeleton = self._render(_with_sentinels(chat, texts))
         _check_nothing_dropped(skeleton, texts)
@@ -108,32 +122,27 @@ class InputBuilder:
         # The texts add a special token, alone, together or with the template's words around them?
         hostile = self._special.findall(rendered) != self._special.findall(_SENTINELS.sub("", skeleton))
         if hostile:
-            return self._process(self._with_pieces(texts), skeleton, images, options)
-        return self._process(self._processor, rendered, images, options)
+            return self._process(self._with_pieces(texts), skeleton, pictures)
+        return self._process(copy.copy(self._processor), rendered, pictures)
 
-    def _detailed(
-        self, images: Sequence[Image.Image], details: Sequence[str]
-    ) -> tuple[Sequence[Image.Image], Mapping[str, Any]]:
-        """The images at their level of detail, and the processor's options for it, which hold for all of them."""
+    def _detailed(self, images: Sequence[Image.Image | ImageFile], details: Sequence[str]) -> PromptImages:
+        """The images, each at its level of detail. The processor's options for it hold for all of them."""
         if unknown := set(details) - self.details:
             raise PromptError(f"images cannot be read at detail {', '.join(sorted(unknown))}")
         levels = [self._family.details.get(name, Detail()) for name in details] or [Detail()] * len(images)
         assert len(levels) == len(images), f"{len(images)} images, {len(levels)} levels of detail"
         if any(level.options != levels[0].options for level in levels):
             raise PromptError("all images of one request must have the same detail with this model")
-        smaller = [self._shrunk(image, level.longest) for image, level in zip(images, levels, strict=True)]
-        return smaller, levels[0].options if levels else {}
+        return PromptImages(
+            images,
+            [self._tile if level.longest == 0 else level.longest for level in levels],
+            levels[0].options if levels else None,
+        )
 
-    def _shrunk(self, image: Image.Image, longest: int | None) -> Image.Image:
-        if longest is None:
-            return image
-        if longest == 0:
-            longest = max(dict(self._processor.image_processor.size).values())
-        if max(image.size) <= longest:
-            return image
-        image = image.copy()
-        image.thumbnail((longest, longest))
-        return image
+    @property
+    def _tile(self) -> int:
+        """Pixels of a tile's longer side."""
+        return int(max(dict(self._processor.image_processor.size).values()))
 
     def build_text(self, text: str) -> Prompt:
         """The prompt of a bare text, without the chat template; in it too, special tokens are text.
@@ -173,25 +182,26 @@ class InputBuilder:
         processor.tokenizer = _SentinelTokenizer(self._tokenizer, self._pieces, [text.core for text in texts])
         return processor
 
-    def _process(
-        self,
-        processor: Any,  # noqa: ANN401
-        text: str,
-        images: Sequence[Image.Image],
-        details: Mapping[str, Any],
-    ) -> Prompt:
+    def _process(self, processor: Any, text: str, images: PromptImages) -> Prompt:  # noqa: ANN401
+        """The prompt of a rendered text. The processor is changed."""
         bos = self._tokenizer.bos_token
-        options = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
-        options |= details
-        nested = [[image.convert("RGB") for image in images]] if images else None
-        data = processor(text=[text], images=nested, return_tensors="pt", **options)
+        options: dict[str, Any] = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+        options |= images.options or {}
+        key = images.key
+        known = NOTHING if not images.images else None if key is None else self._memory.get(key)
+        processor.image_processor = seeing = ImageProcessor(self._processor.image_processor, self._family, known)
+        given = images.decoded() if known is None else [_STAND_IN] * len(images.images)
+        data = processor(text=[text], images=[given] if given else None, return_tensors="pt", **options)
+        found = seeing.processed
+        assert found is not None, "the processor did not look at the images"
+        if known is None and key is not None:
+            self._memory.put(key, found)
         ids = data["input_ids"][0].tolist()
-        features = {name: data[name] for name in self._family.features if name in data}
         return Prompt(
             ids=ids,
-            features=features,
+            features=found.features,
             image_tokens=ids.count(self._image_token_id),
-            pictures=pictures_of(self._family, features, ids, self._image_token_id),
+            pictures=pictures_of(self._family, found.features, found.parts, ids, self._image_token_id),
         )
 
 

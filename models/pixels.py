@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image, ImageOps
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image that is known by its file and decoded where its pixels are needed: what was made of it once serves."""
+
+    digest: bytes  # of the file
+    decode: Callable[[], Image.Image]  # RGB
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -212,7 +212,9 @@ class Settings(BaseSettings, PolicySettings):
         None, "Memory of the KV cache; if not given what max_rows whole contexts take, within a share of the memory."
     )
     prefix_cache: bool = _fixed(True, "Keep what prompts begin with in the KV cache, for prompts that begin alike.")
-    image_cache_mib: Annotated[int, Field(ge=0)] = _fixed(128, "Memory for images that were seen, by content.")
+    image_cache_mib: Annotated[int, Field(ge=0)] = _fixed(
+        128, "Memory for images that were seen, by content, in each of the two processes; 0 for none."
+    )
     threads: Count | None = _fixed(
         None, "Threads of the model on a CPU; if not given one for a small model, else one for each core."
     )

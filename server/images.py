@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
+from models.pixels import ImageFile
 from server.config import Settings
 from server.decoder import Decoders
 from server.errors import BadRequest
@@ -59,11 +62,17 @@ class RequestImages:
     max_bytes: int
     decoders: Decoders
 
-    def load(self, param: str) -> Image.Image:
-        """The image that a field names, decoded, upright, RGB. Blocks. Raises BadRequest."""
+    def file(self, param: str) -> ImageFile:
+        """The image that a field names; it is upright and RGB once decoded. Blocks. Both raise BadRequest."""
         url = self.urls[param]
         try:
             data = self.fetched[url] if url in self.fetched else read_data_url(url, self.max_bytes)
+        except MediaError as error:
+            raise _invalid(param, error) from error
+        return ImageFile(hashlib.sha256(data).digest(), partial(self._decode, param, data))
+
+    def _decode(self, param: str, data: bytes) -> Image.Image:
+        try:
             return self.decoders.decode(data)
         except MediaError as error:
             raise _invalid(param, error) from error

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from models.inputs import Prompt, PromptError
+from models.pixels import ImageFile
 from server.config import Settings
 from server.errors import BadRequest, ContextLengthExceeded
 from server.images import RequestImages
@@ -50,7 +49,7 @@ class Conversation:
         return urls
 
     def prompt(self, served: Served, settings: Settings, images: RequestImages) -> Prompt:
-        """Decode the images, render the template. Raises BadRequest."""
+        """Render the template, look at the images. Raises BadRequest."""
         texts = [part for _, part in self.parts() if not isinstance(part, ImagePart)]
         check_characters(sum(len(_words(part)) for part in texts), settings, self.field)
         details = self._details(served)
@@ -76,15 +75,15 @@ class Conversation:
                     )
         return details
 
-    def _for_template(self, images: RequestImages) -> tuple[list[dict[str, Any]], list[Image.Image]]:
+    def _for_template(self, images: RequestImages) -> tuple[list[dict[str, Any]], list[ImageFile]]:
         """Messages as the chat template wants them, and the images in order of appearance. Raises BadRequest."""
         messages: list[dict[str, Any]] = []
-        pictures: list[Image.Image] = []
+        pictures: list[ImageFile] = []
         for i, message in enumerate(self.messages):
             content: list[dict[str, Any]] = []
             for j, part in enumerate(parts_of(message)):
                 if isinstance(part, ImagePart):
-                    pictures.append(images.load(_url_path(self.path(i, j))))
+                    pictures.append(images.file(_url_path(self.path(i, j))))
                     content.append({"type": "image"})
                 else:
                     content.append({"type": "text", "text": _words(part)})

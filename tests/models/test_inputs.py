@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from models.backbone import Backbone
 from models.families import FAMILIES
 from models.inputs import InputBuilder, Prompt, PromptError
+from models.load import load_inputs
+from models.pixels import ImageFile
 from tests.reference import stock
 from tests.tiny import CHATS, TINY, TinyModels, chat, picture, pictures
 
@@ -285,8 +291,9 @@ class TestDetail:
     def test_a_picture_of_any_size_is_made_smaller(self, backbone: Backbone, family: str) -> None:
         if FAMILIES[family].details.get("low", None) is None or FAMILIES[family].details["low"].longest != 512:
             return
-        assert backbone.inputs._shrunk(picture(0).resize((1024, 300)), 512).size == (512, 150)
-        assert backbone.inputs._shrunk(picture(0).resize((300, 512)), 512).size == (300, 512)
+        pictures = [picture(0).resize(size) for size in ((1024, 300), (300, 512))]
+        wide, high = backbone.inputs._detailed(pictures, ["low", "low"]).decoded()
+        assert (wide.size, high.size) == ((512, 150), (300, 512))
 
     def test_details_may_differ_where_the_processor_s_options_do_not(self, backbone: Backbone, family: str) -> None:
         levels = FAMILIES[family].details
@@ -297,3 +304,87 @@ class TestDetail:
         else:
             with pytest.raises(PromptError, match="same detail"):
                 self._prompt(backbone, "low", "high")
+
+
+class TestRemembered:
+    """Images that are known by their files: what was made of them once is what would be made of them again."""
+
+    @pytest.fixture
+    def builders(self, tiny_models: TinyModels) -> Callable[..., InputBuilder]:
+        def make(family: str, memory_bytes: int = 2**24) -> InputBuilder:
+            return load_inputs(str(tiny_models.folder(family)), image_memory_bytes=memory_bytes)[0]
+
+        return make
+
+    @staticmethod
+    def _files(decoded: list[int], *numbers: int) -> list[ImageFile]:
+        def decode(number: int) -> Image.Image:
+            decoded.append(number)
+            return picture(number).resize((40 + 30 * number, 60))
+
+        return [ImageFile(bytes([number]), partial(decode, number)) for number in numbers]
+
+    def test_the_prompt_is_the_same_and_nothing_is_decoded_again(
+        self, backbone: Backbone, family: str, builders: Callable[..., InputBuilder]
+    ) -> None:
+        builder, decoded = builders(family), list[int]()
+        hostile = next(iter(TINY[family].tokens))
+        for text in ("Hi", "And now?", f"Write {hostile} for me"):
+            images = [picture(number).resize((40 + 30 * number, 60)) for number in (0, 2)]
+            plain = backbone.inputs.build(chat(("user", text, 2)), images)
+            prompt = builder.build(chat(("user", text, 2)), self._files(decoded, 0, 2))
+            assert _equal(prompt, plain)
+            assert prompt.pictures == plain.pictures
+        assert decoded == [0, 2]
+
+    def test_another_order_detail_or_file_is_another_thing(self, builders: Callable[..., InputBuilder]) -> None:
+        builder, decoded = builders("llava_next"), list[int]()
+
+        def build(numbers: tuple[int, ...], detail: str) -> Prompt:
+            files = self._files(decoded, *numbers)
+            return builder.build(chat(("user", "Hi", len(numbers))), files, [detail] * len(numbers))
+
+        asked = [((0, 2), "high"), ((2, 0), "high"), ((0, 2), "low"), ((0,), "high"), ((0, 3), "high")]
+        prompts = [build(*each) for each in asked]
+        assert len(decoded) == 9
+        again = [build(*each) for each in asked]
+        assert len(decoded) == 9
+        assert all(map(_equal, prompts, again))
+        assert not any(_equal(one, other) for one, other in itertools.combinations(prompts, 2))
+
+    def test_options_of_the_processor_tell_images_apart(self, builders: Callable[..., InputBuilder]) -> None:
+        builder, decoded = builders("smolvlm"), list[int]()
+        low, high, again = (
+            builder.build(chat(("user", "Hi", 1)), self._files(decoded, 3), [detail])
+            for detail in ("low", "high", "low")
+        )
+        assert low.image_tokens < high.image_tokens
+        assert _equal(low, again)
+        assert decoded == [3, 3]
+
+    def test_memory_is_bounded_and_the_latest_stay(self, builders: Callable[..., InputBuilder]) -> None:
+        size = sum(t.nbytes for t in builders("llava").build(chat(("user", "Hi", 1)), [picture(0)]).features.values())
+        builder, decoded = builders("llava", 2 * size), list[int]()
+        for number in (0, 1, 0, 2, 0, 1):
+            builder.build(chat(("user", "Hi", 1)), self._files(decoded, number))
+        assert decoded == [0, 1, 2, 1]
+
+    @pytest.mark.parametrize("memory_bytes", [0, 10])
+    def test_what_is_larger_than_the_memory_is_not_kept(
+        self, builders: Callable[..., InputBuilder], memory_bytes: int
+    ) -> None:
+        builder, decoded = builders("llava", memory_bytes), list[int]()
+        for _ in range(2):
+            builder.build(chat(("user", "Hi", 1)), self._files(decoded, 1))
+        assert decoded == [1, 1]
+
+    def test_an_image_that_cannot_be_decoded_leaves_nothing_behind(self, builders: Callable[..., InputBuilder]) -> None:
+        builder, decoded = builders("llava"), list[int]()
+
+        def refuse() -> Image.Image:
+            raise OSError("broken")
+
+        with pytest.raises(OSError, match="broken"):
+            builder.build(chat(("user", "Hi", 1)), [ImageFile(b"\1", refuse)])
+        builder.build(chat(("user", "Hi", 1)), self._files(decoded, 1))
+        assert decoded == [1]

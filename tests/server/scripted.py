@@ -22,6 +22,7 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 from models.inputs import Prompt, PromptError
+from models.pixels import ImageFile
 from models.sampling import Logprobs
 from server.app import create_app
 from server.config import Settings
@@ -99,9 +100,9 @@ class ScriptedInputs:
     asked: Sequence[str] = ()  # the details of the last request's images
 
     def build(
-        self, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image], details: Sequence[str] = ()
+        self, messages: Sequence[Mapping[str, Any]], images: Sequence[ImageFile], details: Sequence[str] = ()
     ) -> Prompt:
-        self.messages, self.images, self.asked = messages, images, details
+        self.messages, self.images, self.asked = messages, [image.decode() for image in images], details
         self.entered.set()
         self.gate.wait()
         if self.fault is not None:

@@ -149,7 +149,7 @@ async def test_sixteen_large_images_do_not_hold_up_the_event_loop() -> None:
         loop = asyncio.get_running_loop()
 
         def size_of(path: str) -> tuple[int, int]:
-            return found.load(path).size
+            return found.file(path).decode().size
 
         for _ in range(3):
             work = asyncio.gather(*(loop.run_in_executor(service._threads, size_of, path) for path in found.urls))
