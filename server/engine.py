@@ -114,6 +114,8 @@ class Engine:
         finally:
             if request.timings.scheduled is None:
                 request.timings.scheduled = monotonic()
+        if request.cached_tokens is None:
+            request.cached_tokens = request.row.length
 
     def chunk(self, request: Request, count: int) -> int:
         """How many tokens, of about `count`, may be computed in one step."""

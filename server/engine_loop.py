@@ -16,7 +16,7 @@ from models.grammar import GrammarCompiler, JsonGrammar, SchemaError
 from server import wire
 from server.engine import Engine
 from server.request import EngineFailed, Event, Finish, GrammarFailed, Request, RequestFailed
-from server.wire import Facts, Kind, Load, News
+from server.wire import Facts, Kind, Load, News, State
 
 logger = logging.getLogger(__name__)
 
@@ -154,11 +154,11 @@ class EngineLoop:
         request, state = event.request, None
         if (number := self._new.pop(request, None)) is not None:
             self._begun[request] = number
-            state = request.decision, request.shadow, request.timings
+            state = _state(request)
         number = self._begun[request]
         if event.finish is not None:
             del self._begun[request]
-            state = request.decision, request.shadow, request.timings
+            state = _state(request)
         return News(number, event.token, event.logprobs, event.finish, event.error, state)
 
     def _tell(self, engine: Engine, tokens: Sequence[int], news: Sequence[News]) -> None:
@@ -250,6 +250,10 @@ class EngineLoop:
             return compiled[schema].fresh()
 
         return grammar
+
+
+def _state(request: Request) -> State:
+    return request.decision, request.shadow, request.timings, request.cached_tokens
 
 
 def _load_of(engine: Engine) -> Load:

@@ -79,6 +79,7 @@ class Request:
     output_ids: list[int] = field(default_factory=list)
     decision: Decision | None = None
     shadow: ShadowDecision | None = None  # never acted upon
+    cached_tokens: int | None = None  # of the prompt, which the cache knew when the request first ran
     timings: Timings = field(default_factory=Timings)
 
     @property

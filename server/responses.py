@@ -222,7 +222,7 @@ def usage_of(choices: Choices) -> Usage:
         "completion_tokens": choices.tokens,
         "total_tokens": prompt_tokens + choices.tokens,
         "prompt_tokens_details": {
-            "cached_tokens": 0,
+            "cached_tokens": sum(leader.request.cached_tokens or 0 for leader in choices.leaders),
             "image_tokens": sum(prompt.image_tokens for prompt in prompts),
         },
     }

@@ -331,7 +331,7 @@ class Runner:
     def _take_news(self, live: _Live, news: News) -> None:
         request = live.request
         if news.state is not None:
-            request.decision, request.shadow, request.timings = news.state
+            request.decision, request.shadow, request.timings, request.cached_tokens = news.state
         if news.token is not None:
             request.output_ids.append(news.token)
         if news.finish is not None:

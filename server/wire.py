@@ -276,7 +276,7 @@ class Load(NamedTuple):
     cache_usage: float = 0.0  # 0 to 1
 
 
-State = tuple[Decision | None, ShadowDecision | None, Timings]
+State = tuple[Decision | None, ShadowDecision | None, Timings, int | None]  # the last: `cached_tokens`
 
 
 class News(NamedTuple):

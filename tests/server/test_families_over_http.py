@@ -10,13 +10,14 @@ import httpx
 import pytest
 
 from models.backbone import Backbone
+from models.cache import BLOCK
 from server.engine import Engine
 from server.scheduler import Scheduler
 from tests.end_to_end.processes import data_url
 from tests.reference import stock
 from tests.server.in_thread import runner_of
 from tests.server.scripted import MODEL, content_of, events_of, serving
-from tests.tiny import CHATS, pictures
+from tests.tiny import CHATS, TinyModels, pictures
 
 TOKENS = 24
 
@@ -61,3 +62,18 @@ async def test_streamed_and_whole_text_are_those_of_generate(
 
         streamed = (await client.post("/v1/chat/completions", json=body | {"stream": True})).raise_for_status()
         assert content_of(events_of(streamed.text)) == expected, name
+
+
+async def test_usage_tells_what_of_a_prompt_was_known(tiny_models: TinyModels) -> None:
+    backbone = tiny_models.backbone("llava", remembers=True)
+    backbone.forget()
+    runner = runner_of(lambda: Engine(backbone, None, Scheduler(8, 4096)))
+    text = " ".join(f"word {number}" for number in range(60))
+    body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 1, "n": 2}
+    async with serving(runner) as http:
+        await runner.loaded()
+        answers = [(await http.post("/v1/chat/completions", json=body)).raise_for_status().json() for _ in range(2)]
+    prompt = answers[0]["usage"]["prompt_tokens"]
+    known = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
+    assert known == [0, (prompt - 1) // BLOCK * BLOCK]
+    assert known[1] > 0

@@ -41,6 +41,7 @@ def test_a_step() -> None:
         Decision(Verdict.STEERED, float("inf"), 2.5),
         ShadowDecision(Verdict.PASS, 0.5, 0.0, "next"),
         Timings(1.0, 2.0, 3.0, 4.0, None, 0.25),
+        64,
     )
     news = [
         News(2**40, 7, Logprobs(-0.5, [(7, -0.5), (8, -1.0)]), None, None, state),
