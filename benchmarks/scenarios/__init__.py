@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.bench import Scenario
-from benchmarks.scenarios import arrivals, blocks, demo, guard, offline, optional, peers, prompts, steps
+from benchmarks.scenarios import arrivals, blocks, demo, guard, offline, peers, prompts, quantize, steps
 
 SCENARIOS: dict[str, Scenario] = {
     "demo": Scenario("start, memory, and the guard's modes on the bundled model", demo.run),
@@ -17,5 +17,5 @@ SCENARIOS: dict[str, Scenario] = {
     "same-image": Scenario("time to the first token of the second question about an image", prompts.same_image),
     "blocks": Scenario("nothing is left in the cache after loads and aborts", blocks.run),
     "open-loop": Scenario("latencies under Poisson arrivals at shares of the capacity", arrivals.run),
-    "quantize": Scenario("int8 weights against none", optional.quantize),
+    "quantize": Scenario("int8 weights against none: speed, and what they change in answers and scores", quantize.run),
 }
