@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from benchmarks.bench import Scenario
-from benchmarks.scenarios import arrivals, blocks, demo, guard, offline, peers, prompts, quantize, steps
+from benchmarks.scenarios import (
+    arrivals,
+    blocks,
+    demo,
+    guard,
+    guard_step,
+    offline,
+    peers,
+    products,
+    prompts,
+    quantize,
+    steps,
+)
 
 SCENARIOS: dict[str, Scenario] = {
     "demo": Scenario("start, memory, and the guard's modes on the bundled model", demo.run),
@@ -11,8 +23,10 @@ SCENARIOS: dict[str, Scenario] = {
     "peers-small": Scenario("the same, 32 M parameters", peers.small),
     "offline-small": Scenario("the engine against model.generate on one static batch", offline.run),
     "step-small": Scenario("an engine's step against the bare batched forward", steps.small),
+    "products": Scenario("single operations: weights, int8 and attention against torch's own", products.run),
     "rows-256": Scenario("growth of a step from 8 rows to 256 against the bare forward's", steps.rows),
     "guard-small": Scenario("off, monitor and steer: throughput and latencies kept", guard.run),
+    "guard-step": Scenario("the same in process, by turns", guard_step.run),
     "long-prompt": Scenario("running rows while a long prompt is computed", prompts.long_prompt),
     "same-image": Scenario("time to the first token of the second question about an image", prompts.same_image),
     "blocks": Scenario("nothing is left in the cache after loads and aborts", blocks.run),
