@@ -1,14 +1,17 @@
-"""What the guard costs the engine, in one process: the same model, the same prompts, by turns.
+"""What the guard costs the engine, in one process: work with it and without, by turns.
 
-Loads through HTTP differ from each other by more than the guard costs. Here every engine does the same work in turn,
-within a second or two, so that what differs is the guard. An engine without a guard stands in twice: its ratio to
-itself tells what the method can see.
+Loads through HTTP differ from each other by more than the guard costs. Here an engine with a guard and one without, on
+one model, do the same piece of work one right after the other, in an order of chance, and what is kept is the
+difference. An engine without a guard stands in for one with it, too: its difference tells what the method can see.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
 
 from benchmarks.bench import Bench
 from benchmarks.checkpoints import SMALL, load_ours
@@ -16,60 +19,72 @@ from benchmarks.estimate import Estimate
 from benchmarks.inprocess import EngineRun
 from benchmarks.report import Goal, Report, ms
 from benchmarks.workloads import picture, words
-from models.inputs import InputBuilder, Prompt
+from models.backbone import Backbone
+from models.inputs import Prompt
 from steering.bundle import load_guard
+from steering.guard import Guard
 from steering.policy import Mode, Policy
 
 ROWS = 16
-STEPS = 32
-OFF, AGAIN, MONITOR, STEER, STEERED = "off", "off again", "monitor", "steer, none flagged", "steer, all flagged"
-THROUGHPUT, BETWEEN, FIRST = "time of all answers", "between tokens", "first token"
-AT_MOST = {
-    BETWEEN: {MONITOR: 1.01, STEER: 1.01},
-    FIRST: {MONITOR: 1.02, STEER: 1.02},
-    THROUGHPUT: {MONITOR: 1 / 0.99, STEER: 1 / 0.99, STEERED: 1 / 0.97},
-}
+AGAIN, MONITOR, STEER, STEERED = "off again", "monitor", "steer, none flagged", "steer, all flagged"
+FIRST_AT_MOST = {MONITOR: 1.02, STEER: 1.02}
+BETWEEN_AT_MOST = {MONITOR: 1.01, STEER: 1.01}
+KEPT_AT_LEAST = {MONITOR: 0.99, STEER: 0.99, STEERED: 0.97}
 
-Times = dict[str, list[float]]
-Work = Callable[[EngineRun, Sequence[Prompt]], float]
+Work = Callable[[], float]  # its seconds
+
+
+@dataclass(frozen=True)
+class Added:
+    """Seconds without a guard, and what the guard adds to them in each pair."""
+
+    base: float
+    seconds: list[float]
+
+    @property
+    def ratio(self) -> Estimate:
+        """With the guard to without."""
+        return Estimate.of([1 + each / self.base for each in self.seconds])
+
+    def __str__(self) -> str:
+        added = Estimate.of([each * 1e6 for each in self.seconds])
+        return f"{ms(self.base)} + {added.show(0)} µs"
 
 
 def run(bench: Bench) -> Report:
-    """The first token of one prompt with a picture, steps of 16 rows, and 16 whole answers."""
+    """The first token of a prompt with a picture, and steps of 16 rows."""
+    answer = bench.effort.answer
     report = Report(
         "guard-step",
-        f"{ROWS} rows with images, {bench.effort.answer} tokens each, in process, small model",
-        ("mode", FIRST, BETWEEN, THROUGHPUT),
+        f"what a guard adds to an engine, {ROWS} rows with images, small model",
+        ("mode", "first token", "between tokens"),
     )
-    engines = _engines(bench)
-    rounds = bench.effort.fine_rounds
-    works: dict[str, tuple[int, Work]] = {
-        FIRST: (6 * rounds, _first),
-        BETWEEN: (2 * rounds, _between),
-        THROUGHPUT: (rounds, lambda engine, prompts: engine.answer(prompts, bench.effort.answer)),
-    }
-    found = {what: _in_turn(bench, what, engines, count, work) for what, (count, work) in works.items()}
-    for mode in engines:
-        report.rows.append((mode, *(ms(Estimate.of(times[mode]).value) for times in found.values())))
-    for measure, times in found.items():
-        for mode in engines:
-            if mode != OFF:
-                ratio = Estimate.of_ratios(times[mode], times[OFF])
-                report.goals.append(Goal(f"{mode} / off: {measure}", ratio, at_most=AT_MOST[measure].get(mode)))
+    checkpoint = bench.checkpoint(SMALL)
+    backbone = load_ours(checkpoint, 2 * ROWS)
+    guard = load_guard(checkpoint.guard, backbone.info)
+    step = _step_alone(bench, EngineRun.of(backbone))
+    for mode, engine in _engines(backbone, guard).items():
+        off = EngineRun.of(backbone)
+        first = _firsts(bench, mode, off, engine)
+        between = Added(step, _steps(bench, mode, off, engine))
+        report.rows.append((mode, str(first), str(between)))
+        report.goals += [
+            Goal(f"{mode} / off: first token", first.ratio, at_most=FIRST_AT_MOST.get(mode)),
+            Goal(f"{mode} / off: between tokens", between.ratio, at_most=BETWEEN_AT_MOST.get(mode)),
+            Goal(f"{mode} / off: tokens/s", _kept(first, between, answer), at_least=KEPT_AT_LEAST.get(mode)),
+        ]
+    report.notes.append(
+        f"Tokens/s follow from the other two: {ROWS} answers of {answer} tokens are {ROWS} first tokens, "
+        f"one after the other, and {answer - 1} steps."
+    )
     return report
 
 
-def _engines(bench: Bench) -> dict[str, EngineRun]:
-    """One for each mode, on one model."""
-    checkpoint = bench.checkpoint(SMALL)
-    backbone = load_ours(checkpoint, ROWS)
-    guard = load_guard(checkpoint.guard, backbone.info)
-
+def _engines(backbone: Backbone, guard: Guard) -> dict[str, EngineRun]:
     def guarded(mode: Mode, threshold: float) -> EngineRun:
         return EngineRun.of(backbone, guard, Policy("default", mode, threshold, eps=1.0, refusal=""))
 
     return {
-        OFF: EngineRun.of(backbone),
         AGAIN: EngineRun.of(backbone),
         MONITOR: guarded(Mode.MONITOR, 1.0),
         STEER: guarded(Mode.STEER, 1.0),
@@ -77,39 +92,75 @@ def _engines(bench: Bench) -> dict[str, EngineRun]:
     }
 
 
-def _in_turn(bench: Bench, what: str, engines: dict[str, EngineRun], count: int, work: Work) -> Times:
-    """Seconds of `count` pieces of work by each engine, in an order of chance; the first is the warm-up."""
-    chance = random.Random(0)
-    times: Times = {mode: [] for mode in engines}
-    for number in bench.each(range(-1, count), f"guard-step, {what}"):
-        for mode in chance.sample(list(engines), len(engines)):
-            engine = engines[mode]
-            engine.engine.backbone.forget()
-            prompts = [_prompt(engine.engine.backbone.inputs, ROWS * number + place) for place in range(ROWS)]
-            seconds = work(engine, prompts)
-            if number >= 0:
-                times[mode].append(seconds)
-    return times
+def _kept(first: Added, between: Added, answer: int) -> Estimate:
+    """Throughput with the guard to without, at the ends of both intervals."""
+    base = ROWS * first.base + (answer - 1) * between.base
+
+    def ratio(a: float, b: float) -> float:
+        return base / (ROWS * first.base * a + (answer - 1) * between.base * b)
+
+    one, other = first.ratio, between.ratio
+    return Estimate(ratio(one.value, other.value), ratio(one.high, other.high), ratio(one.low, other.low), one.count)
 
 
-def _first(engine: EngineRun, prompts: Sequence[Prompt]) -> float:
+def _step_alone(bench: Bench, engine: EngineRun) -> float:
+    """Seconds of a step of 16 rows while there are no others."""
+    requests = engine.start([_prompt(engine, place) for place in range(ROWS)], bench.effort.steps + 16)
+    engine.step(4)
+    times = [engine.step() for _ in range(bench.effort.steps)]
+    engine.end(requests)
+    return median(times)
+
+
+def _firsts(bench: Bench, mode: str, off: EngineRun, guarded: EngineRun) -> Added:
     """One prompt, of which nothing is known."""
-    requests = engine.submit(prompts[:1], 2)
-    seconds = engine.step()
-    assert requests[0].output_ids, "the first step gave no token"
-    engine.end(requests)
-    return seconds
+
+    def first(engine: EngineRun, prompt: Prompt) -> float:
+        engine.engine.backbone.forget()
+        requests = engine.submit([prompt], 2)
+        seconds = engine.step()
+        assert requests[0].output_ids, "the first step gave no token"
+        engine.end(requests)
+        return seconds
+
+    base, added = [], []
+    for number in bench.each(range(-2, 20 * bench.effort.fine_rounds), f"guard-step, {mode}, first token"):
+        prompt = _prompt(off, number)
+        without, within = _in_turn(number, partial(first, off, prompt), partial(first, guarded, prompt))
+        if number >= 0:  # the first two are the warm-up
+            base.append(without)
+            added.append(within - without)
+    return Added(median(base), added)
 
 
-def _between(engine: EngineRun, prompts: Sequence[Prompt]) -> float:
-    """A step of rows that stream."""
-    requests = engine.start(prompts, 2 * STEPS)
-    engine.step(2)
-    seconds = engine.step(STEPS) / STEPS
-    engine.end(requests)
-    return seconds
+def _steps(bench: Bench, mode: str, off: EngineRun, guarded: EngineRun) -> list[float]:
+    """What is added to steps of rows that stream. The rows of both lie side by side, so that neither reach further."""
+    added = []
+    steps = bench.effort.steps
+    for number in bench.each(range(bench.effort.fine_rounds), f"guard-step, {mode}, steps"):
+        requests = []
+        for place in range(ROWS):
+            prompt = _prompt(off, ROWS * number + place)
+            requests += [(engine, engine.start([prompt], steps + ROWS + 16)) for engine in (off, guarded)]
+        for step in range(-4, steps):
+            without, within = _in_turn(step, off.step, guarded.step)
+            if step >= 0:
+                added.append(within - without)
+        for engine, some in requests:
+            engine.end(some)
+    return added
 
 
-def _prompt(inputs: InputBuilder, number: int) -> Prompt:
+def _in_turn(number: int, one: Work, other: Work) -> tuple[float, float]:
+    """Seconds of both, in an order of chance."""
+    if random.Random(number).random() < 0.5:
+        first = one()
+        return first, other()
+    second = other()
+    return one(), second
+
+
+def _prompt(engine: EngineRun, number: int) -> Prompt:
     content = [{"type": "image"}, {"type": "text", "text": words(random.Random(number), 12)}]
+    inputs = engine.engine.backbone.inputs
     return inputs.build([{"role": "user", "content": content}], [picture(number, (224, 224))])
