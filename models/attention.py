@@ -267,7 +267,7 @@ class DenseStreams:
     """
 
     def __init__(self, cache: PagedCache, tables: Sequence[Table], ends: Sequence[int]) -> None:
-        device = cache.shape.device
+        device, self._dtype = cache.shape.device, cache.shape.dtype
         lists = [table.blocks[: cache.blocks_for(end)] for table, end in zip(tables, ends, strict=True)]
         self.rows = len(lists)
         self._size = cache.block_size
@@ -302,8 +302,8 @@ class DenseStreams:
         to_rows, to_blocks = self._order(heads)
         asked = asking.index_select(0, self._owner).view(entries, -1, width)
         scores = torch.bmm(asked, keys.transpose(1, 2)).view(-1, self._size).index_select(0, to_rows)
-        scores = scores.view(self.rows, heads, -1) + self._mask(window)
-        weights = scores.softmax(-1).to(asking.dtype).view(-1, self._size).index_select(0, to_blocks)
+        scores = scores.view(self.rows, heads, -1).add_(self._mask(window))
+        weights = scores.softmax(-1).view(-1, self._size).index_select(0, to_blocks)
         sums = torch.bmm(weights.view(entries, -1, self._size), values).view(self._range, -1)
         parts = sums.index_select(0, self._table)
         if self._most > 1:
@@ -329,7 +329,8 @@ class DenseStreams:
             hidden = self._places >= self._ends
             if window is not None:
                 hidden |= self._places < self._ends - window
-            mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+            mask = torch.zeros(hidden.shape, dtype=self._dtype, device=hidden.device)
+            mask.masked_fill_(hidden, float("-inf"))
             self._masks[window] = mask[:, None]
         return self._masks[window]
 
