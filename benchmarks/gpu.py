@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu`: a model of LLaVA-OneVision-7B's shape on one CUDA machine, weights random, nothing saved.
 
-Needs torch, transformers, tokenizers, pillow, jinja2, numpy and safetensors, and no server. `--tiny` runs the same code
-on a CPU with a tiny model; its figures mean nothing.
+Needs torch, transformers, cachetools, tokenizers, pillow, jinja2, numpy and safetensors, and no server. `--tiny` runs
+the same code on a CPU with a tiny model; its figures mean nothing.
 """
 
 from __future__ import annotations
