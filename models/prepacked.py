@@ -17,7 +17,7 @@ SMALL_FP32 = 2**18  # numbers; products of smaller weights in fp32 are faster in
 
 
 class PrepackedLinear(nn.Module):
-    """A linear map whose weight is in oneDNN's own layout; it can be used, but neither read, moved nor saved."""
+    """A linear map whose weight is in oneDNN's own layout; it can be used, but neither trained, moved nor saved."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -26,8 +26,29 @@ class PrepackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`[..., in]` -> `[..., out]`."""
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")
-        return output
+        if inputs.requires_grad and torch.is_grad_enabled():
+            output: Tensor = _Differentiable.apply(inputs, self._packed, self.bias)  # type: ignore[no-untyped-call]
+            return output
+        return _product(inputs, self._packed, self.bias)
+
+
+def _product(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
+    return output
+
+
+class _Differentiable(torch.autograd.Function):
+    """The product with a gradient to its inputs, which the operator lacks: fitting a Refusal Head needs it."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN401
+        ctx.packed = packed
+        return _product(inputs, packed, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        (gradient,) = gradients
+        return gradient @ ctx.packed.to_dense(), None, None
 
 
 @torch.no_grad()

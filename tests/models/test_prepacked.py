@@ -31,6 +31,23 @@ def test_a_product_is_that_of_the_plain_weight(dtype: torch.dtype, biased: bool)
         torch.testing.assert_close(found, expected, atol=1e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("biased", [True, False])
+def test_gradients_reach_what_is_before_the_product(dtype: torch.dtype, biased: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(48, 80, bias=biased).to(dtype).requires_grad_(requires_grad=False)
+    packed = PrepackedLinear(plain.weight, plain.bias)
+    start, towards = torch.randn(2, 5, 48, dtype=dtype), torch.randn(2, 5, 80, dtype=dtype)
+    gradients = []
+    for module in (plain, packed):
+        inputs = start.clone().requires_grad_()
+        (module(inputs) * towards).sum().backward()
+        gradients.append(inputs.grad)
+    assert gradients[0] is not None
+    assert gradients[0].abs().max() > 1
+    torch.testing.assert_close(gradients[1], gradients[0], atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-2)
+
+
 def test_only_products_that_are_faster_so_are_changed(tiny_models: TinyModels) -> None:
     folder = tiny_models.folder("llava")
     assert not _count(load_backbone(folder, device="cpu", dtype="float32"), PrepackedLinear)
