@@ -11,6 +11,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 from PIL import Image
 
+from models.cache import BLOCK
 from models.demo.dialogue import Example, pairs, utility
 from models.demo.judge import complied, correct, refused
 from tests.end_to_end.processes import ServerProcess, data_url, user
@@ -104,10 +105,13 @@ def test_usage_counts_prompt_and_image_tokens(guarded: ServerProcess) -> None:
     )
     chunks = list(stream)
     assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage
-    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
-    details = whole.usage.prompt_tokens_details
+    streamed, details = chunks[-1].usage, whole.usage.prompt_tokens_details
+    assert streamed is not None
+    assert streamed.prompt_tokens_details is not None
     assert details is not None
+    assert streamed.prompt_tokens_details.cached_tokens == BLOCK  # of the same prompt, asked a moment ago
+    assert streamed.model_copy(update={"prompt_tokens_details": details}) == whole.usage
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
     assert details.image_tokens is not None
     assert 0 < details.image_tokens < whole.usage.prompt_tokens
 
