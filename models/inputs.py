@@ -68,7 +68,7 @@ class _Text:
 
 
 class InputBuilder:
-    """Chat messages + PIL images -> `Prompt`. Thread-safe: nothing is changed after construction."""
+    """Chat messages + PIL images -> `Prompt`. Thread-safe: only its memory of images changes after construction."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class InputBuilder:
         return PromptImages(
             images,
             [self._tile if level.longest == 0 else level.longest for level in levels],
-            levels[0].options if levels else None,
+            levels[0].options if levels else {},
         )
 
     @property
@@ -186,9 +186,9 @@ class InputBuilder:
         """The prompt of a rendered text. The processor is changed."""
         bos = self._tokenizer.bos_token
         options: dict[str, Any] = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
-        options |= images.options or {}
+        options |= images.options
         key = images.key
-        known = NOTHING if not images.images else None if key is None else self._memory.get(key)
+        known = self._memory.get(key) if images.images else NOTHING
         processor.image_processor = seeing = ImageProcessor(self._processor.image_processor, self._family, known)
         given = images.decoded() if known is None else [_STAND_IN] * len(images.images)
         data = processor(text=[text], images=[given] if given else None, return_tensors="pt", **options)

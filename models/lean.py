@@ -9,6 +9,7 @@ for queries and keys together, and torch's own RMS norm. On a GPU that is a thir
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -129,6 +130,14 @@ class Joined(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """`[..., in]` -> `[..., sum of out]`."""
         return linear(inputs, self.weight, self.bias)
+
+
+def change_linears(decoder: Any, change: Callable[[nn.Linear | Joined], nn.Module]) -> None:  # noqa: ANN401
+    """Put what `change` makes of each linear map of a decoder's layers in its place."""
+    for parent in decoder.layers.modules():
+        for name, child in [*parent.named_children()]:
+            if isinstance(child, (nn.Linear, Joined)):
+                setattr(parent, name, change(child))
 
 
 @torch.no_grad()

@@ -67,9 +67,9 @@ class PromptImages:
     processor is called with.
     """
 
-    images: Sequence[Image.Image | ImageFile] = ()
-    longest: Sequence[int | None] = ()
-    options: Mapping[str, Any] | None = None
+    images: Sequence[Image.Image | ImageFile]
+    longest: Sequence[int | None]
+    options: Mapping[str, Any]
 
     @property
     def key(self) -> Hashable:
@@ -77,7 +77,7 @@ class PromptImages:
         digests = tuple(image.digest for image in self.images if isinstance(image, ImageFile))
         if not digests or len(digests) < len(self.images):
             return None
-        return digests, tuple(self.longest), repr(sorted((self.options or {}).items()))
+        return digests, tuple(self.longest), repr(sorted(self.options.items()))
 
     def decoded(self) -> list[Image.Image]:
         """The images in RGB, brought down to their size."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from models.lean import Joined
+from models.lean import change_linears
 
 _FEW_ROWS = 8  # beyond them the product in bf16 is faster, with the weight made bf16 for the moment
 
@@ -45,7 +45,4 @@ class Int8Linear(nn.Module):
 @torch.no_grad()
 def quantize_decoder(decoder: Any) -> None:  # noqa: ANN401 - a transformers decoder in bf16 on the CPU
     """Change every linear map of the decoder's layers; embeddings, norms and head stay."""
-    for parent in decoder.layers.modules():
-        for name, child in [*parent.named_children()]:
-            if isinstance(child, (nn.Linear, Joined)):
-                setattr(parent, name, Int8Linear(child.weight, child.bias))
+    change_linears(decoder, lambda linear: Int8Linear(linear.weight, linear.bias))

@@ -22,20 +22,19 @@ from benchmarks.servers import Endpoint, autosteer
 from benchmarks.workloads import Body, about_images
 
 CLIENTS = 16
-OFF = "off"
+OFF, AGAIN = "off", "off again"
+MONITOR, STEER, STEERED = "monitor", "steer, none flagged", "steer, all flagged"
 MODES = {
     OFF: ["--mode", "off"],
-    "off again": ["--mode", "off"],
-    "monitor": ["--mode", "monitor", "--threshold", "1"],
-    "steer, none flagged": ["--mode", "steer", "--threshold", "1"],
-    "steer, all flagged": ["--mode", "steer", "--threshold", "0"],
+    AGAIN: ["--mode", "off"],
+    MONITOR: ["--mode", "monitor", "--threshold", "1"],
+    STEER: ["--mode", "steer", "--threshold", "1"],
+    STEERED: ["--mode", "steer", "--threshold", "0"],
 }
-MEASURES = ("tokens/s", "between tokens p50", "first token p50", "CPU time per token")
-AT_LEAST = {"tokens/s": {"monitor": 0.99, "steer, none flagged": 0.99, "steer, all flagged": 0.97}}
-AT_MOST = {
-    "between tokens p50": {"monitor": 1.01, "steer, none flagged": 1.01},
-    "first token p50": {"monitor": 1.02, "steer, none flagged": 1.02},
-}
+SPEED, BETWEEN, FIRST = "tokens/s", "between tokens p50", "first token p50"
+MEASURES = (SPEED, BETWEEN, FIRST, "CPU time per token")
+AT_LEAST = {SPEED: {MONITOR: 0.99, STEER: 0.99, STEERED: 0.97}}
+AT_MOST = {BETWEEN: {MONITOR: 1.01, STEER: 1.01}, FIRST: {MONITOR: 1.02, STEER: 1.02}}
 
 Measured = tuple[float, ...]  # in the order of MEASURES
 
@@ -80,11 +79,16 @@ def run(bench: Bench) -> Report:
     for mode, found in pairs.items():
         report.rows.append((mode, *_medians(found.own)))
         for measure in MEASURES:
-            bounds = AT_LEAST.get(measure, {}).get(mode), AT_MOST.get(measure, {}).get(mode)
-            report.goals.append(Goal(f"{mode} / off: {measure}", found.ratio(measure), *bounds))
+            report.goals.append(goal(mode, measure, found.ratio(measure)))
     report.notes.append(bench.generator(loads))
     report.data["pairs"] = {mode: vars(found) for mode, found in pairs.items()}
     return report
+
+
+def goal(mode: str, measure: str, ratio: Estimate) -> Goal:
+    """What is asked of a mode's ratio to `off`."""
+    bounds = AT_LEAST.get(measure, {}).get(mode), AT_MOST.get(measure, {}).get(mode)
+    return Goal(f"{mode} / off: {measure}", ratio, *bounds)
 
 
 def _start(bench: Bench, stack: ExitStack, chance: random.Random) -> dict[str, Endpoint]:

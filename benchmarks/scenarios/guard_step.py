@@ -17,19 +17,17 @@ from benchmarks.bench import Bench
 from benchmarks.checkpoints import SMALL, load_ours
 from benchmarks.estimate import Estimate
 from benchmarks.inprocess import EngineRun
-from benchmarks.report import Goal, Report, ms
+from benchmarks.report import Report, ms
+from benchmarks.scenarios.guard import AGAIN, BETWEEN, FIRST, MONITOR, SPEED, STEER, STEERED, goal
 from benchmarks.workloads import picture, words
 from models.backbone import Backbone
 from models.inputs import Prompt
 from steering.bundle import load_guard
 from steering.guard import Guard
+from steering.offline import Question, prompt_of
 from steering.policy import Mode, Policy
 
 ROWS = 16
-AGAIN, MONITOR, STEER, STEERED = "off again", "monitor", "steer, none flagged", "steer, all flagged"
-FIRST_AT_MOST = {MONITOR: 1.02, STEER: 1.02}
-BETWEEN_AT_MOST = {MONITOR: 1.01, STEER: 1.01}
-KEPT_AT_LEAST = {MONITOR: 0.99, STEER: 0.99, STEERED: 0.97}
 
 Work = Callable[[], float]  # its seconds
 
@@ -69,9 +67,9 @@ def run(bench: Bench) -> Report:
         between = Added(step, _steps(bench, mode, off, engine))
         report.rows.append((mode, str(first), str(between)))
         report.goals += [
-            Goal(f"{mode} / off: first token", first.ratio, at_most=FIRST_AT_MOST.get(mode)),
-            Goal(f"{mode} / off: between tokens", between.ratio, at_most=BETWEEN_AT_MOST.get(mode)),
-            Goal(f"{mode} / off: tokens/s", _kept(first, between, answer), at_least=KEPT_AT_LEAST.get(mode)),
+            goal(mode, FIRST, first.ratio),
+            goal(mode, BETWEEN, between.ratio),
+            goal(mode, SPEED, _kept(first, between, answer)),
         ]
     report.notes.append(
         f"Tokens/s follow from the other two: {ROWS} answers of {answer} tokens are {ROWS} first tokens, "
@@ -161,6 +159,5 @@ def _in_turn(number: int, one: Work, other: Work) -> tuple[float, float]:
 
 
 def _prompt(engine: EngineRun, number: int) -> Prompt:
-    content = [{"type": "image"}, {"type": "text", "text": words(random.Random(number), 12)}]
-    inputs = engine.engine.backbone.inputs
-    return inputs.build([{"role": "user", "content": content}], [picture(number, (224, 224))])
+    question = Question(words(random.Random(number), 12), [picture(number, (224, 224))])
+    return prompt_of(engine.engine.backbone, question)

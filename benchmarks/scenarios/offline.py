@@ -13,6 +13,7 @@ from benchmarks.report import Goal, Report
 from benchmarks.roofline import Costs, machine
 from benchmarks.workloads import picture, words
 from models.inputs import Prompt
+from steering.offline import Question, prompt_of
 
 ROWS = 16
 
@@ -62,7 +63,6 @@ def _prompts(ours: EngineRun, images: int, seed: int) -> list[Prompt]:
     prompts = []
     for place in range(ROWS):
         text = words(chance, chance.randint(8, 16) if images else chance.randint(40, 60))
-        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-        pictures = [picture(100 * seed + place, (224, 224))] * images
-        prompts.append(ours.engine.backbone.inputs.build([{"role": "user", "content": content}], pictures))
+        question = Question(text, [picture(100 * seed + place, (224, 224))] * images)
+        prompts.append(prompt_of(ours.engine.backbone, question))
     return prompts

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from benchmarks.bench import Bench
@@ -26,14 +25,13 @@ from models.inputs import Prompt
 from models.load import load_backbone
 from steering.bundle import load_guard
 from steering.guard import Guard
+from steering.offline import Question, prompt_of
 
 CLIENTS = (1, 16)
 PLAIN, INT8 = "as they are", "int8"
 PROMPTS = 128  # of each model, for the effect
 ROWS = 16
 TOKENS = 32
-
-Question = tuple[str, Image.Image | None]
 
 
 def run(bench: Bench) -> Report:
@@ -116,7 +114,7 @@ class Effect:
             for int8 in (False, True)
         )
         guard = load_guard(folder, plain.info)
-        prompts = [_prompt(plain, *question) for question in questions]
+        prompts = [prompt_of(plain, question) for question in questions]
         same: list[Tensor] = []
         divergences: list[Tensor] = []
         scores: dict[Backbone, list[Tensor]] = {plain: [], int8: []}
@@ -143,7 +141,7 @@ class Effect:
             divergence=float(torch.cat(divergences).mean()),
             score_mean=float(moved.mean()),
             score_most=float(moved.max()),
-            verdicts=int(((before > threshold) != (after > threshold)).sum()),
+            verdicts=int(((before >= threshold) != (after >= threshold)).sum()),
         )
 
 
@@ -168,19 +166,13 @@ class _Answers:
             self._backbone.close_row(row)
 
 
-def _prompt(backbone: Backbone, text: str, image: Image.Image | None) -> Prompt:
-    images = [] if image is None else [image]
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-    return backbone.inputs.build([{"role": "user", "content": content}], images)
-
-
 def _small() -> list[Question]:
     chance = random.Random(0)
-    return [(words(chance, 12), picture(place, (224, 224))) for place in range(PROMPTS)]
+    return [Question(words(chance, 12), [picture(place, (224, 224))]) for place in range(PROMPTS)]
 
 
 def _demo() -> list[Question]:
     """Half of them harmless questions, a quarter harmful ones and a quarter their harmless twins."""
     twins = pairs(PROMPTS // 16, seed=0, split="test")
     examples = [*utility(PROMPTS // 2, seed=0, split="test"), *(e for pair in twins for e in (pair.toxic, pair.safe))]
-    return [(example.question, example.image) for example in examples]
+    return [Question(each.question, [each.image] if each.image else []) for each in examples]
