@@ -56,7 +56,7 @@ demo-model: $(VENV)/.dev
 	$(BIN)/python -m models.demo.train --out runs/demo-model
 
 demo-guard: $(VENV)/.dev
-	$(BIN)/python -m steering.demo_data --out runs/demo-pairs
+	$(BIN)/python -m steering.fitting.demo_data --out runs/demo-pairs
 	$(BIN)/autosteer fit --model models/demo/checkpoint --pairs runs/demo-pairs/pairs.jsonl \
 		--benign runs/demo-pairs/benign.jsonl --out models/demo/guard --work runs/demo-work --report runs/demo-report
 

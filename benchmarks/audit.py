@@ -12,16 +12,16 @@ from rich.table import Table
 
 from models.inputs import Prompt
 from models.sampling import RowSampler, SamplingParams
-from server.audit.describe import record_of
-from server.audit.log import AuditLog
-from server.audit.sinks import make_sink
-from server.call import Call
-from server.choices import Choices
-from server.config import AuditSettings, Settings
-from server.detokenizer import TextDecoder
-from server.keys import Clients
-from server.metrics import Metrics
+from server.access.keys import Clients
+from server.answer.choices import Choices
+from server.answer.detokenizer import TextDecoder
+from server.record.audit.log import AuditLog
+from server.record.audit.sinks import make_sink
+from server.record.call import Call
+from server.record.describe import record_of
 from server.request import Finish, Request
+from server.settings.schema import AuditSettings, Settings
+from server.watch.metrics import Metrics
 from steering.policy import Decision, Mode, Policy, Verdict
 from tests.server.scripted import byte_tokenizer
 

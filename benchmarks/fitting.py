@@ -27,12 +27,12 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from models.load import load_backbone
-from steering.bundle import LayerFigures
 from steering.calibration import conformal_threshold
-from steering.collect import collect_forced, collect_states
-from steering.layers import auroc, choose_layer, layer_figures
-from steering.offline import Question, batches
-from steering.training import Forced, Optimisation, States, fit_head, fit_prober
+from steering.fitting.collect import collect_forced, collect_states
+from steering.fitting.layers import auroc, choose_layer, layer_figures
+from steering.fitting.offline import Question, batches
+from steering.fitting.training import Forced, Optimisation, States, fit_head, fit_prober
+from steering.manifest import LayerFigures
 from tests.reference import stock
 from tests.reference import training as reference
 from tests.tiny import chat, make_tiny, picture

@@ -28,11 +28,11 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerFast
 
 from models.demo import CHECKPOINT
-from server.cli import listen
-from server.config import Settings
-from server.http_server import HttpServer
+from server.cli.main import listen
+from server.engine.client import Deliver, Inputs
+from server.http.server import HttpServer
 from server.request import Event, Finish, Request
-from server.runner import Deliver, Inputs
+from server.settings.schema import Settings
 from steering.policy import Decision, Verdict
 from tests.server.fakes import as_any
 from tests.server.scripted import ScriptedRunner, application, body

@@ -15,9 +15,9 @@ from transformers import DynamicCache, StaticCache
 
 from models.inputs import Prompt
 from models.sampling import RowSampler, SamplingParams
-from server.engine import Engine
+from server.engine.engine import Engine
+from server.engine.scheduler import Scheduler
 from server.request import Request
-from server.scheduler import Scheduler
 from steering.policy import Mode, Policy
 
 OFF = Policy("default", Mode.OFF, threshold=1.0, eps=0.0, refusal="")

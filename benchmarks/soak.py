@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.demo.dialogue import pairs, utility
-from server.keys import hash_key, new_key
+from server.access.keys import hash_key, new_key
 from tests.end_to_end.processes import ServerProcess, user
 
 LEFT = "left"

@@ -16,18 +16,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.audit.sinks import Sink
-from server.authentication import authentication
-from server.body import as_json
-from server.call import Call, call_of
-from server.config import Settings
+from server.api.served import server_version
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
-from server.images import Images
-from server.logs import log_access, request_id
+from server.http.body import as_json
+from server.media.images import Images
+from server.record.access_log import log_access
+from server.record.audit.sink import Sink
+from server.record.call import Call, call_of
+from server.record.tracing import Tracing
 from server.routes import chat, completions, models, moderations, operations, tokens
+from server.routes.authentication import authentication
 from server.service import Runner, Service
-from server.serving import server_version
-from server.tracing import Tracing
+from server.settings.schema import Settings
+from server.watch.logs import request_id
 
 logger = logging.getLogger(__name__)
 

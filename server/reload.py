@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from server.policies import PolicyError
 from server.service import Service
-from server.settings_sources import ConfigError, Loaded
+from server.settings.sources import ConfigError, Loaded
+from steering.policy import PolicyError
 
 logger = logging.getLogger(__name__)
 

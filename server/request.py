@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from models.backbone import Row
     from models.inputs import Prompt
     from models.sampling import Logprobs, RowSampler
-    from server.wire import Parcel
+    from server.engine.wire import Parcel
     from steering.policy import Decision, Policy, ShadowDecision
 
 

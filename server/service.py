@@ -12,14 +12,15 @@ from typing import Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
 
-from server.audit.describe import record_of
-from server.audit.log import AuditLog
-from server.audit.sinks import Sink
-from server.body import read_json
-from server.call import Call, call_of
-from server.choices import Choices, Submits
-from server.config import DEFAULT_POLICY, Settings
-from server.deadline import Deadline
+from server.access.limits import RateLimiter
+from server.access.policies import make_policies, make_policy, wished_policy
+from server.access.rules import Rules
+from server.answer.choices import Choices, Submits
+from server.answer.deadline import Deadline
+from server.api.schemas import GuardOptions
+from server.api.served import Served
+from server.engine.client import Model, NotReady, QueueFull
+from server.engine.wire import Load
 from server.errors import (
     ApiError,
     AuditUnavailable,
@@ -30,18 +31,17 @@ from server.errors import (
     Unavailable,
     shown,
 )
-from server.images import Images, RequestImages
-from server.limits import RateLimiter
-from server.metrics import Metrics
-from server.policies import PolicyError, make_policies, make_policy, wished_policy
+from server.http.body import read_json
+from server.media.images import Images, RequestImages
+from server.record.audit.log import AuditLog
+from server.record.audit.sink import Sink
+from server.record.call import Call, call_of
+from server.record.describe import record_of
+from server.record.tracing import Tracing
 from server.request import Request
-from server.rules import Rules
-from server.runner import Model, NotReady, QueueFull
-from server.schemas import GuardOptions
-from server.serving import Served
-from server.tracing import Tracing
-from server.wire import Load
-from steering.policy import Policy
+from server.settings.schema import DEFAULT_POLICY, Settings
+from server.watch.metrics import Metrics
+from steering.policy import Policy, PolicyError
 
 T = TypeVar("T")
 

@@ -1,156 +1,24 @@
-"""Guard bundles: a folder of `guard.json` and `guard.safetensors`, bound to one model. No pickle.
-
-What binds is what the numbers depend on: architecture, width, depth, vocabulary, chat template, and a fingerprint of
-the weights. The name is kept for people; a model may be served from another folder than it was fitted in.
-"""
+"""Guard bundles: a folder of `guard.json` (`steering.manifest`) and `guard.safetensors`. No pickle."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from models.backbone import BackboneInfo
+from models.info import BackboneInfo
 from steering.files import digest, write_whole
+from steering.guard import Guard
 from steering.head import RefusalHead
-from steering.policy import Mode, Policy
+from steering.manifest import MANIFEST, BundleError, Manifest, load_manifest, read_part
 from steering.prober import Prober
 
-if TYPE_CHECKING:
-    from steering.guard import Guard
-
-MANIFEST = "guard.json"
 TENSORS = "guard.safetensors"
-
-Rate = Annotated[float, Field(ge=0, le=1)]
-
-
-class BundleError(ValueError):
-    """A bundle cannot be used; the message names the file, or what differs from the model, in one line."""
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelBinding(_Frozen):
-    """The model that a guard was fitted on."""
-
-    name: str
-    revision: str | None
-    architecture: str
-    hidden_size: int = Field(gt=0)
-    num_layers: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
-    dtype: str
-    template_hash: str
-    weights_hash: str
-
-    @classmethod
-    def of(cls, info: BackboneInfo) -> ModelBinding:
-        """Describe a loaded model."""
-        return cls(
-            name=info.name,
-            revision=info.revision,
-            architecture=info.architecture,
-            hidden_size=info.hidden_size,
-            num_layers=info.num_layers,
-            vocab_size=info.vocab_size,
-            dtype=str(info.dtype).removeprefix("torch."),
-            template_hash=info.template_hash,
-            weights_hash=info.weights_hash,
-        )
-
-    def check(self, info: BackboneInfo) -> None:
-        """Raise BundleError naming everything in which the loaded model differs."""
-        loaded = self.of(info)
-        binding = ("architecture", "hidden_size", "num_layers", "vocab_size", "template_hash", "weights_hash")
-        wrong = [name for name in binding if getattr(self, name) != getattr(loaded, name)]
-        if wrong:
-            differences = ", ".join(f"{name} {getattr(self, name)} (loaded: {getattr(loaded, name)})" for name in wrong)
-            raise BundleError(f"the guard was fitted on {self.name}, which differs from {info.name}: {differences}")
-
-
-class LayerFigures(_Frozen):
-    """What validation says of one layer."""
-
-    layer: int = Field(ge=0)
-    sas: float
-    auroc: Rate
-    sas_low: float | None = None  # 95 % bootstrap interval
-    sas_high: float | None = None
-    accuracy: Rate | None = None  # balanced, at even odds
-
-
-class Threshold(_Frozen):
-    """A threshold for a target false-positive rate, from `samples` held-out safe scores (split conformal)."""
-
-    target_fpr: Rate
-    threshold: Rate
-    samples: int = Field(ge=0)
-
-
-class Manifest(_Frozen):
-    """Everything of a bundle but its tensors."""
-
-    format_version: Literal[1] = 1
-    model: ModelBinding
-    layer: int = Field(ge=0)
-    probe_layers: list[Annotated[int, Field(ge=0)]] = []  # what the prober reads side by side; empty: `layer` alone
-    probe_position: Literal["last_prompt_token"] = "last_prompt_token"
-    prober_hidden: int = Field(ge=0)
-    head_rank: int | None = Field(default=None, gt=0)
-    layers: list[LayerFigures]
-    thresholds: list[Threshold]
-    threshold: Rate  # the default one
-    eps: float = Field(gt=0, allow_inf_nan=False)
-    refusal: str = Field(min_length=1)
-    validation: dict[str, float]
-    data_hash: str
-    data_size: int = Field(ge=0)
-    versions: dict[str, str]
-    date: str
-    tensors_hash: str
-
-    def policy(
-        self,
-        name: str = "default",
-        mode: Mode = Mode.STEER,
-        *,
-        threshold: float | None = None,
-        target_fpr: float | None = None,
-        eps: float | None = None,
-        refusal: str | None = None,
-        expose_scores: bool = False,
-    ) -> Policy:
-        """A policy with the bundle's threshold, eps and refusal text where none is given. Raises ValueError."""
-        if threshold is not None and target_fpr is not None:
-            raise ValueError(f"threshold {threshold} and target_fpr {target_fpr}: give one of them")
-        if target_fpr is not None:
-            threshold = self.threshold_for(target_fpr)
-        return Policy(
-            name=name,
-            mode=mode,
-            threshold=self.threshold if threshold is None else threshold,
-            eps=self.eps if eps is None else eps,
-            refusal=refusal or self.refusal,
-            expose_scores=expose_scores,
-        )
-
-    def threshold_for(self, target_fpr: float) -> float:
-        """The bundle's threshold for a target false-positive rate. Raises ValueError naming those it has."""
-        for known in self.thresholds:
-            if abs(known.target_fpr - target_fpr) < 1e-9:
-                return known.threshold
-        rates = ", ".join(f"{known.target_fpr:g}" for known in self.thresholds) or "none"
-        raise ValueError(f"target_fpr {target_fpr:g} is not calibrated in this bundle; it has {rates}")
 
 
 def save_bundle(
@@ -170,14 +38,12 @@ def save_bundle(
 
 def load_guard(folder: Path, info: BackboneInfo) -> Guard:
     """Load a bundle for a loaded model. Raises BundleError where it is damaged or does not fit."""
-    from steering.guard import Guard
-
     manifest = load_manifest(folder)
     manifest.model.check(info)
     highest = max(manifest.layer, *manifest.probe_layers, 0)
     if highest > info.num_layers:
         raise BundleError(f"{folder / MANIFEST}: layer {highest} is not one of 0..{info.num_layers}")
-    data = _read(folder / TENSORS)
+    data = read_part(folder / TENSORS)
     if digest(data) != manifest.tensors_hash:
         raise BundleError(f"{folder / TENSORS} is not the file that {MANIFEST} was written with")
     try:
@@ -198,24 +64,6 @@ def load_guard(folder: Path, info: BackboneInfo) -> Guard:
     return guard.to(info.device).requires_grad_(requires_grad=False)
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read a bundle's manifest. Raises BundleError."""
-    path = folder / MANIFEST
-    try:
-        return Manifest.model_validate_json(_read(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path}: {where}: {first['msg']}, not {str(first['input'])[:80]!r}") from error
-
-
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     prefix = part + "."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"cannot read the guard bundle's {path}: {error.strerror}") from error

@@ -12,7 +12,7 @@ from steering.head import RefusalHead
 from steering.prober import Prober
 
 if TYPE_CHECKING:
-    from steering.bundle import Manifest
+    from steering.manifest import Manifest
 
 
 class Guard(nn.Module):

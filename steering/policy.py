@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 
 class Mode(StrEnum):
@@ -56,6 +57,30 @@ class Policy:
             raise ValueError("eps must be more than 0 in mode steer: 0 steers nothing")
         if self.mode is Mode.BLOCK and not self.refusal:
             raise ValueError("refusal must not be empty in mode block")
+
+
+class PolicyError(ValueError):
+    """A policy's settings do not fit each other or the guard."""
+
+
+class Calibrated(Protocol):
+    """What is needed of a guard bundle's manifest."""
+
+    def policy(
+        self,
+        name: str = ...,
+        mode: Mode = ...,
+        *,
+        threshold: float | None = ...,
+        target_fpr: float | None = ...,
+        eps: float | None = ...,
+        refusal: str | None = ...,
+        expose_scores: bool = ...,
+    ) -> Policy:
+        """A policy with the bundle's values where none is given. Raises ValueError."""
+
+    def threshold_for(self, target_fpr: float) -> float:
+        """Raises ValueError naming the rates that there are."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from benchmarks.report import Goal, Report
 from benchmarks.roofline import Costs, machine
 from benchmarks.workloads import picture, words
 from models.inputs import Prompt
-from steering.offline import Question, prompt_of
+from steering.fitting.offline import Question, prompt_of
 
 ROWS = 16
 

@@ -24,8 +24,8 @@ from models.demo.dialogue import pairs, utility
 from models.inputs import Prompt
 from models.load import load_backbone
 from steering.bundle import load_guard
+from steering.fitting.offline import Question, prompt_of
 from steering.guard import Guard
-from steering.offline import Question, prompt_of
 
 CLIENTS = (1, 16)
 PLAIN, INT8 = "as they are", "int8"

@@ -10,15 +10,15 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from server.deadline import Deadline
-from server.objects import ChatCompletion, ChatCompletionChunk
-from server.openapi import documented
-from server.prepare import Intake, prepare_chat
-from server.prompts import Conversation
-from server.responses import ChatAnswer
-from server.schemas import ChatCompletionRequest, parse_chat_request
+from server.answer.deadline import Deadline
+from server.api.objects import ChatCompletion, ChatCompletionChunk
+from server.api.openapi import documented
+from server.api.prepare import Intake, prepare_chat
+from server.api.prompts import Conversation
+from server.api.responses import ChatAnswer
+from server.api.schemas import ChatCompletionRequest, parse_chat_request
+from server.http.streaming import respond, unless_gone
 from server.service import Service
-from server.streaming import respond, unless_gone
 
 
 def routes(service: Service) -> APIRouter:

@@ -10,14 +10,14 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from server.deadline import Deadline
-from server.objects import Completion
-from server.openapi import documented
-from server.prepare import Intake, prepare_completion
-from server.responses_text import CompletionAnswer
-from server.schemas_text import CompletionRequest, parse_completion_request
+from server.answer.deadline import Deadline
+from server.api.objects import Completion
+from server.api.openapi import documented
+from server.api.prepare import Intake, prepare_completion
+from server.api.responses_text import CompletionAnswer
+from server.api.schemas_text import CompletionRequest, parse_completion_request
+from server.http.streaming import respond, unless_gone
 from server.service import Service
-from server.streaming import respond, unless_gone
 
 
 def routes(service: Service) -> APIRouter:

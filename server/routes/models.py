@@ -6,10 +6,10 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from server.body import as_json
-from server.objects import Model, ModelList
-from server.openapi import documented
-from server.responses import model_object
+from server.api.objects import Model, ModelList
+from server.api.openapi import documented
+from server.api.responses import model_object
+from server.http.body import as_json
 from server.service import Service
 
 

@@ -10,17 +10,17 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from server.deadline import Deadline
+from server.answer.deadline import Deadline
+from server.api.objects import ModerationsObject
+from server.api.openapi import documented
+from server.api.prepare import Intake, prepare_moderation
+from server.api.prompts import Conversation
+from server.api.responses_text import ModerationAnswer
+from server.api.schemas import parse
+from server.api.schemas_text import ModerationRequest
 from server.errors import BadRequest
-from server.objects import ModerationsObject
-from server.openapi import documented
-from server.prepare import Intake, prepare_moderation
-from server.prompts import Conversation
-from server.responses_text import ModerationAnswer
-from server.schemas import parse
-from server.schemas_text import ModerationRequest
+from server.http.streaming import respond_whole, unless_gone
 from server.service import Service
-from server.streaming import respond_whole, unless_gone
 
 
 def routes(service: Service) -> APIRouter:

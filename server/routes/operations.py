@@ -6,12 +6,12 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from server.body import as_json
-from server.metrics import TEXT_FORMAT
-from server.objects import Status, Version
-from server.openapi import documented
+from server.api.objects import Status, Version
+from server.api.openapi import documented
+from server.api.served import server_version
+from server.http.body import as_json
 from server.service import Service
-from server.serving import server_version
+from server.watch.metrics import TEXT_FORMAT
 
 
 def routes(service: Service) -> APIRouter:

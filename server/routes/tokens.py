@@ -9,16 +9,16 @@ from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from models.inputs import Prompt
-from server.body import as_json
-from server.deadline import Deadline
-from server.images import RequestImages
-from server.objects import Tokens
-from server.openapi import documented
-from server.prompts import Conversation, text_prompt
-from server.schemas_text import TokenizeRequest, parse_tokenize_request
+from server.answer.deadline import Deadline
+from server.api.objects import Tokens
+from server.api.openapi import documented
+from server.api.prompts import Conversation, text_prompt
+from server.api.schemas_text import TokenizeRequest, parse_tokenize_request
+from server.api.served import Served
+from server.http.body import as_json
+from server.http.streaming import unless_gone
+from server.media.images import RequestImages
 from server.service import Service
-from server.serving import Served
-from server.streaming import unless_gone
 
 
 def routes(service: Service) -> APIRouter:

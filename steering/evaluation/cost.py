@@ -12,8 +12,8 @@ from rich.progress import Progress
 from models.backbone import Backbone
 from steering.evaluation.store import Output
 from steering.evaluation.suite import Asked
+from steering.fitting.offline import Question, Steer, batches, reply
 from steering.guard import Guard
-from steering.offline import Question, Steer, batches, reply
 from steering.policy import Policy
 
 REPEATS = 5

@@ -18,7 +18,7 @@ from openai import AsyncOpenAI
 from steering.evaluation.judges import Case, Judgement, Tick
 from steering.evaluation.suite import JudgeSpec
 from steering.files import digest
-from steering.offline import Question
+from steering.fitting.offline import Question
 
 PROMPT = Path(__file__).parent / "prompts" / "verdict-1.txt"
 MAX_TOKENS = 64

@@ -11,8 +11,8 @@ from models.backbone import Backbone
 from models.inputs import PromptError
 from steering.evaluation.store import Output, Store
 from steering.evaluation.suite import Asked
+from steering.fitting.offline import batches, reply
 from steering.guard import Guard
-from steering.offline import batches, reply
 
 
 def variant(eps: float) -> str:

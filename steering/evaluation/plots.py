@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from steering.evaluation.results import BY_KEY
-from steering.page import ACCENT, GREY, SAFE, TOXIC, panel
+from steering.fitting.page import ACCENT, GREY, SAFE, TOXIC, panel
 
 COLOURS = (TOXIC, "#ca6f1e", SAFE, ACCENT, "#8e44ad", GREY)
 

@@ -10,7 +10,7 @@ from typing import Any
 from steering.evaluation.plots import drawings
 from steering.evaluation.results import BY_KEY
 from steering.files import write_whole
-from steering.page import document, picture, png, table
+from steering.fitting.page import document, picture, png, table
 
 SHOWN_DROPPED = 20
 

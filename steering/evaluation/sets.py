@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from steering.evaluation.answers import LETTERS, Key, with_choices
 from steering.files import digest
-from steering.offline import Question
-from steering.pairs import Images, Words
-from steering.tables import DataError, Source, first_error, read_table
+from steering.fitting.offline import Question
+from steering.fitting.pairs import Images, Words
+from steering.fitting.tables import DataError, Source, first_error, read_table
 
 Kind = Literal["harmful", "harmless", "utility"]
 

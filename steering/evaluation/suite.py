@@ -16,11 +16,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.demo.dialogue import HARM_KINDS, Example, HarmKind, pairs, utility
-from steering.demo_data import question
 from steering.evaluation.answers import Key
 from steering.evaluation.sets import FORMATS, Kind, Row, problems, read_set
 from steering.files import digest
-from steering.tables import DataError
+from steering.fitting.demo_data import question
+from steering.fitting.tables import DataError
 
 BUNDLED = Path(__file__).parent / "suites"
 

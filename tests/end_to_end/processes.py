@@ -129,7 +129,7 @@ class ServerProcess:
     def engine(self) -> psutil.Process:
         """The process that runs the model."""
         children = psutil.Process(self.process.pid).children()
-        return next(each for each in children if "server.engine_process" in each.cmdline())
+        return next(each for each in children if "server.engine.process" in each.cmdline())
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples whose labels include `labels`."""

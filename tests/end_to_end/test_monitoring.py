@@ -10,7 +10,7 @@ from typing import Any
 from models.demo import GUARD
 from tests.end_to_end.processes import ServerProcess, user
 from tests.end_to_end.test_policies_and_audit import run, until
-from tests.server.test_tracing import collector
+from tests.server.record.test_tracing import collector
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SECRET = "xyzzy-secret"

@@ -21,7 +21,7 @@ import openai
 import pytest
 import yaml
 
-from server.keys import hash_key
+from server.access.keys import hash_key
 from tests.end_to_end.processes import ServerProcess, clean_environment, command, user
 
 SHOP, TEAM = "sk-autosteer-shop", "sk-autosteer-team"

@@ -21,7 +21,7 @@ import yaml
 from openai import OpenAI
 
 from benchmarks.dashboards.queries import Prometheus
-from server.keys import hash_key, new_key
+from server.access.keys import hash_key, new_key
 from tests.end_to_end.processes import ServerProcess, end, free_port
 from tests.operating.programs import DOCKER, program
 

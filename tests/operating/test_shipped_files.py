@@ -13,9 +13,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from server.audit.sinks import SinkError, make_sink
-from server.config import Settings
-from server.settings_sources import read_file
+from server.record.audit.sink import SinkError
+from server.record.audit.sinks import make_sink
+from server.settings.schema import Settings
+from server.settings.sources import read_file
 from tests.operating.programs import DOCKER, ROOT, program, run
 
 RULES = DOCKER / "prometheus" / "rules.yml"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone
-from steering.offline import Question, open_rows
+from steering.fitting.offline import Question, open_rows
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from steering.fitting.training import Forced, Optimisation
 from steering.head import RefusalHead
-from steering.training import Forced, Optimisation
 
 
 def fit_head(

@@ -3,9 +3,9 @@
 import torch
 
 from models.backbone import BackboneInfo
-from steering.bundle import Manifest, ModelBinding, Threshold
 from steering.guard import Guard
 from steering.head import RefusalHead
+from steering.manifest import Manifest, ModelBinding, Threshold
 from steering.prober import Prober
 
 

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from server.logs import LogFormat
+from server.settings.schema import LogFormat
 
 if TYPE_CHECKING:
-    from server.engine import Engine
+    from server.engine.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class FakePlan:
             os.kill(os.getpid(), self.signal)
         if self.fault is not None:
             raise self.fault
-        from server.engine import Engine
-        from server.scheduler import Scheduler
+        from server.engine.engine import Engine
+        from server.engine.scheduler import Scheduler
         from tests.server.fakes import FakeBackbone, as_any
 
         class Slow(FakeBackbone):

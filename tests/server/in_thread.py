@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from server.engine import Engine
-from server.engine_loop import EngineLoop
-from server.runner import Inputs, Runner
+from server.engine.client import Inputs, Runner
+from server.engine.engine import Engine
+from server.engine.loop import EngineLoop
 from tests.server.fakes import as_any
 
 

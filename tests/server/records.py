@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from server.audit.record import AuditRecord, Outcome
-from server.config import AuditSettings
+from server.record.audit.record import AuditRecord, Outcome
+from server.settings.schema import AuditSettings
 
 
 def record(number: int = 0, **fields: Any) -> AuditRecord:

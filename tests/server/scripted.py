@@ -25,10 +25,10 @@ from models.inputs import Prompt, PromptError
 from models.pixels import ImageFile
 from models.sampling import Logprobs
 from server.app import create_app
-from server.config import Settings
+from server.engine.client import Deliver, Inputs, Model, NotReady, QueueFull
+from server.engine.wire import Facts, Load
 from server.request import EngineError, Event, Finish, Request
-from server.runner import Deliver, Inputs, Model, NotReady, QueueFull
-from server.wire import Facts, Load
+from server.settings.schema import Settings
 from steering.policy import Decision, Mode, Policy, Verdict
 from tests.exposition import metric_of
 from tests.server.fakes import as_any

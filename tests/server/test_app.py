@@ -13,11 +13,11 @@ import httpx
 import orjson
 import pytest
 
-from server.config import Settings
-from server.metrics import Metrics
+from server.api.schemas import ChatCompletionRequest
+from server.api.served import server_version
 from server.request import EngineFailed, Finish, RequestFailed
-from server.schemas import ChatCompletionRequest
-from server.serving import server_version
+from server.settings.schema import Settings
+from server.watch.metrics import Metrics
 from steering.policy import Verdict
 from tests.server.scripted import (
     CONTEXT,

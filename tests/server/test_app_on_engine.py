@@ -18,8 +18,8 @@ from torch.nn.functional import one_hot
 
 from models.grammar import JsonGrammar
 from models.sampling import GrammarError
-from server.engine import Engine
-from server.scheduler import Scheduler
+from server.engine.engine import Engine
+from server.engine.scheduler import Scheduler
 from tests.server.fakes import EOS, REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, FakeRow, as_any, next_token
 from tests.server.in_thread import runner_of
 from tests.server.scripted import (

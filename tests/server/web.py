@@ -11,8 +11,8 @@ from typing import Any
 import httpcore
 import trustme
 
-from server.config import MediaSettings
-from server.fetch import Fetcher
+from server.media.fetch import Fetcher
+from server.settings.schema import MediaSettings
 from tests.server.scripted import png
 
 PUBLIC = "93.184.215.14"

@@ -12,20 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.backbone import BackboneInfo
-from steering.bundle import (
-    MANIFEST,
-    TENSORS,
-    BundleError,
-    LayerFigures,
-    Manifest,
-    ModelBinding,
-    Threshold,
-    load_guard,
-    load_manifest,
-    save_bundle,
-)
+from steering.bundle import TENSORS, load_guard, save_bundle
 from steering.guard import Guard
 from steering.head import RefusalHead
+from steering.manifest import MANIFEST, BundleError, LayerFigures, Manifest, ModelBinding, Threshold, load_manifest
 from steering.policy import Mode
 from steering.prober import Prober
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from steering.evaluation.cli import app
+from server.cli.evaluate import app
 
 
 @pytest.mark.parametrize(

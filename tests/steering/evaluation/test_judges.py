@@ -19,7 +19,7 @@ from steering.evaluation.judge_model import ModelJudge, VerdictCache, parse_labe
 from steering.evaluation.judges import REFUSAL_PHRASES, Case, DemoJudge, PhraseJudge
 from steering.evaluation.sets import Kind, Row
 from steering.evaluation.suite import JudgeSpec
-from steering.offline import Question
+from steering.fitting.offline import Question
 from tests.steering.evaluation.conftest import FakeServer, status
 
 

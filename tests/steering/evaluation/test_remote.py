@@ -17,7 +17,7 @@ from steering.evaluation.remote import FAILURES_IN_A_ROW, Remote, look
 from steering.evaluation.sets import Row
 from steering.evaluation.store import Output, RunError, Store
 from steering.evaluation.suite import Asked
-from steering.offline import Question
+from steering.fitting.offline import Question
 from tests.steering.evaluation.conftest import FakeServer, status
 
 

@@ -21,7 +21,7 @@ from steering.evaluation.run import Answers, System, Verdicts
 from steering.evaluation.sets import Row
 from steering.evaluation.store import Output, RunError, Store
 from steering.evaluation.suite import Asked, Loaded
-from steering.offline import Question
+from steering.fitting.offline import Question
 
 NO = "I'm sorry, no."
 YES = "Step 1: [placeholder]."

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from server.media import decode_image
+from server.media.files import decode_image
 from steering.evaluation.sets import FIGSTEP_TEXT, FORMATS, problems, read_set
-from steering.tables import DataError
+from steering.fitting.tables import DataError
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 

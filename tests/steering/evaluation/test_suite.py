@@ -11,7 +11,7 @@ from PIL import Image
 
 from models.demo.dialogue import pairs
 from steering.evaluation.suite import BUNDLED, JudgeSpec, load_rows, load_suite
-from steering.tables import DataError
+from steering.fitting.tables import DataError
 
 
 def write(folder: Path, text: str) -> str:

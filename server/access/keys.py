@@ -1,0 +1,76 @@
+"""API keys: made once, kept as hashes, found in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from server.errors import Unauthorized
+from server.settings.schema import DEFAULT_POLICY, PolicySettings, Settings
+
+PREFIX = "sk-autosteer-"
+ANONYMOUS = "anonymous"
+
+
+def new_key() -> str:
+    """A key of 256 random bits."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def hash_key(key: str) -> str:
+    """What is kept of a key.
+
+    A fast hash: slow ones (bcrypt, argon2) make up for passwords that can be guessed. 256 random bits cannot, and a
+    slow hash on every request would hand whoever sends wrong keys a lever against the server.
+    """
+    return "sha256:" + hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who asks: the key's name, and what its policy says. `anonymous` where the server has no keys."""
+
+    name: str
+    policy: str
+    terms: PolicySettings
+
+
+class Clients:
+    """Everybody who may ask, as the settings say."""
+
+    def __init__(self, settings: Settings) -> None:
+        terms = {name: settings.policy(name) for name in settings.policy_names}
+        self._by_hash: Mapping[str, Client] = {
+            key.hash.get_secret_value(): Client(key.name, key.policy, terms[key.policy]) for key in settings.keys
+        }
+        self._anonymous = None if settings.keys else Client(ANONYMOUS, DEFAULT_POLICY, terms[DEFAULT_POLICY])
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """All their names."""
+        clients = [self._anonymous] if self._anonymous else self._by_hash.values()
+        return frozenset(client.name for client in clients)
+
+    def authenticate(self, authorization: str | None) -> Client:
+        """The client of an `Authorization` header. Raises Unauthorized, which says nothing of what was sent."""
+        if self._anonymous is not None:
+            return self._anonymous
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise Unauthorized("An API key is needed: send the header 'Authorization: Bearer KEY'.")
+        found = self._find(hash_key(key.strip()))
+        if found is None:
+            raise Unauthorized("The API key is not known here.")
+        return found
+
+    def _find(self, presented: str) -> Client | None:
+        """Compares with every key, whichever matches, so that time tells nothing."""
+        found = None
+        for kept, client in self._by_hash.items():
+            if hmac.compare_digest(kept, presented):
+                found = client
+        return found

@@ -1,0 +1,92 @@
+"""Policies: what the settings say joined with what the bundle knows, and what a request may change of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from server.api.schemas import GuardOptions
+from server.errors import BadRequest, Forbidden
+from server.settings.schema import DEFAULT_POLICY, PolicySettings, Settings
+from steering.policy import Calibrated, Mode, Policy, PolicyError
+
+# A blocked request is never decoded; a steered one is, and what steering fails on gets through.
+STRENGTH = {Mode.OFF: 0, Mode.MONITOR: 1, Mode.STEER: 2, Mode.BLOCK: 3}
+
+
+def make_policy(name: str, terms: PolicySettings, guard: Calibrated | None) -> Policy:
+    """A policy of the settings, with what the bundle knows. Raises PolicyError naming the field."""
+    if guard is None:
+        _check_unguarded(name, terms)
+        return Policy(name, Mode.OFF, threshold=1.0, eps=0.0, refusal="", expose_scores=terms.expose_scores)
+    try:
+        return guard.policy(
+            name,
+            terms.mode or Mode.STEER,
+            threshold=terms.threshold,
+            target_fpr=terms.target_fpr,
+            eps=terms.eps,
+            refusal=terms.refusal,
+            expose_scores=terms.expose_scores,
+        )
+    except ValueError as error:
+        raise PolicyError(f"{_path(name)}{error}") from error
+
+
+def make_policies(settings: Settings, guard: Calibrated | None) -> dict[str, Policy]:
+    """Every policy of the settings. Raises PolicyError."""
+    return {name: make_policy(name, settings.policy(name), guard) for name in settings.policy_names}
+
+
+def _check_unguarded(name: str, terms: PolicySettings) -> None:
+    for field in ("threshold", "target_fpr", "eps", "refusal"):
+        if getattr(terms, field) is not None:
+            raise PolicyError(f"{_path(name)}{field} needs a guard; give one with --guard")
+    if terms.mode not in (None, Mode.OFF):
+        raise PolicyError(f"{_path(name)}mode {terms.mode} needs a guard; give one with --guard")
+
+
+def _path(name: str) -> str:
+    return "" if name == DEFAULT_POLICY else f"policies.{name}: "
+
+
+def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, *, may_loosen: bool) -> Policy:
+    """The policy as a request wants it. Raises BadRequest, or Forbidden where that is looser and it may not be.
+
+    Tighter is a stronger mode (off < monitor < steer < block), a lower threshold, or a higher eps.
+    """
+    if guard is None:
+        raise BadRequest("No guard is loaded, so there is nothing to change.", param="guard")
+    threshold = wish.threshold
+    if wish.target_fpr is not None:
+        if threshold is not None:
+            raise BadRequest("'guard.threshold' and 'guard.target_fpr' exclude each other.", param="guard.target_fpr")
+        try:
+            threshold = guard.threshold_for(wish.target_fpr)
+        except ValueError as error:
+            raise BadRequest(f"Invalid value for 'guard.target_fpr': {error}.", param="guard.target_fpr") from None
+    new = replace(
+        policy,
+        mode=policy.mode if wish.mode is None else Mode(wish.mode),
+        threshold=policy.threshold if threshold is None else threshold,
+        eps=policy.eps if wish.eps is None else wish.eps,
+    )
+    if not may_loosen and (field := looser_in(new, policy)) is not None:
+        if field == "threshold" and wish.target_fpr is not None:
+            field = "target_fpr"
+        raise Forbidden(
+            f"'guard.{field}' would loosen the policy {policy.name!r}, which this key may not do.",
+            param=f"guard.{field}",
+            code="may_not_loosen",
+        )
+    return new
+
+
+def looser_in(new: Policy, policy: Policy) -> str | None:
+    """The first field in which a policy is looser than another; None where it is as tight or tighter in all."""
+    if STRENGTH[new.mode] < STRENGTH[policy.mode]:
+        return "mode"
+    if policy.mode is not Mode.OFF and new.threshold > policy.threshold:
+        return "threshold"
+    if policy.mode is Mode.STEER and new.mode is Mode.STEER and new.eps < policy.eps:
+        return "eps"
+    return None

@@ -1,0 +1,1 @@
+"""Tokens to text: detokenizer, stop strings, choices of an answer, deadlines."""

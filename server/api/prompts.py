@@ -1,0 +1,125 @@
+"""Messages and their images -> a prompt. Blocks: for worker threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.inputs import Prompt, PromptError
+from models.pixels import ImageFile
+from server.api.schemas import ImagePart, Message, Part, RefusalPart, TextPart, UserMessage, parts_of
+from server.api.served import Served
+from server.errors import BadRequest, ContextLengthExceeded
+from server.media.images import RequestImages
+from server.settings.schema import Settings
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, and where in the request they stand: `messages`, or one message's parts as `input`."""
+
+    messages: Sequence[Message]
+    field: str = "messages"
+
+    @classmethod
+    def of_input(cls, parts: Sequence[TextPart | ImagePart]) -> Conversation:
+        """What a user might have said, as moderations get it."""
+        return cls([UserMessage(role="user", content=list(parts))], "input")
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """Every part, by its path in the request."""
+        for i, message in enumerate(self.messages):
+            for j, part in enumerate(parts_of(message)):
+                yield self.path(i, j), part
+
+    def path(self, message: int, part: int) -> str:
+        """Where a part stands in the request."""
+        return f"messages.{message}.content.{part}" if self.field == "messages" else f"{self.field}.{part}"
+
+    def image_urls(self, settings: Settings) -> dict[str, str]:
+        """The URL of each image by the path of its field, in order. Raises BadRequest if they are too many."""
+        urls = {_url_path(path): part.image_url.url for path, part in self.parts() if isinstance(part, ImagePart)}
+        if len(urls) > settings.max_images:
+            raise BadRequest(
+                f"The request has {len(urls)} images, the limit is {settings.max_images}.",
+                param=self.field,
+                code="too_many_images",
+            )
+        return urls
+
+    def prompt(self, served: Served, settings: Settings, images: RequestImages) -> Prompt:
+        """Render the template, look at the images. Raises BadRequest."""
+        texts = [part for _, part in self.parts() if not isinstance(part, ImagePart)]
+        check_characters(sum(len(_words(part)) for part in texts), settings, self.field)
+        details = self._details(served)
+        messages, pictures = self._for_template(images)
+        try:
+            return served.inputs.build(messages, pictures, details)
+        except PromptError as error:
+            param = self.field if error.place is None else f"{self.field}.{error.place}"
+            raise BadRequest(f"The model cannot take these messages: {error}.", param=param) from error
+
+    def _details(self, served: Served) -> list[str]:
+        """Each image's level of detail. Raises BadRequest for one that the model does not have."""
+        details: list[str] = []
+        for path, part in self.parts():
+            if isinstance(part, ImagePart):
+                details.append(part.image_url.detail or "auto")
+                if details[-1] not in served.inputs.details:
+                    param = f"{path}.image_url.detail"
+                    raise BadRequest(
+                        f"Invalid value for '{param}': {details[-1]!r}; this model reads images at one resolution, "
+                        "so only 'auto' is supported.",
+                        param=param,
+                    )
+        return details
+
+    def _for_template(self, images: RequestImages) -> tuple[list[dict[str, Any]], list[ImageFile]]:
+        """Messages as the chat template wants them, and the images in order of appearance. Raises BadRequest."""
+        messages: list[dict[str, Any]] = []
+        pictures: list[ImageFile] = []
+        for i, message in enumerate(self.messages):
+            content: list[dict[str, Any]] = []
+            for j, part in enumerate(parts_of(message)):
+                if isinstance(part, ImagePart):
+                    pictures.append(images.file(_url_path(self.path(i, j))))
+                    content.append({"type": "image"})
+                else:
+                    content.append({"type": "text", "text": _words(part)})
+            name = {} if message.name is None else {"name": message.name}
+            messages.append(
+                {"role": "system" if message.role == "developer" else message.role, **name, "content": content}
+            )
+        return messages, pictures
+
+
+def text_prompt(text: str | Sequence[int], served: Served, settings: Settings) -> Prompt:
+    """The prompt of a bare text or of token ids, without chat template. Raises BadRequest."""
+    if not isinstance(text, str) and (unknown := [token for token in text if token >= served.info.vocab_size]):
+        raise BadRequest(
+            f"Invalid value for 'prompt': token id {unknown[0]} is not below the vocabulary size "
+            f"{served.info.vocab_size}.",
+            param="prompt",
+        )
+    check_characters(len(text), settings, "prompt")
+    try:
+        return served.inputs.build_text(text) if isinstance(text, str) else served.inputs.build_ids(text)
+    except PromptError as error:
+        raise BadRequest(f"The model cannot take this prompt: {error}.", param="prompt") from error
+
+
+def check_characters(characters: int, settings: Settings, field: str) -> None:
+    """Refuse too much text before any work is done. Raises ContextLengthExceeded."""
+    if characters > settings.max_prompt_characters:
+        raise ContextLengthExceeded(
+            f"The {field} have {characters} characters, the limit is {settings.max_prompt_characters}.", param=field
+        )
+
+
+def _url_path(part: str) -> str:
+    return f"{part}.image_url.url"
+
+
+def _words(part: TextPart | RefusalPart) -> str:
+    return part.text if isinstance(part, TextPart) else part.refusal

@@ -1,0 +1,63 @@
+"""What is served: the loaded model's face towards HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from models.grammar import GrammarCompiler
+from server.answer.detokenizer import TextDecoder
+from steering.policy import Calibrated, Policy
+
+if TYPE_CHECKING:
+    from models.backbone import BackboneInfo
+    from models.inputs import InputBuilder
+    from server.engine.client import Model
+
+
+def server_version() -> str:
+    """The installed version of this distribution."""
+    try:
+        return version("autosteer-server")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded model, as the routes see it."""
+
+    name: str
+    info: BackboneInfo
+    inputs: InputBuilder
+    decoder: TextDecoder
+    grammars: GrammarCompiler
+    guard: Calibrated | None
+    layer: int | None  # the guarded one
+    calibration: Sequence[float]  # scores of harmless prompts that the guard was calibrated on; none if it keeps none
+    created: int = field(default_factory=lambda: int(time.time()))
+    version: str = field(default_factory=server_version)  # of this server; to look it up takes half a millisecond
+
+    @classmethod
+    def of(cls, model: Model, name: str) -> Served:
+        """Describe a model that has loaded."""
+        facts, inputs = model
+        return cls(
+            name=name,
+            info=facts.info,
+            inputs=inputs.builder,
+            decoder=TextDecoder(inputs.tokenizer),
+            grammars=GrammarCompiler(inputs.tokenizer, facts.info.vocab_size, facts.info.eos_ids),
+            guard=facts.guard,
+            layer=facts.layer,
+            calibration=facts.calibration,
+        )
+
+    def fingerprint(self, policy: Policy) -> str:
+        """OpenAI's `system_fingerprint`: changes with whatever could change an answer."""
+        parts = (self.version, self.info.name, self.info.revision, self.info.dtype, self.layer, policy)
+        return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]

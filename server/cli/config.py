@@ -1,0 +1,122 @@
+"""`autosteer config`: validate settings, and show the ones in effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from pydantic import BaseModel, SecretStr
+
+from server.cli.console import EXIT_MISTAKE, mistake
+from server.cli.options import with_settings
+from server.engine.launch import Plan
+from server.settings.schema import ShadowSettings
+from server.settings.sources import ConfigError, Loaded, load_settings
+
+if TYPE_CHECKING:
+    from steering.manifest import Manifest
+
+app = typer.Typer(help="The server's settings.", no_args_is_help=True)
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="YAML or TOML file of settings.")]) -> None:
+    """Validate a config file as `serve` would read it, against the guard bundle too where that is at hand."""
+    try:
+        loaded = load_settings({}, file)
+    except ConfigError as error:
+        for problem in error.problems:
+            typer.echo(f"autosteer: {problem}", err=True)
+        raise typer.Exit(EXIT_MISTAKE) from None
+    typer.echo(f"{file} is valid; {_check_policies(loaded)}")
+
+
+def _check_policies(loaded: Loaded) -> str:
+    """Resolve every policy against the bundle's manifest; says what was checked."""
+    from server.access.policies import make_policies
+    from steering.manifest import BundleError, load_manifest
+    from steering.policy import PolicyError
+
+    guard = Plan.of(loaded.settings).guard
+    if guard is not None and not guard.exists():
+        return f"its policies are not checked, for the guard bundle {guard} is not here"
+    try:
+        manifest = None if guard is None else load_manifest(guard)
+        policies = make_policies(loaded.settings, manifest)
+        shadow = _check_shadow(loaded.settings.shadow, manifest)
+    except (PolicyError, BundleError) as error:
+        mistake(error)
+    shown = [f"{each.name} ({each.mode.value}, threshold {each.threshold:.4g})" for each in policies.values()]
+    return f"policies: {', '.join(shown)}; {shadow}keys: {len(loaded.settings.keys)}"
+
+
+def _check_shadow(settings: ShadowSettings | None, acting: Manifest | None) -> str:
+    """Find the shadow's threshold; says what was checked. Raises PolicyError, BundleError."""
+    from server.engine.shadow import shadow_threshold
+    from steering.manifest import load_manifest
+    from steering.policy import PolicyError
+
+    if settings is None:
+        return ""
+    if acting is None:
+        raise PolicyError("shadow: needs a guard to stand beside; give one with --guard")
+    if settings.guard is not None and not Path(settings.guard).exists():
+        return f"shadow {settings.name} is not checked, for its guard bundle {settings.guard} is not here; "
+    bundle = acting if settings.guard is None else load_manifest(Path(settings.guard))
+    return f"shadow: {settings.name} (threshold {shadow_threshold(settings, bundle):.4g}); "
+
+
+@app.command()
+@with_settings
+def show(options: dict[str, object], config: Path | None) -> None:
+    """Print the settings in effect, each with where it came from, without secrets. Takes the options of `serve`."""
+    try:
+        loaded = load_settings(options, config)
+    except ConfigError as error:
+        mistake(error)
+    for name in type(loaded.settings).model_fields:
+        value = plain(getattr(loaded.settings, name))
+        if isinstance(value, (dict, list)) and value:
+            typer.echo(f"{name}:  # {loaded.origin(name)}")
+            text = yaml.safe_dump(value, sort_keys=False, width=200)
+            typer.echo("".join(f"  {line}\n" for line in text.splitlines()), nl=False)
+        else:
+            text = yaml.safe_dump({name: value}, width=2000).strip()
+            typer.echo(f"{text}  # {loaded.origin(name)}")
+
+
+@app.command("reference")
+def print_reference() -> None:
+    """Print every setting, its default and what it does, as tables in Markdown."""
+    from server.settings.reference import reference
+
+    typer.echo(reference(), nl=False)
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401  any setting
+    """A setting as YAML has it; of secrets, only what says which one it is."""
+    match value:
+        case BaseModel():
+            return {
+                name: plain(getattr(value, name)) for name in type(value).model_fields if name in value.model_fields_set
+            }
+        case dict():
+            return {key: plain(each) for key, each in value.items()}
+        case tuple():
+            return [plain(each) for each in value]
+        case SecretStr():
+            return shortened(value.get_secret_value())
+        case str():
+            return str(value)
+    return value
+
+
+def shortened(secret: str) -> str:
+    """A hash without most of it, a URL without its password and options."""
+    if secret.startswith("sha256:"):
+        return secret[:15] + "..."
+    from sqlalchemy import make_url
+
+    return make_url(secret).set(query={}).render_as_string(hide_password=True)

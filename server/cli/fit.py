@@ -1,0 +1,254 @@
+"""The fitting commands: `fit`, `inspect`, `score`, `import-reference`. Torch is imported only when one of them runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.console import Batch, Device, Dtype, Model, load, mistake, mistakes, progress_bar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from steering.fitting.fit import Fitted
+    from steering.fitting.pairs import Item, Problem
+    from steering.manifest import Manifest
+
+REFUSAL = "I'm sorry, but I can't help with that."
+SHOWN = 10  # problems of one kind that are printed; the report has all
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def fit(
+    model: Model,
+    pairs: Annotated[list[Path], typer.Option(help="File of contrast pairs (docs/fitting.md). May be given again.")],
+    out: Annotated[Path, typer.Option(help="Folder for the bundle.")],
+    benign: Annotated[list[Path] | None, typer.Option(help="File of harmless prompts: hard negatives.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for finished stages. Default: OUT.work.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for the report. Default: OUT.report.")] = None,
+    select: Annotated[str, typer.Option(help="Layer: sas (the paper's argmax), sas-among-best or auroc.")] = "sas",
+    layer: Annotated[int | None, typer.Option(help="This layer, whatever --select says.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Several layers read side by side, such as 12,16,20.")] = None,
+    prober: Annotated[str, typer.Option(help="mlp or linear.")] = "mlp",
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the Refusal Head. Default: full.")] = None,
+    refusal: Annotated[list[str] | None, typer.Option(help="What a steered answer says. May be given again.")] = None,
+    target_fpr: Annotated[
+        float | None, typer.Option(help="The default threshold's at most: 0.001, 0.01 (default) or 0.05.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of splits and weights.")] = 0,
+    batch: Batch = 16,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    *,
+    drop_bad: Annotated[
+        bool, typer.Option("--drop-bad", help="Leave out rows with missing images or equal twins.")
+    ] = False,
+) -> None:
+    """Fit a guard: from contrast pairs to a calibrated bundle and a report. Interrupted, it goes on where it was."""
+    from rich.console import Console
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with mistakes():
+        from steering.fitting.fit import Settings
+        from steering.fitting.fit import fit as run
+        from steering.fitting.layers import SELECTS
+        from steering.fitting.pairs import leaks, read_pairs, read_prompts, split
+        from steering.fitting.report import write_report
+        from steering.fitting.training import Optimisation
+
+        if select not in SELECTS:
+            mistake(f"--select {select} is not one of {', '.join(SELECTS)}")
+        if prober not in ("mlp", "linear"):
+            mistake(f"--prober {prober} is neither mlp nor linear")
+        given = _layers(layer, layers)
+        items = [item for file in pairs for item in read_pairs(file, images)]
+        items += [item for file in benign or [] for item in read_prompts(file, images)]
+        items = _without_errors(items, drop=drop_bad)
+        parts = split(items, seed=seed)
+        found = leaks(parts)
+        _show_problems(found, "leaks between the parts (the fit goes on, the report says so)")
+        settings = Settings(
+            refusals=tuple(refusal or [REFUSAL]),
+            select=SELECTS[select],
+            layers=given,
+            target_fpr=target_fpr,
+            prober_hidden=64 if prober == "mlp" else 0,
+            rank=rank,
+            seed=seed,
+            prober=Optimisation(seed=seed),
+            head=Optimisation(epochs=30, seed=seed),
+        )
+        backbones = load(model, device, dtype, batch, revision)
+        beside = out.parent / out.name
+        with progress_bar() as progress:
+            fitted = run(backbones, parts, settings, out, work or beside.with_name(f"{out.name}.work"), progress)
+        page = write_report(fitted, found, report or beside.with_name(f"{out.name}.report"))
+    _show_fit(fitted, Console())
+    typer.echo(f"guard: {out}\nreport: {page}")
+
+
+@app.command()
+def inspect(bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")]) -> None:
+    """Print what a bundle holds."""
+    from rich.console import Console
+
+    with mistakes():
+        from steering.manifest import load_manifest
+
+        _show_manifest(load_manifest(bundle), Console())
+
+
+@app.command()
+def score(
+    model: Model,
+    guard: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    prompts: Annotated[Path, typer.Argument(help='JSONL of prompts: {"text", "image", "id"}.')],
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write here. Default: standard output.")] = None,
+    batch: Batch = 16,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+) -> None:
+    """Score prompts without a server: one JSON line each with id, score and whether the bundle's threshold flags it."""
+    with mistakes():
+        from steering.bundle import load_guard
+        from steering.fitting.offline import batches, score_batch
+        from steering.fitting.pairs import read_prompts
+
+        items = _without_errors(read_prompts(prompts, images), drop=False)
+        backbone = load(model, device, dtype, batch, revision)[0]
+        loaded = load_guard(guard, backbone.info)
+        threshold = loaded.manifest.threshold
+        lines: list[str] = []
+        with progress_bar() as progress:
+            task = progress.add_task("scores", total=len(items))
+            for group in batches(items, batch):
+                scores = score_batch(backbone, loaded, [item.questions[0] for item in group])
+                for item, value in zip(group, scores, strict=True):
+                    lines.append(json.dumps({"id": item.id, "score": value, "flagged": value >= threshold}))
+                progress.advance(task, len(group))
+        if out is None:
+            typer.echo("\n".join(lines))
+        else:
+            out.write_text("\n".join(lines) + "\n")
+
+
+@app.command(name="import-reference")
+def import_reference(
+    model: Model,
+    prober: Annotated[Path, typer.Option(help="The prober's checkpoint, such as epoch_37.pt.")],
+    head: Annotated[Path, typer.Option(help="The head's checkpoint, such as Epoch_12.pt.")],
+    layer: Annotated[int, typer.Option(help="The layer that the prober was fitted on.")],
+    out: Annotated[Path, typer.Option(help="Folder for the bundle.")],
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Score from which a request is flagged.")] = 0.5,
+    eps: Annotated[float, typer.Option(min=0, help="Steering strength.")] = 1.0,
+    refusal: Annotated[str, typer.Option(help="What a blocked request is told.")] = REFUSAL,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+) -> None:
+    """Turn checkpoints of the paper's own code into a bundle."""
+    with mistakes():
+        from steering.fitting.reference_import import import_checkpoints
+
+        if eps == 0:
+            mistake("--eps must be more than 0, which steers nothing")
+        backbone = load(model, device, dtype, 1, revision)[0]
+        import_checkpoints(prober, head, layer, backbone.info, out, threshold=threshold, eps=eps, refusal=refusal)
+    typer.echo(f"guard: {out}")
+
+
+# what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def _layers(layer: int | None, layers: str | None) -> tuple[int, ...]:
+    """The layers that are given, if any."""
+    if layers is None:
+        return () if layer is None else (layer,)
+    found = layers.replace(",", " ").split()
+    if layer is not None or len(set(found)) < len(found) or not found or not all(part.isdigit() for part in found):
+        mistake(f"--layers {layers}: give different numbers with commas, and no --layer")
+    return tuple(map(int, found))
+
+
+def _without_errors(items: Sequence[Item], *, drop: bool) -> list[Item]:
+    """The rows, once nothing is wrong with them; without the wrong ones where they may be dropped."""
+    from steering.fitting.pairs import check
+
+    problems = check(items)
+    if not problems:
+        return list(items)
+    _show_problems(problems, "bad rows")
+    if not drop:
+        mistake(f"{len(problems)} problems in the data; --drop-bad leaves such rows out")
+    bad = {problem.where for problem in problems}
+    return [item for item in items if item.where not in bad]
+
+
+def _show_problems(problems: Sequence[Problem], title: str) -> None:
+    if not problems:
+        return
+    typer.echo(f"{len(problems)} {title}:", err=True)
+    for problem in problems[:SHOWN]:
+        typer.echo(f"  {problem}", err=True)
+    if len(problems) > SHOWN:
+        typer.echo(f"  ... and {len(problems) - SHOWN} more", err=True)
+
+
+# what is printed ---------------------------------------------------------------------------------------------------
+
+
+def _show_manifest(manifest: Manifest, console: Console) -> None:
+    from rich.table import Table
+
+    model = manifest.model
+    about = Table(show_header=False)
+    for name, value in {
+        "model": f"{model.name} ({model.architecture}, {model.num_layers} layers of {model.hidden_size})",
+        "fitted": f"{manifest.date} on {manifest.data_size} prompts, {model.dtype}",
+        "layer": ", ".join(map(str, manifest.probe_layers or [manifest.layer])),
+        "prober": f"{manifest.prober_hidden} hidden units" if manifest.prober_hidden else "linear",
+        "head": f"rank {manifest.head_rank}" if manifest.head_rank else "full rank",
+        "threshold": f"{manifest.threshold:.6g}",
+        "eps": f"{manifest.eps:g}",
+        "refusal": manifest.refusal,
+        "fresh prompts": ", ".join(f"{name} {value:.4f}" for name, value in manifest.validation.items()),
+        "data": manifest.data_hash,
+        "versions": ", ".join(f"{name} {value}" for name, value in manifest.versions.items()),
+    }.items():
+        about.add_row(name, value)
+    layers = Table("layer", "SAS", "95 %", "AUROC", "accuracy", title="layers, validation part")
+    for each in manifest.layers:
+        interval = "" if each.sas_low is None else f"{each.sas_low:.4f} .. {each.sas_high:.4f}"
+        accuracy = "" if each.accuracy is None else f"{each.accuracy:.4f}"
+        mark = " *" if each.layer in (manifest.probe_layers or [manifest.layer]) else ""
+        layers.add_row(f"{each.layer}{mark}", f"{each.sas:.4f}", interval, f"{each.auroc:.4f}", accuracy)
+    thresholds = Table("target FPR", "threshold", "safe prompts", title="thresholds")
+    for known in manifest.thresholds:
+        thresholds.add_row(f"{known.target_fpr:.1%}", f"{known.threshold:.6f}", str(known.samples))
+    for table in (about, layers, thresholds):
+        console.print(table)
+
+
+def _show_fit(fitted: Fitted, console: Console) -> None:
+    from rich.table import Table
+
+    _show_manifest(fitted.guard.manifest, console)
+    sweep = Table("eps", "exact refusal", "begins like it", "perplexity", title="eps")
+    for point in fitted.report["sweep"]:
+        mark = " *" if point["eps"] == fitted.guard.manifest.eps else ""
+        rates = f"{point['exact']:.1%}", f"{point['begins']:.1%}", f"{point['perplexity']:.3g}"
+        sweep.add_row(f"{point['eps']:g}{mark}", *rates)
+    console.print(sweep)
+    for warning in fitted.report["warnings"]:
+        console.print(f"[yellow]{warning}[/yellow]")

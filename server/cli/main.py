@@ -1,0 +1,197 @@
+"""The command line: `autosteer serve`, `version`, and the other commands. Torch is imported only to load a model."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import io
+import logging
+import shlex
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+import typer
+
+from server.cli.audit import print_audit
+from server.cli.config import app as config_commands
+from server.cli.console import mistake
+from server.cli.evaluate import app as evaluation
+from server.cli.fit import app as fitting
+from server.cli.keys import app as keys_commands
+from server.cli.options import with_settings
+from server.engine.launch import Plan, explains_itself
+from server.engine.process import EngineProcess
+from server.record.audit.sink import Sink, SinkError
+from server.record.audit.sinks import make_sink
+from server.record.tracing import Tracing, TracingError, make_tracing
+from server.request import EngineFailed
+from server.settings.schema import LogFormat, Settings
+from server.settings.sources import ConfigError, Loaded, load_settings
+from server.watch.logs import configure
+
+if TYPE_CHECKING:
+    from server.api.served import Served
+    from server.engine.client import Inputs
+    from steering.policy import Policy
+
+app = typer.Typer(
+    name="autosteer",
+    help="An OpenAI-compatible server for multimodal models, guarded from inside the model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(fitting)
+app.add_typer(evaluation)
+app.add_typer(config_commands, name="config")
+app.add_typer(keys_commands, name="keys")
+app.command("audit")(print_audit)
+
+
+def main() -> None:
+    """Entry point of the `autosteer` command."""
+    app()
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from server.api.served import server_version
+
+    typer.echo(server_version())
+
+
+@app.command()
+@with_settings
+def serve(options: dict[str, object], config: Path | None) -> None:
+    """Serve a model over HTTP. Options go before the environment (AUTOSTEER_PORT, ...), and that before the file."""
+    load = partial(load_settings, options, config)
+    try:
+        settings = load().settings
+        sink = None if settings.audit is None else make_sink(settings.audit)
+        tracing = make_tracing(settings)
+    except (ConfigError, SinkError, TracingError) as error:
+        mistake(error)
+    configure(settings.log_format, access=settings.access_log)
+    plan = Plan.of(settings)
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        mistake(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
+    with listener:
+        _serve(settings, load, plan, sink, tracing, listener)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, before anything slow is done. Raises OSError."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)
+
+
+def _serve(
+    settings: Settings,
+    load: Callable[[], Loaded],
+    plan: Plan,
+    sink: Sink | None,
+    tracing: Tracing | None,
+    listener: socket.socket,
+) -> None:
+    """Run until a signal; exits with 2 if the model does not load."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
+    engine = EngineProcess(plan)  # it loads while this process imports what it serves with
+    from server.access.policies import make_policies
+    from server.app import create_app
+    from server.engine.client import Runner
+    from server.http.server import HttpServer
+    from server.reload import reload
+
+    runner = Runner(
+        engine,
+        lambda: _inputs(plan),
+        max_live=settings.max_live,
+        step_seconds=settings.step_seconds,
+        check=lambda facts: make_policies(settings, facts.guard),
+    )
+    application = create_app(settings, runner, name=plan.name, sink=sink, tracing=tracing)
+    service = application.state.service
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def ready() -> None:
+        gc.collect()
+        gc.freeze()  # the libraries' objects: a collection that walks through all of them holds up streams for 0.2 s
+        announce(service.served, service.default_policy(service.served), url, settings.log_format)
+
+    server = HttpServer(
+        application,
+        runner,
+        settings,
+        announce=ready,
+        reload=lambda: reload(service, load),
+    )
+    server.run(sockets=[listener])
+    if server.start_failure is not None:
+        failure = server.start_failure
+        if not isinstance(failure, EngineFailed) and not explains_itself(failure):  # the engine's own is in the log
+            logging.getLogger(__name__).error("the model could not be loaded", exc_info=failure)
+        mistake(failure)
+
+
+def _inputs(plan: Plan) -> Inputs:
+    """What this process needs of the model."""
+    import torch
+
+    torch.set_num_threads(1)  # the cores are the engine's, and images are prepared side by side as it is
+    return plan.load_inputs()
+
+
+def announce(served: Served, policy: Policy, url: str, form: LogFormat) -> None:
+    """Tell that the server is ready, how to try it, and warn where nothing guards the model."""
+    warning, ready = announcement(served, policy, url)
+    if form == "json":
+        log = logging.getLogger("server.ready")
+        if warning:
+            log.warning(warning)
+        log.info(ready)
+        return
+    if warning:
+        typer.echo(f"autosteer: WARNING: {warning}", err=True)
+    typer.echo(f"autosteer ready: {ready}")
+    typer.echo(f"try it: {curl(served.name, url)}")
+
+
+def announcement(served: Served, policy: Policy, url: str) -> tuple[str, str]:
+    """A warning, empty where there is none, and what is ready."""
+    warning = ""
+    if served.layer is None:
+        guarded = "UNGUARDED"
+        warning = f"UNGUARDED: no guard is loaded, {served.name} answers whatever it is asked."
+    else:
+        guarded = (
+            f"guarded at layer {served.layer} of {served.info.num_layers}, "
+            f"policy {policy.name}: {policy.mode.value}, threshold {policy.threshold:.4g}, eps {policy.eps:.4g}"
+        )
+        if policy.mode.value == "off":
+            warning = "UNGUARDED: the guard is loaded, but its mode is off."
+    return warning, f"{url} | model {served.name} | {guarded}"
+
+
+def curl(model: str, url: str) -> str:
+    """A command to paste into a shell: a question about a small drawing that the bundled model knows too."""
+    from models.demo.world import Group, Scene, draw_picture, stream
+
+    buffer = io.BytesIO()
+    apple = draw_picture(Scene((Group("apple", "red", (4,)),)), stream("try it"))
+    apple.quantize(8).save(buffer, "PNG", optimize=True)
+    image = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    content = [
+        {"type": "image_url", "image_url": {"url": image}},
+        {"type": "text", "text": "What is in the picture?"},
+    ]
+    body = orjson.dumps({"model": model, "messages": [{"role": "user", "content": content}]}).decode()
+    return f"curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"

@@ -1,0 +1,148 @@
+"""Which model, guard and name the settings stand for, and how they are loaded: whole, or without the weights."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.settings.schema import LogFormat, Settings, ShadowSettings
+
+if TYPE_CHECKING:
+    from models.backbone import Backbone
+    from server.engine.client import Inputs
+    from server.engine.engine import Engine
+
+DEMO_NAME = "autosteer-demo"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be loaded, and how it is run: all that the engine's process is told of the settings.
+
+    `guard` None: none. `threads` None: as many as torch takes.
+    """
+
+    model: str
+    guard: Path | None
+    name: str
+    revision: str | None
+    device: str
+    dtype: str
+    max_rows: int
+    prefill_tokens: int
+    prefill_slowdown: float
+    cache_gib: float | None
+    prefix_cache: bool
+    image_cache_mib: int
+    quantize: str
+    cuda_graphs: bool
+    shadow: ShadowSettings | None
+    threads: int | None
+    log_format: LogFormat
+
+    @classmethod
+    def of(cls, settings: Settings) -> Plan:
+        """The bundled demo model and its guard where the settings name no model."""
+        from models import demo
+
+        is_demo = settings.model is None or Path(settings.model).absolute() == demo.CHECKPOINT
+        model = settings.model or str(demo.CHECKPOINT)
+        guard = settings.guard or (str(demo.GUARD) if is_demo else "none")
+        return cls(
+            model=model,
+            guard=None if guard.lower() == "none" else Path(guard),
+            name=settings.served_model_name or (DEMO_NAME if is_demo else _short_name(model)),
+            revision=settings.revision,
+            device=settings.device,
+            dtype=settings.dtype,
+            max_rows=settings.max_rows,
+            prefill_tokens=settings.prefill_tokens,
+            prefill_slowdown=settings.prefill_slowdown,
+            cache_gib=settings.cache_gib,
+            prefix_cache=settings.prefix_cache,
+            image_cache_mib=settings.image_cache_mib,
+            quantize=settings.quantize,
+            cuda_graphs=settings.cuda_graphs,
+            shadow=settings.shadow,
+            threads=settings.threads,
+            log_format=settings.log_format,
+        )
+
+    def load(self) -> Engine:
+        """Load model and guard; for the engine's process. Raises LoadError, BundleError, PolicyError."""
+        # On a CPU every length of a batch of prompts makes kernels of its own. The default keeps 1,024 of them, which
+        # fills up slowly and looks like a leak (150 MB with the demo model); these do for all sizes of a decode step.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+        _quiet_libraries(self.log_format)
+        from models.load import load_backbone
+        from server.engine.engine import Engine
+        from server.engine.scheduler import Scheduler
+        from server.engine.shadow import load_shadow
+        from steering.bundle import load_guard
+
+        backbone = load_backbone(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            max_rows=self.max_rows,
+            revision=self.revision,
+            cache_bytes=None if self.cache_gib is None else int(self.cache_gib * 2**30),
+            keep_prefixes=self.prefix_cache,
+            image_memory_bytes=self.image_cache_mib * 2**20,
+            int8=self.quantize == "int8",
+        )
+        set_threads(self, backbone)
+        if self.cuda_graphs:
+            backbone.capture()
+        guard = None if self.guard is None else load_guard(self.guard, backbone.info)
+        shadow = None if self.shadow is None else load_shadow(self.shadow, guard, backbone.info)
+        return Engine(backbone, guard, Scheduler(self.max_rows, self.prefill_tokens, self.prefill_slowdown), shadow)
+
+    def load_inputs(self) -> Inputs:
+        """Load what prompts and texts are made with; for the HTTP process. Raises LoadError."""
+        _quiet_libraries(self.log_format)
+        from models.load import load_inputs
+        from server.engine.client import Inputs
+
+        return Inputs(*load_inputs(self.model, self.revision, image_memory_bytes=self.image_cache_mib * 2**20))
+
+
+def explains_itself(error: BaseException) -> bool:
+    """Whether loading failed in a way that the error's own words tell in full."""
+    from models.load import LoadError
+    from steering.manifest import BundleError
+    from steering.policy import PolicyError
+
+    return isinstance(error, (LoadError, BundleError, PolicyError))
+
+
+SMALL_MODEL = 8_000_000  # parameters: below, threads cost more to bring together than they save
+
+
+def set_threads(plan: Plan, backbone: Backbone) -> None:
+    """How many threads a step computes with. Where nothing says it one for a small model, else torch decides."""
+    import torch
+
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+    elif backbone.info.parameters < SMALL_MODEL:
+        torch.set_num_threads(1)
+
+
+def _quiet_libraries(form: LogFormat) -> None:
+    """Nothing is logged past the server's own log while a model loads."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers.utils.logging as of_transformers
+
+    from server.watch.logs import adopt_libraries
+
+    of_transformers.get_verbosity()  # makes its handler
+    adopt_libraries()
+    if form == "json":
+        of_transformers.disable_progress_bar()
+
+
+def _short_name(model: str) -> str:
+    return Path(model).absolute().name if Path(model).is_dir() else model

@@ -1,0 +1,261 @@
+"""The engine's side of the process boundary: take what was asked, make a step, tell what it did, and again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from models.grammar import GrammarCompiler, JsonGrammar, SchemaError
+from server.engine import wire
+from server.engine.engine import Engine
+from server.engine.wire import Facts, Kind, Load, News, State
+from server.request import EngineFailed, Event, Finish, GrammarFailed, Request, RequestFailed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Submit:
+    number: int
+    request: Request
+
+
+@dataclass(frozen=True)
+class _Refuse:
+    """A request that could not be made of what arrived."""
+
+    number: int
+    error: RequestFailed
+
+
+@dataclass(frozen=True)
+class _Abort:
+    request_id: str
+
+
+class _Stop:
+    """Leave the loop; what still lives is ended as aborted."""
+
+
+class _Gone(Exception):
+    """Nobody is at the other end any more."""
+
+
+class EngineLoop:
+    """Runs one engine for whoever is at the other end of a socket.
+
+    A thread of its own receives: requests are unpacked, and their grammars compiled, beside the steps. A step never
+    waits for the other side to read: what the socket does not take is kept and sent with the next. That is bounded by
+    the tokens which the live requests may still have.
+
+    `leave` is called by that thread once the other side has gone, whatever the engine is doing then.
+    """
+
+    def __init__(
+        self, connection: socket.socket, load: Callable[[], Engine], leave: Callable[[], object] = lambda: None
+    ) -> None:
+        self._connection = connection
+        self._load = load
+        self._leave = leave
+        self._inbox: SimpleQueue[_Submit | _Refuse | _Abort | _Stop] = SimpleQueue()
+        self._unsent = bytearray()
+        self._new: dict[Request, int] = {}  # numbers of the requests of which nothing has been told yet
+        self._begun: dict[Request, int] = {}  # of those whose decision has been told
+        self._grammars: GrammarCompiler | None = None  # None until the model is loaded
+
+    def run(self) -> None:
+        """Load, then serve until it is told to stop, the engine fails, or the other side has gone."""
+        receiver = threading.Thread(target=self._receive, name="commands", daemon=True)
+        receiver.start()
+        try:
+            self._serve()
+        except _Gone:
+            logger.debug("the server has gone")
+        finally:
+            try:
+                self._connection.shutdown(socket.SHUT_RDWR)  # so that the receiver ends
+            except OSError:
+                logger.debug("the connection to the server has ended before")
+            receiver.join()
+            self._connection.close()
+
+    def _serve(self) -> None:
+        try:
+            engine = self._load()
+        except BaseException as error:  # noqa: BLE001  whatever loading raises is told to those who wait for it
+            self._send(wire.not_loaded(error), wait=True)
+            return
+        try:
+            backbone = engine.backbone
+            self._grammars = GrammarCompiler(backbone.tokenizer, backbone.info.vocab_size, backbone.info.eos_ids)
+            self._send(wire.loaded(Facts.of(engine)), wait=True)
+            while engine.failure is None and self._take_commands(engine):
+                self._report(engine, engine.step())
+        except _Gone:
+            self._free_rows(engine, EngineFailed("the server has gone"))
+            raise
+        except Exception as error:
+            logger.critical("the engine failed", exc_info=True)
+            engine.failure = EngineFailed(f"{type(error).__name__}: {error}")
+        if engine.failure is not None:
+            try:
+                self._send(wire.failed(engine.failure), wait=True)
+            finally:
+                self._free_rows(engine, engine.failure)
+
+    def _take_commands(self, engine: Engine) -> bool:
+        """Apply what has arrived, waiting for it while the engine is idle; False once the loop must end."""
+        while engine.scheduler.idle or not self._inbox.empty():
+            match self._inbox.get():
+                case _Submit(number, request):
+                    self._new[request] = number
+                    engine.scheduler.add(request)
+                case _Refuse(number, error):
+                    self._tell(engine, [], [News(number, finish=Finish.ERROR, error=error)])
+                case _Abort(request_id):
+                    if (event := engine.abort(request_id)) is not None:
+                        self._report(engine, [event])
+                case _Stop():
+                    ended = [engine.abort(request.id) for request in engine.scheduler.live()]
+                    self._report(engine, [event for event in ended if event is not None])
+                    return False
+        return True
+
+    def _free_rows(self, engine: Engine, failure: EngineFailed) -> None:
+        """What is left to do for an engine that nobody hears any more."""
+        try:
+            engine.fail_all(failure)
+        except Exception:
+            logger.exception("the rows of the engine could not be freed")
+
+    # what is told ----------------------------------------------------------------------------------------------
+
+    def _report(self, engine: Engine, events: Sequence[Event]) -> None:
+        """Tell what a step did; also that it did nothing, which shows that the engine lives."""
+        tokens: list[int] = []
+        news: list[News] = []
+        begun = self._begun
+        for event in events:
+            number = begun.get(event.request)
+            if number is None or event.token is None or event.finish is not None or event.logprobs is not None:
+                news.append(self._news(event))
+            else:
+                tokens += (number, event.token)
+        self._tell(engine, tokens, news)
+
+    def _news(self, event: Event) -> News:
+        request, state = event.request, None
+        if (number := self._new.pop(request, None)) is not None:
+            self._begun[request] = number
+            state = _state(request)
+        number = self._begun[request]
+        if event.finish is not None:
+            del self._begun[request]
+            state = _state(request)
+        return News(number, event.token, event.logprobs, event.finish, event.error, state)
+
+    def _tell(self, engine: Engine, tokens: Sequence[int], news: Sequence[News]) -> None:
+        # Steps that did nothing are not kept for a server that does not read.
+        new = tokens or news or not self._unsent
+        self._send(wire.step(_load_of(engine), tokens, news) if new else b"", wait=engine.scheduler.idle)
+
+    def _send(self, data: bytes, *, wait: bool) -> None:
+        """`wait` where there is nothing to compute meanwhile. Raises _Gone."""
+        self._unsent += data
+        try:
+            if wait:
+                self._connection.sendall(self._unsent)
+                self._unsent.clear()
+            else:
+                del self._unsent[: self._connection.send(self._unsent, socket.MSG_DONTWAIT)]
+        except BlockingIOError:
+            return
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise _Gone from error
+
+    # what is asked, in the receiving thread --------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        frames = wire.Frames()
+        descriptors: deque[int] = deque()
+        try:
+            while True:
+                data, received, _, _ = socket.recv_fds(self._connection, wire.READ_BYTES, wire.MAX_DESCRIPTORS)
+                descriptors.extend(received)
+                if not data:
+                    break
+                for kind, body in frames.feed(data):
+                    self._take(kind, body, descriptors)
+        except ConnectionResetError:
+            logger.debug("the server has gone")
+        except Exception:
+            logger.exception("what the server asks cannot be read")
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._inbox.put(_Stop())
+            self._leave()
+
+    def _take(self, kind: Kind, body: bytes, descriptors: deque[int]) -> None:
+        match kind:
+            case Kind.SUBMIT:
+                self._unpack(body, descriptors)
+            case Kind.ABORT:
+                self._inbox.put(_Abort(body.decode()))
+            case Kind.STOP:
+                self._inbox.put(_Stop())
+            case _:
+                raise AssertionError(f"{kind!r} is not for the engine")
+
+    def _unpack(self, body: bytes, descriptors: deque[int]) -> None:
+        submission = wire.read_submit(body)
+        numbers = range(submission.first, submission.first + submission.count)
+        try:
+            buffers: list[memoryview] = []
+            if submission.lengths:
+                descriptor = descriptors.popleft()
+                try:
+                    buffers = wire.mapped(descriptor, submission.lengths)
+                finally:
+                    os.close(descriptor)
+            requests = wire.unpack(submission.data, buffers, self._grammar_maker())
+        except SchemaError as error:
+            self._refuse(numbers, GrammarFailed(str(error)))
+        except Exception as error:
+            logger.exception("requests could not be unpacked")
+            self._refuse(numbers, RequestFailed(f"{type(error).__name__}: {error}"))
+        else:
+            for number, request in zip(numbers, requests, strict=True):
+                self._inbox.put(_Submit(number, request))
+
+    def _refuse(self, numbers: Sequence[int], error: RequestFailed) -> None:
+        for number in numbers:
+            self._inbox.put(_Refuse(number, error))
+
+    def _grammar_maker(self) -> Callable[[str], JsonGrammar]:
+        """Compiles each schema once, for all rows of a submission."""
+        compiled: dict[str, JsonGrammar] = {}
+
+        def grammar(schema: str) -> JsonGrammar:
+            assert self._grammars is not None, "nothing is submitted before the model is loaded"
+            if schema not in compiled:
+                compiled[schema] = self._grammars.compile(json.loads(schema))
+            return compiled[schema].fresh()
+
+        return grammar
+
+
+def _state(request: Request) -> State:
+    return request.decision, request.shadow, request.timings, request.cached_tokens
+
+
+def _load_of(engine: Engine) -> Load:
+    scheduler = engine.scheduler
+    return Load(len(scheduler.running), len(scheduler.waiting), engine.backbone.cache_usage)

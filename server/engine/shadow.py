@@ -1,0 +1,32 @@
+"""The shadow that the settings stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.backbone import BackboneInfo
+from server.settings.schema import ShadowSettings
+from steering.bundle import load_guard
+from steering.guard import Guard
+from steering.manifest import BundleError
+from steering.policy import Calibrated, PolicyError
+from steering.shadow import Shadow
+
+
+def load_shadow(settings: ShadowSettings, acting: Guard | None, info: BackboneInfo) -> Shadow:
+    """The shadow for a loaded model. Raises BundleError where its bundle does not fit, PolicyError."""
+    if acting is None:
+        raise PolicyError("shadow: needs a guard to stand beside; give one with --guard")
+    try:
+        guard = acting if settings.guard is None else load_guard(Path(settings.guard), info)
+    except BundleError as error:
+        raise BundleError(f"shadow: {error}") from error
+    return Shadow(settings.name, guard, shadow_threshold(settings, guard.manifest))
+
+
+def shadow_threshold(settings: ShadowSettings, bundle: Calibrated) -> float:
+    """The score from which it would flag. Raises PolicyError."""
+    try:
+        return bundle.policy(threshold=settings.threshold, target_fpr=settings.target_fpr).threshold
+    except ValueError as error:
+        raise PolicyError(f"shadow: {error}") from error

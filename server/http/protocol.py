@@ -1,0 +1,126 @@
+"""uvicorn's HTTP/1.1 protocol with limits on a request's head, and an end of connections that both sides survive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from server.http.streaming import WRITE_NOW
+
+HEAD_SECONDS = 20.0  # from the connection, or a request's first byte, to the end of its headers
+MAX_HEAD_BYTES = 64 * 2**10  # looked at as bytes come, so that it may be passed by as much as comes at once
+LINGER_SECONDS = 2.0  # for a client to read its answer while it still sends
+FLUSH_SECONDS = 30.0  # for a client to read the last of its answer
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """Closes a connection that sends its head too slowly, or never, or without end."""
+
+    transport: GentleTransport  # type: ignore[assignment]
+    _deadline: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a head."""
+        super().connection_made(GentleTransport(transport, self.loop, self._is_sending))  # type: ignore[arg-type]
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing any more."""
+        super().connection_lost(exc)
+        self._head_is_there()
+        self.transport.forget()
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to a head that is not complete."""
+        if self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._deadline is None:
+            self._head_bytes = 0
+        elif self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The request's headers are too large.")
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        if self._deadline is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is there; its body has limits of its own."""
+        self._head_is_there()
+        super().on_headers_complete()
+        self.scope["extensions"] = {WRITE_NOW: {"write": partial(_write_now, self.cycle)}}
+
+    def _await_head(self) -> None:
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _head_is_there(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _is_sending(self) -> bool:
+        """Whether a part of a request is still to come."""
+        return self._deadline is not None or (self.cycle is not None and self.cycle.more_body)
+
+
+def _write_now(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """Write a part of an answer whose length is not told, unless the connection is busy or gone."""
+    if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
+
+
+class GentleTransport:
+    """A transport that closes without destroying its answer, and without waiting for ever.
+
+    Closing a socket with unread input sends a reset, and a reset discards what the client has not read: a request
+    that is refused before its body has arrived would never hear of it. So the sending side is closed first, and input
+    is thrown away for a while. And a client that never reads the last bytes does not keep its connection.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, is_sending: Callable[[], bool]
+    ) -> None:
+        self._transport = transport
+        self.write = transport.write  # called for every token
+        self._loop = loop
+        self._is_sending = is_sending
+        self._closing = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  the transport's own
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is read or written."""
+        return self._closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Send what is written, and close."""
+        if self._closing:
+            return
+        self._closing = True
+        if self._transport.is_closing() or not self._is_sending():
+            self._close()
+            return
+        self._transport.resume_reading()
+        self._transport.write_eof()
+        self._timer = self._loop.call_later(LINGER_SECONDS, self._close)
+
+    def forget(self) -> None:
+        """The connection is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _close(self) -> None:
+        self._transport.close()
+        self._timer = self._loop.call_later(FLUSH_SECONDS, self._transport.abort)

@@ -1,0 +1,92 @@
+"""What is kept of one request."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from uuid import uuid4
+
+import orjson
+
+from server.media.files import MediaError, read_data_url
+
+CONTENT_FIELDS = ("messages", "prompt", "input")
+
+
+class Outcome(StrEnum):
+    """How a request ended for its client."""
+
+    COMPLETED = "completed"  # with a whole answer, a refusal of the guard included
+    REJECTED = "rejected"  # before anything was generated; `reason` says why
+    FAILED = "failed"  # while the answer was made, or cut short by the end of the server
+    DISCONNECTED = "disconnected"  # the client left, or stopped reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """One request to a route that needs a key. Times in seconds; None is what the request did not come to."""
+
+    time: datetime  # of arrival, UTC
+    request_id: str  # the X-Request-Id of its answer
+    route: str
+    outcome: Outcome
+    status: int | None = None  # None: the client left before there was one
+    reason: str | None = None
+    key: str | None = None  # its name; `anonymous` on a server without keys
+    policy: str | None = None
+    mode: str | None = None
+    threshold: float | None = None
+    eps: float | None = None
+    decision: str | None = None
+    score: float | None = None
+    layer: int | None = None
+    shadow: str | None = None
+    shadow_decision: str | None = None
+    shadow_score: float | None = None
+    modality: str | None = None
+    finish: str | None = None
+    prompt_tokens: int | None = None
+    image_tokens: int | None = None
+    completion_tokens: int | None = None
+    queue_seconds: float | None = None
+    first_token_seconds: float | None = None
+    guard_seconds: float | None = None
+    total_seconds: float = 0.0
+    content_hash: str | None = None
+    content: str | None = None
+    answer: str | None = None
+    record_id: str = field(default_factory=lambda: uuid4().hex)
+
+
+def content_of(body: object, fetched: Mapping[str, bytes]) -> bytes:
+    """What was asked, as JSON with sorted keys; each image stands there as the SHA-256 of its bytes."""
+    asked = {name: body[name] for name in CONTENT_FIELDS if name in body} if isinstance(body, dict) else {}
+    return orjson.dumps(_without_images(asked, fetched), option=orjson.OPT_SORT_KEYS)
+
+
+def content_hash(content: bytes) -> str:
+    """SHA-256 of what `content_of` gives."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _without_images(value: object, fetched: Mapping[str, bytes]) -> object:
+    match value:
+        case {"image_url": {"url": str(url)} as image, **rest}:
+            return {**rest, "image_url": {**image, "url": _hashed(url, fetched)}}
+        case dict():
+            return {name: _without_images(each, fetched) for name, each in value.items()}
+        case list():
+            return [_without_images(each, fetched) for each in value]
+    return value
+
+
+def _hashed(url: str, fetched: Mapping[str, bytes]) -> str:
+    """An image's bytes as their hash; what is none stays as it was sent."""
+    try:
+        data = fetched[url] if url in fetched else read_data_url(url, len(url))
+    except MediaError:
+        return url
+    return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -1,0 +1,42 @@
+"""Where audit records go, by the scheme of the URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from server.record.audit.sink import Reader, Sink, SinkError
+from server.settings.schema import AuditSettings
+
+
+def make_sink(settings: AuditSettings) -> Sink:
+    """The sink of the settings' URL; a file is opened at once. Raises SinkError."""
+    url = settings.url.get_secret_value()
+    if (path := _file_of(url)) is not None:
+        from server.record.audit.json_lines import JsonLines
+
+        lines = JsonLines(path, max_bytes=settings.max_bytes, max_files=settings.max_files)
+        try:
+            lines.open()
+        except OSError as error:
+            raise SinkError(f"cannot open the audit log {path}: {error.strerror or error}") from error
+        return lines
+    from server.record.audit.database import Database
+
+    return Database(url)
+
+
+def make_reader(url: str) -> Reader:
+    """Reads what a sink of this URL has written. Raises SinkError."""
+    if (path := _file_of(url)) is not None:
+        from server.record.audit.json_lines import JsonLinesReader
+
+        return JsonLinesReader(path)
+    from server.record.audit.database import Database
+
+    return Database(url)
+
+
+def _file_of(url: str) -> Path | None:
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None

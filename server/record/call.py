@@ -1,0 +1,63 @@
+"""One HTTP request from its arrival to its last byte: what is known of it when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from fastapi import Request as HttpRequest
+
+from server.record.audit.record import content_hash, content_of
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from server.access.keys import Client
+    from server.access.limits import Reservation
+    from server.answer.choices import Choices
+    from server.errors import ApiError
+    from steering.policy import Policy
+
+
+@dataclass(eq=False)
+class Call:
+    """Filled on the request's way; only for the event loop's thread. `id` is its `X-Request-Id`."""
+
+    id: str
+    arrived: float = field(default_factory=monotonic)
+    time: datetime = field(default_factory=lambda: datetime.now(UTC))
+    route: str | None = None  # set where it is authenticated, and so recorded
+    client: Client | None = None
+    policy: Policy | None = None
+    body: object = None  # decoded, until it is described
+    content: bytes | None = None
+    content_hash: str | None = None
+    reservation: Reservation | None = None
+    choices: Choices | None = None
+    error: ApiError | None = None
+    gone: bool = False  # the client left before its answer began
+    status: int | None = None
+    read: float | None = None  # when its body was there
+    accepted: float | None = None  # when the engine took it
+    span: Span | None = None
+    trace_id: str | None = None
+    clock_offset: int = 0  # nanoseconds from the monotonic clock to the time of day
+
+    def describe(self, fetched: Mapping[str, bytes], *, keep: bool) -> None:
+        """Hash what was asked, and keep it where that is wanted; let go of the rest. Slow: for a worker thread.
+
+        `fetched`: the images that came from the network, by URL.
+        """
+        content, self.body = content_of(self.body, fetched), None
+        self.content_hash = content_hash(content)
+        if keep:
+            self.content = content
+
+
+def call_of(http: HttpRequest) -> Call:
+    """The call that a request is."""
+    call: Call = http.state.call
+    return call

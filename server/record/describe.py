@@ -1,0 +1,88 @@
+"""A call that has ended -> its audit record."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+import orjson
+
+from server.answer.choices import Choices
+from server.errors import Unavailable
+from server.record.audit.record import AuditRecord, Outcome
+from server.record.call import Call
+from server.request import Finish, Request
+from steering.policy import Policy
+
+
+def record_of(call: Call, *, layer: int | None, content: bool) -> AuditRecord:
+    """What is kept of a call. `layer`: the guarded one. `content`: whether messages and answers are kept too."""
+    assert call.route is not None
+    facts: dict[str, Any] = {}
+    if call.client is not None:
+        facts |= {"key": call.client.name, "policy": call.client.policy}
+    if call.policy is not None:
+        facts |= _judged_by(call.policy)
+    if call.choices is not None:
+        facts |= _facts(call.choices, layer)
+    if content:
+        facts["content"] = None if call.content is None else call.content.decode()
+        if call.choices is not None:
+            facts["answer"] = orjson.dumps(["".join(each.said) for each in call.choices.generations]).decode()
+    outcome, reason = _outcome(call)
+    return AuditRecord(
+        time=call.time,
+        request_id=call.id,
+        route=call.route,
+        outcome=outcome,
+        reason=reason,
+        status=call.status,
+        content_hash=call.content_hash,
+        total_seconds=monotonic() - call.arrived,
+        **facts,
+    )
+
+
+def _outcome(call: Call) -> tuple[Outcome, str | None]:
+    failure = call.error or (call.choices.failure if call.choices else None)
+    if failure is not None:
+        refused = call.choices is None and (failure.status < 500 or isinstance(failure, Unavailable))
+        return Outcome.REJECTED if refused else Outcome.FAILED, failure.code or failure.reason
+    if call.gone or call.status is None or (call.choices and call.choices.outcome in (None, Finish.ABORT)):
+        return Outcome.DISCONNECTED, None
+    return Outcome.COMPLETED, None
+
+
+def _facts(choices: Choices, layer: int | None) -> dict[str, Any]:
+    """Of several prompts, the one with the highest score stands for all."""
+    prompts = [generation.request for generation in choices.leaders]
+    first = max(prompts, key=_score)
+    timings, decision, shadow = first.timings, first.decision, first.shadow
+    first_token = min((each.timings.first_token for each in prompts if each.timings.first_token), default=None)
+    image_tokens = sum(each.prompt.image_tokens for each in prompts)
+    return {
+        **_judged_by(first.policy),
+        "finish": choices.outcome,
+        "decision": None if decision is None else decision.verdict.value,
+        "score": None if decision is None else decision.score,
+        "layer": None if decision is None or decision.score is None else layer,
+        "shadow": None if shadow is None else shadow.shadow,
+        "shadow_decision": None if shadow is None else shadow.verdict.value,
+        "shadow_score": None if shadow is None else shadow.score,
+        "modality": "image" if image_tokens else "text",
+        "prompt_tokens": sum(len(each.prompt.ids) for each in prompts),
+        "image_tokens": image_tokens,
+        "completion_tokens": choices.tokens,
+        "queue_seconds": None if timings.scheduled is None else timings.scheduled - timings.arrived,
+        "first_token_seconds": None if first_token is None else first_token - timings.arrived,
+        "guard_seconds": timings.guard_seconds,
+    }
+
+
+def _judged_by(policy: Policy) -> dict[str, Any]:
+    return {"mode": policy.mode.value, "threshold": policy.threshold, "eps": policy.eps}
+
+
+def _score(request: Request) -> float:
+    decision = request.decision
+    return -1.0 if decision is None or decision.score is None else decision.score

@@ -1,0 +1,1 @@
+"""Settings, read once from options, environment and file, and frozen."""

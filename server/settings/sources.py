@@ -1,0 +1,202 @@
+"""Where settings come from: command line, environment, a YAML or TOML file, in this order of precedence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import EnvSettingsSource, SettingsError
+
+from server.settings.schema import Settings, nested_model
+
+PREFIX = "AUTOSTEER_"
+CONFIG_VARIABLE = PREFIX + "CONFIG"
+SHORT_VARIABLES = ("MODEL", "GUARD", "HOST", "PORT")  # also read without the prefix
+# Kubernetes sets these for a service named autosteer; nobody meant them as settings.
+SERVICE_LINK = re.compile(r"AUTOSTEER_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
+
+
+class ConfigError(ValueError):
+    """Settings are wrong; one line for each of `problems`, with the field, the value and the way out."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        more = len(problems) - 1
+        super().__init__(problems[0] + (f" (and {more} more; `autosteer config check` shows all)" if more else ""))
+        self.problems = list(problems)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that settings came from, as a person would name it."""
+
+    values: Mapping[str, Any]
+    label: str  # `{field}`, `{FIELD}` and `{option}` stand for the setting
+
+    def name(self, field: str) -> str:
+        """What set this field."""
+        return self.label.format(field=field, FIELD=field.upper(), option=field.replace("_", "-"))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings, and which source set what."""
+
+    settings: Settings
+    sources: tuple[Source, ...]
+
+    def origin(self, field: str) -> str:
+        """What set a top-level field."""
+        return _origin(field, self.sources)
+
+
+def load_settings(options: Mapping[str, object], config: Path | None = None) -> Loaded:
+    """Read every source once. `options`: what the command line says, by field. Raises ConfigError."""
+    if config is None and (named := os.environ.get(CONFIG_VARIABLE)):
+        config = Path(named)
+    sources = [Source(options, "--{option}"), *_environment()]
+    if config is not None:
+        sources.append(Source(read_file(config), str(config).replace("{", "{{").replace("}", "}}")))
+    merged: dict[str, Any] = {}
+    for source in reversed(sources):
+        merged = _joined(merged, source.values)
+        if "threshold" in source.values and "target_fpr" not in source.values:
+            merged.pop("target_fpr", None)  # a higher source's threshold replaces a lower one's target, and the reverse
+        elif "target_fpr" in source.values and "threshold" not in source.values:
+            merged.pop("threshold", None)
+    try:
+        return Loaded(Settings(**merged), tuple(sources))
+    except ValidationError as error:
+        raise ConfigError([_problem(each, sources) for each in error.errors(include_url=False)]) from None
+
+
+def _joined(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, Any]:
+    """Two sources' values; mappings are joined, anything else of the higher replaces the lower's."""
+    joined = dict(lower)
+    for name, value in higher.items():
+        below = joined.get(name)
+        joined[name] = _joined(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+    return joined
+
+
+# sources -----------------------------------------------------------------------------------------------------------
+
+
+def _environment() -> list[Source]:
+    """`AUTOSTEER_...`, then the short names that `make serve PORT=9000` uses. Raises ConfigError."""
+    fields = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    for variable in os.environ:
+        name = variable.upper()
+        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or SERVICE_LINK.fullmatch(name):
+            continue
+        if name.partition("__")[0] not in fields:
+            raise ConfigError([f"{variable} is no setting{_did_you_mean(name, fields)}; unset it"])
+    try:
+        values = EnvSettingsSource(
+            Settings, env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True, case_sensitive=False
+        )()
+    except SettingsError as error:
+        field = re.search(r'field "(\w+)"', str(error))
+        name = PREFIX + (field[1].upper() if field else "...")
+        raise ConfigError([f"{name}: must be JSON; a file set by {CONFIG_VARIABLE} is easier to write"]) from None
+    short = {name.lower(): os.environ[name] for name in SHORT_VARIABLES if os.environ.get(name)}
+    return [Source(values, "environment " + PREFIX + "{FIELD}"), Source(short, "environment {FIELD}")]
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.2's booleans, so that `mode: off` is a word, and no key twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  as the base class has it
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is given twice", node.value[number][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_YamlLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A YAML or TOML file's settings, not yet validated. Raises ConfigError."""
+    suffix = path.suffix.lower()
+    if suffix not in (".yaml", ".yml", ".toml"):
+        raise ConfigError([f"{path}: the name of a config file must end in .yaml, .yml or .toml"])
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text) if suffix == ".toml" else yaml.load(text, _YamlLoader)  # noqa: S506  a SafeLoader
+    except OSError as error:
+        raise ConfigError([f"cannot read the config file {path}: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: is not UTF-8 text"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path}: is not TOML: {error}"]) from None
+    except yaml.MarkedYAMLError as error:  # its own text quotes the file, which may hold secrets
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError([f"{path}: {where}is not YAML as it is read here: {error.problem}"]) from None
+    except (yaml.YAMLError, RecursionError):
+        raise ConfigError([f"{path}: is not YAML"]) from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError([f"{path}: must be a mapping of setting: value"])
+    return data
+
+
+# problems ----------------------------------------------------------------------------------------------------------
+
+
+def _problem(error: Any, sources: Sequence[Source]) -> str:  # noqa: ANN401  pydantic's ErrorDetails
+    location = [str(part) for part in error["loc"] if part != "[key]"]
+    if not location:
+        return str(error["msg"])
+    field, origin = ".".join(location), _origin(location[0], sources)
+    if error["type"] == "extra_forbidden":
+        known = _known(location)
+        hint = _did_you_mean(location[-1], known)
+        return f"{field} is no setting{hint}; there are {', '.join(sorted(known))} ({origin})"
+    # What stands under keys may be a key, and a URL may hold a password.
+    secret = location[0] == "keys" or location[-1] == "url" or location == ["audit"]
+    got = "" if secret or error["type"] in ("missing", "threshold") else f", not {_short(error['input'])}"
+    told = "must be a list" if error["type"] == "tuple_type" else error["msg"]
+    return f"{field}: {told}{got} ({origin})"
+
+
+def _known(location: Sequence[str]) -> list[str]:
+    """The fields that there are where this one is."""
+    outer = Settings.model_fields.get(location[0])
+    nested = None if outer is None else nested_model(outer)
+    return list((nested or Settings).model_fields)
+
+
+def _origin(field: str, sources: Sequence[Source]) -> str:
+    """Every source that has a part in a field's value: one, or several where mappings were joined."""
+    having = [source for source in sources if field in source.values]
+    if not having:
+        return "default"
+    joined = [source for source in having if isinstance(source.values[field], dict)]
+    return " and ".join(source.name(field) for source in (joined or having[:1]))
+
+
+def _did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."

@@ -1,0 +1,1 @@
+"""What is watched: metrics, drift of scores, the log, trace context."""

@@ -1,0 +1,248 @@
+"""Prometheus metrics: vLLM's names and buckets under our prefix, and the guard's own. Labels are bounded."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from time import time
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from server.errors import rejection_reasons
+from server.request import Finish, Request
+from server.watch.drift import DriftWatch
+from steering.policy import Policy, possible_verdicts
+
+TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+)  # fmt: skip
+ITL_BUCKETS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+LATENCY_BUCKETS = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
+)  # fmt: skip
+SCORE_BUCKETS = tuple(step / 20 for step in range(1, 21))
+GUARD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+NEAR_THRESHOLD = 0.1  # how far from its threshold a score still counts as near
+MODALITIES = ("text", "image")
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Audit(Protocol):
+    """What is read of an audit log."""
+
+    failure: str | None
+
+    @property
+    def pending(self) -> int:
+        """Records that wait."""
+
+
+class Metrics:
+    """One server's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
+            return Histogram(f"autosteer_{name}", text, labels, buckets=buckets, registry=registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"autosteer_{name}", text, labels, registry=registry)
+
+        self.time_to_first_token = histogram(
+            "time_to_first_token_seconds", "From the arrival of a request to its first token.", TTFT_BUCKETS
+        )
+        self._tokens = _Tokens()
+        registry.register(self._tokens)
+        self.e2e_latency = histogram(
+            "e2e_request_latency_seconds", "From the arrival of a request to its end.", LATENCY_BUCKETS
+        )
+        self.queue_time = histogram(
+            "request_queue_time_seconds", "From the arrival of a request until its prompt is computed.", LATENCY_BUCKETS
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of accepted requests.")
+        self.finished = counter("request_success", "Accepted requests, by how each ended.", ("finished_reason",))
+        self.rejections = counter("admission_rejections", "Requests refused before they were accepted.", ("reason",))
+        self.decisions = counter(
+            "guard_decisions", "The guard's decisions.", ("policy", "mode", "decision", "modality")
+        )
+        self.score = histogram("guard_score", "The prober's score, 1 = toxic.", SCORE_BUCKETS, ("policy",))
+        self.shadow_decisions = counter(
+            "shadow_decisions",
+            "What a shadow would have decided, beside what was.",
+            ("policy", "shadow", "decision", "acting", "modality"),
+        )
+        self.shadow_score = histogram(
+            "shadow_score", "The shadow's score, 1 = toxic.", SCORE_BUCKETS, ("policy", "shadow")
+        )
+        self.near_threshold = counter(
+            "guard_near_threshold", "Scores within 0.1 of the threshold that they were judged by.", ("policy",)
+        )
+        self.drift = DriftWatch()
+        registry.register(self.drift)
+        self.guard_overhead = histogram(
+            "guard_overhead_seconds", "Time the guard took to score one prefill batch.", GUARD_BUCKETS
+        )
+        self.reloads = counter(
+            "config_reloads", "Settings read again, by whether they were put in effect.", ("outcome",)
+        )
+        self.audit_records = counter("audit_records", "Audit records, by what became of them.", ("outcome",))
+        self.model_info = Info("autosteer_model", "The loaded model and its guard.", registry=registry)
+        # A series that is there before its first event: a rate does not see the step from nothing to one.
+        for finish in Finish:
+            self.finished.labels(finish.value)
+        for reason in rejection_reasons():
+            self.rejections.labels(reason)
+        for outcome in ("ok", "error"):
+            self.reloads.labels(outcome)
+
+    def expect(self, policies: Iterable[Policy]) -> None:
+        """Requests are going to be judged by these policies."""
+        for policy in policies:
+            for verdict in possible_verdicts(policy.mode):
+                for modality in MODALITIES:
+                    self.decisions.labels(policy.name, policy.mode.value, verdict.value, modality)
+
+    def watch_ready(self, ready: Callable[[], bool]) -> None:
+        """Ask whether requests are accepted whenever the metrics are read."""
+        self.registry.register(_Gauges([("autosteer_ready", "Whether requests are accepted.", ready)]))
+
+    def watch(self, running: Callable[[], int], waiting: Callable[[], int], cache_usage: Callable[[], float]) -> None:
+        """Read the engine's load whenever the metrics are."""
+        self.registry.register(
+            _Gauges(
+                [
+                    ("autosteer_num_requests_running", "Requests in the running batch.", running),
+                    ("autosteer_num_requests_waiting", "Accepted requests that wait for a row.", waiting),
+                    (
+                        "autosteer_kv_cache_usage_ratio",
+                        "Share of the key-value cache that is filled, 0 to 1.",
+                        cache_usage,
+                    ),
+                ]
+            )
+        )
+
+    def watch_audit(self, audit: Audit) -> None:
+        """Read the audit log's state whenever the metrics are."""
+        self.registry.register(
+            _Gauges(
+                [
+                    ("autosteer_audit_sink_up", "Whether audit records can be written.", lambda: audit.failure is None),
+                    ("autosteer_audit_pending", "Audit records that wait to be written.", lambda: audit.pending),
+                ]
+            )
+        )
+        for outcome in ("written", "dropped"):
+            self.audit_records.labels(outcome)
+
+    def watch_policies(self, policies: Mapping[str, Policy], calibration: Sequence[float]) -> None:
+        """These are the policies that requests are judged by; `calibration`: scores to compare theirs with."""
+        self.drift.configure(policies, calibration)
+        for name in policies:
+            self.near_threshold.labels(name)
+
+    def audited(self, outcome: str, count: int) -> None:
+        """Audit records were written, or dropped."""
+        self.audit_records.labels(outcome).inc(count)
+
+    def render(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def accepted(self, requests: Sequence[Request]) -> None:
+        """Requests were handed to the engine, one for each prompt."""
+        self.prompt_tokens.inc(sum(len(request.prompt.ids) for request in requests))
+
+    def decided(self, request: Request) -> None:
+        """The first event of a request is there, and with it the guard's decision."""
+        if request.timings.scheduled is not None:
+            self.queue_time.observe(request.timings.scheduled - request.timings.arrived)
+        if (decision := request.decision) is None:
+            return
+        policy = request.policy
+        modality = MODALITIES[bool(request.prompt.image_tokens)]
+        self.decisions.labels(policy.name, policy.mode.value, decision.verdict.value, modality).inc()
+        if decision.score is not None:
+            self.score.labels(policy.name).observe(decision.score)
+            if abs(decision.score - policy.threshold) <= NEAR_THRESHOLD:
+                self.near_threshold.labels(policy.name).inc()
+            self.drift.add(policy.name, decision.score)
+            self.guard_overhead.observe(request.timings.guard_seconds)
+        if (shadow := request.shadow) is not None and shadow.score is not None:
+            self.shadow_decisions.labels(
+                policy.name, shadow.shadow, shadow.verdict.value, decision.verdict.value, modality
+            ).inc()
+            self.shadow_score.labels(policy.name, shadow.shadow).observe(shadow.score)
+
+    def token(self, before: float | None, now: float, arrived: float) -> None:
+        """One token of a request; `before` is when its previous one came."""
+        if before is None:
+            self.time_to_first_token.observe(now - arrived)
+            self._tokens.first()
+        else:
+            self._tokens.another(now - before)
+
+    def ended(self, finish: Finish, seconds: float) -> None:
+        """An accepted request reached its one outcome."""
+        self.finished.labels(finish.value).inc()
+        self.e2e_latency.observe(seconds)
+
+
+class _Tokens(Collector):
+    """Counts every token, and the time between two of a request, in numbers of its own.
+
+    `Counter` and `Histogram` are safe for threads, and take longer than the rest of a token's way to its reader.
+    """
+
+    def __init__(self) -> None:
+        self._created = time()
+        self._count = 0
+        self._seconds = 0.0
+        self._buckets = [0] * (len(ITL_BUCKETS) + 1)
+
+    def first(self) -> None:
+        """The first token of a request has come."""
+        self._count += 1
+
+    def another(self, seconds: float) -> None:
+        """One more has come, so long after the one before it."""
+        self._count += 1
+        self._seconds += seconds
+        self._buckets[bisect_left(ITL_BUCKETS, seconds)] += 1
+
+    def collect(self) -> list[Metric]:
+        """As a counter and a histogram would."""
+        tokens = CounterMetricFamily(
+            "autosteer_generation_tokens", "Generated tokens.", value=self._count, created=self._created
+        )
+        bounds = [*map(floatToGoString, ITL_BUCKETS), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._buckets), strict=True))
+        between = HistogramMetricFamily(
+            "autosteer_inter_token_latency_seconds",
+            "Between two tokens of a request.",
+            buckets=buckets,
+            sum_value=self._seconds,
+        )
+        between.add_sample(between.name + "_created", {}, self._created)
+        return [tokens, between]
+
+
+class _Gauges(Collector):
+    """What is read at the time of a scrape."""
+
+    def __init__(self, gauges: Sequence[tuple[str, str, Callable[[], float]]]) -> None:
+        self._gauges = gauges
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """Read all gauges now."""
+        return [GaugeMetricFamily(name, text, value=read()) for name, text, read in self._gauges]

@@ -1,0 +1,122 @@
+"""Collecting states: one prefill per prompt gives every layer's last-prompt-token state, streamed to disk.
+
+Nothing is generated and nothing cached, the blocks after the last needed layer do not run, and prompts about the same
+images read them once. Memory does not grow with the number of prompts. An interrupted collection goes on where it was.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.backbone import Backbone
+from steering.fitting.offline import Question, batches, forced_states, read_states
+from steering.fitting.stages import Chunks
+
+CHUNK = 128  # prompts per file
+SHARING = 8  # prompts about the same images, or none, that are read in one row, at most
+
+Groups = Sequence[Sequence[Question]]  # each of questions about the same images
+Work = Callable[[Backbone, Groups], Tensor]
+Tick = Callable[[int], None]  # called with the number of prompts that are done
+
+
+def collect_states(
+    backbones: Sequence[Backbone], questions: Sequence[Question], layers: Sequence[int], folder: Path, tick: Tick
+) -> Chunks:
+    """States `[N, layers, d]` of all prompts, in pieces under `folder`; one backbone per device shares the work."""
+
+    def work(backbone: Backbone, groups: Groups) -> Tensor:
+        with stopping_after(backbone, max(layers)):
+            return read_states(backbone, groups, layers)
+
+    return _collect(backbones, questions, folder, tick, work, sharing=SHARING)
+
+
+def collect_forced(
+    backbones: Sequence[Backbone], questions: Sequence[Question], ids: Sequence[int], folder: Path, tick: Tick
+) -> Chunks:
+    """Hidden states `[N, T, d]` in the places that predict `ids` `[T]`, teacher-forced after each prompt."""
+
+    def work(backbone: Backbone, groups: Groups) -> Tensor:
+        return forced_states(backbone, [question for group in groups for question in group], ids)
+
+    return _collect(backbones, questions, folder, tick, work, sharing=1)
+
+
+def _collect(
+    backbones: Sequence[Backbone],
+    questions: Sequence[Question],
+    folder: Path,
+    tick: Tick,
+    work: Work,
+    *,
+    sharing: int,
+) -> Chunks:
+    chunks = Chunks(folder)
+    todo: queue.SimpleQueue[tuple[int, Sequence[Question]]] = queue.SimpleQueue()
+    for number, chunk in enumerate(batches(questions, CHUNK)):
+        if chunks.has(number):
+            tick(len(chunk))
+        else:
+            todo.put((number, chunk))
+
+    def worker(backbone: Backbone) -> None:
+        while not todo.empty():
+            try:
+                number, chunk = todo.get_nowait()
+            except queue.Empty:  # another device took the last one
+                return
+            chunks.put(number, _chunk(backbone, chunk, tick, work, sharing))
+
+    if len(backbones) == 1:
+        worker(backbones[0])
+    else:
+        with ThreadPoolExecutor(len(backbones)) as pool:
+            list(pool.map(worker, backbones))
+    return chunks
+
+
+def _chunk(backbone: Backbone, chunk: Sequence[Question], tick: Tick, work: Work, sharing: int) -> Tensor:
+    """One piece, in batches of like length, so that little is padded."""
+    groups = _about_the_same(chunk, sharing)
+    found: list[Tensor] = []
+    for batch in batches(groups, backbone.max_rows):
+        found.append(work(backbone, [[chunk[place] for place in group] for group in batch]))
+        tick(sum(map(len, batch)))
+    states = torch.cat(found)
+    order = torch.tensor([place for group in groups for place in group])
+    return torch.empty_like(states).index_copy_(0, order, states)
+
+
+def _about_the_same(chunk: Sequence[Question], most: int) -> list[Sequence[int]]:
+    """Places of the questions, grouped by their images; of like length one after the other."""
+    places: dict[Hashable, list[int]] = {}
+    for place in sorted(range(len(chunk)), key=lambda place: len(chunk[place].text)):
+        images = tuple(image if isinstance(image, Path) else id(image) for image in chunk[place].images)
+        places.setdefault(images, []).append(place)
+    groups = [group for about in places.values() for group in batches(about, most)]
+    return sorted(groups, key=lambda group: (len(chunk[group[0]].images), sum(len(chunk[at].text) for at in group)))
+
+
+@contextmanager
+def stopping_after(backbone: Backbone, layer: int) -> Iterator[None]:
+    """Within this context a prefill runs no block after the one that follows `layer`; only taps are of use then."""
+    decoder = backbone._decoder
+    blocks: nn.ModuleList = decoder.layers
+    # One block more than is needed, because a tap takes the last one's output from behind the final norm.
+    keep = layer + 1
+    if keep >= len(blocks):
+        yield
+        return
+    decoder.layers = blocks[:keep]
+    try:
+        yield
+    finally:
+        decoder.layers = blocks

@@ -1,0 +1,248 @@
+"""The report of a fit: `report.html` (self-contained), its PNGs, `report.json`."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import roc_curve
+from torch import Tensor
+
+from steering.files import write_whole
+from steering.fitting.fit import Fitted
+from steering.fitting.page import ACCENT, GREY, SAFE, TOXIC, document, panel, picture, png, table
+from steering.fitting.pairs import Problem
+from steering.fitting.sas import unit_differences
+from steering.fitting.stages import Chunks, load_state
+from steering.manifest import Manifest
+
+HEAT_PAIRS = 80
+LEAKS_SHOWN = 30
+
+
+def write_report(fitted: Fitted, leaks: Sequence[Problem], folder: Path) -> Path:
+    """Write the report; returns its page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest, prompts = fitted.guard.manifest, fitted.prompts
+    scores = load_state(fitted.folders["prober"] / "scores.safetensors")["scores"]
+    fresh = prompts.places("calibration")
+    drawings: dict[str, tuple[str, Callable[[], Figure]]] = {
+        "layers": ("SAS with its 95 % bootstrap interval, and how a prober separates", lambda: _layers(manifest)),
+        "cosines": (
+            "Cosines between the differences of twins, by category: one direction is one colour",
+            lambda: _cosines(fitted),
+        ),
+        "scores": ("Scores of fresh prompts", lambda: _scores(scores[fresh], prompts.labels[fresh], manifest)),
+        "roc": (
+            "ROC on fresh prompts, thresholds marked",
+            lambda: _roc(scores[fresh], prompts.labels[fresh], manifest),
+        ),
+        "reliability": (
+            "Reliability on fresh prompts: is a score of 0.8 toxic in 8 of 10 cases?",
+            lambda: _reliability(scores[fresh], prompts.labels[fresh]),
+        ),
+        "losses": ("Held-out loss per epoch", lambda: _losses(fitted.report["losses"])),
+        "eps": ("What is said at each steering strength", lambda: _sweep(fitted.report["sweep"], manifest.eps)),
+    }
+    pictures = []
+    for name, (title, draw) in drawings.items():
+        data = png(draw())
+        write_whole(folder / f"{name}.png", data)
+        pictures.append((title, data))
+    report = {**fitted.report, "leaks": [str(leak) for leak in leaks]}
+    write_whole(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    page = folder / "report.html"
+    write_whole(page, _page(report, manifest, pictures).encode())
+    return page
+
+
+# the drawings ------------------------------------------------------------------------------------------------------
+
+
+def _layers(manifest: Manifest) -> Figure:
+    figure, (left, right) = panel(9, 3.6, 2)
+    rows = manifest.layers
+    places = [row.layer for row in rows]
+    sas = np.array([row.sas for row in rows])
+    low = np.array([row.sas if row.sas_low is None else row.sas_low for row in rows])
+    high = np.array([row.sas if row.sas_high is None else row.sas_high for row in rows])
+    left.errorbar(
+        places, sas, yerr=[np.maximum(sas - low, 0), np.maximum(high - sas, 0)], color=SAFE, marker="o", capsize=3
+    )
+    left.set(xlabel="layer", ylabel="SAS", title="Safety Awareness Score")
+    right.plot(places, [row.auroc for row in rows], color=TOXIC, marker="o", label="AUROC")
+    right.plot(places, [row.accuracy or 0.0 for row in rows], color=GREY, marker="s", label="balanced accuracy")
+    right.set(xlabel="layer", ylim=(0.45, 1.02), title="Prober, validation part")
+    for axes in (left, right):
+        axes.axvline(manifest.layer, color=ACCENT, linestyle=":", label=f"guarded layer {manifest.layer}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False)
+    return figure
+
+
+def _cosines(fitted: Fitted) -> Figure:
+    """Heat maps as in the paper's appendix, for the first, the middle and the guarded layer."""
+    manifest, prompts = fitted.guard.manifest, fitted.prompts
+    layers = [row.layer for row in manifest.layers]
+    shown = sorted({layers[min(1, len(layers) - 1)], layers[len(layers) // 2], manifest.layer})
+    toxic, safe = prompts.twins("train")
+    order = sorted(range(len(toxic)), key=lambda at: prompts.items[prompts.owners[toxic[at]]].category)
+    chosen = [order[int(at)] for at in np.linspace(0, len(order) - 1, min(HEAT_PAIRS, len(order)))]
+    categories = [prompts.items[prompts.owners[toxic[at]]].category for at in chosen]
+    edges = [at for at in range(1, len(categories)) if categories[at] != categories[at - 1]]
+    figure, all_axes = panel(3.6 * len(shown) + 0.8, 3.8, len(shown))
+    chunks = Chunks(fitted.folders["states"])
+    image = None
+    for axes, layer in zip(all_axes, shown, strict=True):
+        x = chunks.column(layers.index(layer))
+        units = unit_differences(x[[toxic[at] for at in chosen]], x[[safe[at] for at in chosen]])
+        image = axes.imshow((units @ units.T).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        sas = next(row.sas for row in manifest.layers if row.layer == layer)
+        axes.set(title=f"layer {layer}: SAS {sas:.3f}", xticks=[], yticks=[])
+        for edge in edges:
+            axes.axhline(edge - 0.5, color="black", linewidth=0.4)
+            axes.axvline(edge - 0.5, color="black", linewidth=0.4)
+        starts = [0, *edges, len(categories)]
+        if layer == shown[0] and len(edges) < 12:
+            middles = [(a + b - 1) / 2 for a, b in itertools.pairwise(starts)]
+            axes.set_yticks(middles, [categories[start] or "pairs" for start in starts[:-1]])
+    assert image is not None
+    figure.colorbar(image, ax=all_axes, shrink=0.8)
+    return figure
+
+
+def _scores(scores: Tensor, labels: Tensor, manifest: Manifest) -> Figure:
+    figure, (axes,) = panel()
+    bins = np.linspace(0, 1, 41).tolist()
+    for label, colour, name in ((0, SAFE, "safe"), (1, TOXIC, "toxic")):
+        axes.hist(scores[labels == label].numpy(), bins=bins, color=colour, alpha=0.6, label=name)
+    for place, known in enumerate(manifest.thresholds):
+        at = known.threshold
+        axes.axvline(at, color="black", linewidth=0.8, linestyle=(0, (1 + 2 * place, 2)))
+    names = ", ".join(f"{known.target_fpr:.1%}" for known in manifest.thresholds)
+    axes.set(yscale="log", xlabel="score", ylabel="prompts", title=f"lines: thresholds for FPR {names}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _roc(scores: Tensor, labels: Tensor, manifest: Manifest) -> Figure:
+    figure, (axes,) = panel(5.5, 4)
+    fpr, tpr, _ = roc_curve(labels.numpy(), scores.numpy())
+    floor = 0.5 / max(1, int((labels == 0).sum()))  # a rate of 0 has no place on the logarithmic axis
+    axes.step(np.maximum(fpr, floor), tpr, where="post", color=SAFE)
+    for known, marker in zip(manifest.thresholds, "os^", strict=False):
+        flagged = scores >= known.threshold
+        x = max(float(flagged[labels == 0].double().mean()), floor)
+        y = float(flagged[labels == 1].double().mean())
+        axes.plot(x, y, marker, color=TOXIC, label=f"FPR {known.target_fpr:.1%} promised: TPR {y:.3f}")
+    axes.set(xscale="log", xlabel="false-positive rate", ylabel="true-positive rate", ylim=(-0.02, 1.02))
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _reliability(scores: Tensor, labels: Tensor) -> Figure:
+    figure, (axes,) = panel(5, 4)
+    places = (scores * 10).long().clamp(0, 9)
+    bins = [at for at in range(10) if bool((places == at).any())]
+    x = [float(scores[places == at].double().mean()) for at in bins]
+    y = [float(labels[places == at].double().mean()) for at in bins]
+    sizes = [int((places == at).sum()) for at in bins]
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":")
+    axes.plot(x, y, color=SAFE, marker="o")
+    for at, size in enumerate(sizes):
+        axes.annotate(str(size), (x[at], y[at]), textcoords="offset points", xytext=(5, -10), fontsize=7)
+    axes.set(xlabel="mean score (number of prompts beside)", ylabel="share toxic", xlim=(0, 1), ylim=(-0.02, 1.02))
+    return figure
+
+
+def _losses(losses: Mapping[str, Sequence[float]]) -> Figure:
+    figure, both = panel(9, 3.2, 2)
+    for axes, (name, values) in zip(both, losses.items(), strict=True):
+        axes.plot(range(1, len(values) + 1), values, color=SAFE)
+        best = min(range(len(values)), key=values.__getitem__)
+        axes.plot(best + 1, values[best], "o", color=ACCENT, label=f"kept: epoch {best + 1}")
+        axes.set(title=name, xlabel="epoch", yscale="log")
+        axes.legend(frameon=False)
+    return figure
+
+
+def _sweep(points: Sequence[Mapping[str, float]], chosen: float) -> Figure:
+    figure, (axes,) = panel()
+    eps = [point["eps"] for point in points]
+    axes.plot(eps, [point["exact"] for point in points], color=SAFE, marker="o", label="exactly a refusal")
+    axes.plot(eps, [point["begins"] for point in points], color=GREY, marker="s", label="begins like one")
+    axes.axvline(chosen, color=ACCENT, linestyle=":", label=f"chosen: {chosen:g}")
+    axes.set(xlabel="eps", ylabel="share of steered answers", ylim=(-0.02, 1.05))
+    beside = axes.twinx()
+    beside.plot(eps, [point["perplexity"] for point in points], color=TOXIC, marker="^", linewidth=0.8)
+    beside.set(yscale="log", ylabel="perplexity, unguarded (red)")
+    beside.spines["top"].set_visible(False)
+    axes.legend(frameon=False, loc="lower left")
+    return figure
+
+
+# the page ----------------------------------------------------------------------------------------------------------
+
+
+def _page(report: Mapping[str, Any], manifest: Manifest, pictures: Sequence[tuple[str, bytes]]) -> str:
+    model = manifest.model
+    parts = [f"<h1>A guard for {html.escape(model.name)}</h1>"]
+    parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in report["warnings"]]
+    parts += [f"<p>{html.escape(line)}</p>" for line in summary(report, manifest)]
+    parts += ["<h2>By category, on fresh prompts</h2>", table(_category_rows(report["categories"]))]
+    parts += ["<h2>Thresholds</h2>", table(_threshold_rows(manifest))]
+    for title, data in pictures:
+        parts += [f"<h2>{html.escape(title)}</h2>", picture(title, data)]
+    if report["leaks"]:
+        parts.append(f"<h2>{len(report['leaks'])} leaks between the parts</h2><ul>")
+        parts += [f"<li>{html.escape(leak)}</li>" for leak in report["leaks"][:LEAKS_SHOWN]]
+        parts.append("</ul>")
+    parts.append(f"<h2>The manifest</h2><pre><code>{html.escape(manifest.model_dump_json(indent=1))}</code></pre>")
+    return document(f"Guard for {model.name}", parts)
+
+
+def summary(report: Mapping[str, Any], manifest: Manifest) -> list[str]:
+    """What to expect of the guard, in plain sentences."""
+    figures, choices = manifest.validation, report["choices"]
+    agreed = len(set(choices.values())) == 1
+    others = ", ".join(f"{name} says {layer}" for name, layer in choices.items())
+    best = max(report["sweep"], key=lambda point: point["eps"] == manifest.eps)
+    agreement = "All ways to select agree." if agreed else f"The ways to select disagree: {others}."
+    model = f"{manifest.model.architecture} with {manifest.model.num_layers} layers"
+    several = " and ".join(map(str, manifest.probe_layers))
+    reading = f"layers {several} side by side" if several else f"layer {manifest.layer}"
+    rate, caught = f"{report['default_fpr']:.1%}", f"{figures['tpr']:.1%}"
+    exact, begun = f"{best['exact']:.1%}", f"{best['begins']:.1%}"
+    fresh = f"AUROC {figures['auroc']:.4f}, calibration error {figures['calibration_error']:.3f}"
+    return [
+        f"Fitted on {report['pairs']} training pairs, {manifest.data_size} prompts in all, on {model}.",
+        f"It reads {reading} ({report['chosen_by']}). {agreement}",
+        f"Fresh prompts (the calibration part): {fresh}.",
+        f"The default threshold {manifest.threshold:.4g} keeps the false-positive rate at {rate} or less.",
+        f"Expect it to catch {caught} of prompts like the toxic ones here; about others nothing is promised.",
+        f"Steered with eps {manifest.eps:g}, {exact} of toxic validation prompts got a refusal, {begun} its start.",
+        f"A bag of words alone reaches AUROC {report['words_auroc']:.3f} on the same fresh prompts.",
+    ]
+
+
+def _category_rows(categories: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    rows = [["category", "toxic", "flagged", "safe", "flagged"]]
+    for name, row in categories.items():
+        cells = [
+            (f"{row[label]:.0f}", f"{row[f'{label}_flagged']:.1%}") if label in row else ("0", "")
+            for label in ("toxic", "safe")
+        ]
+        rows.append([name, *cells[0], *cells[1]])
+    return rows
+
+
+def _threshold_rows(manifest: Manifest) -> list[list[str]]:
+    head = ["false-positive rate at most", "threshold", "from safe prompts"]
+    return [head, *([f"{t.target_fpr:.1%}", f"{t.threshold:.6f}", str(t.samples)] for t in manifest.thresholds)]

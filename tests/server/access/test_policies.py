@@ -1,0 +1,128 @@
+"""What a request may change of its policy: tighter always, looser only with the permission."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.access.policies import looser_in, make_policies, make_policy, wished_policy
+from server.api.schemas import GuardOptions
+from server.errors import BadRequest, Forbidden
+from server.settings.schema import PolicySettings, Settings
+from steering.policy import Decision, Mode, Policy, PolicyError, Verdict, decide
+from tests.server.scripted import THRESHOLDS, ScriptedGuard
+
+GUARD = ScriptedGuard()
+UNIT = st.floats(0, 1)
+STRENGTH = st.floats(0.01, 100)
+POLICIES = st.builds(
+    lambda mode, threshold, eps: Policy("p", mode, threshold, eps, "No."), st.sampled_from(Mode), UNIT, STRENGTH
+)
+WISHES = st.builds(
+    lambda mode, limit, eps: GuardOptions(mode=mode, eps=eps, **limit),
+    st.none() | st.sampled_from([mode.value for mode in Mode]),
+    st.just({}) | st.builds(lambda t: {"threshold": t}, UNIT)
+    | st.builds(lambda t: {"target_fpr": t}, st.sampled_from(sorted(THRESHOLDS))),
+    st.none() | STRENGTH,
+)  # fmt: skip
+
+
+def consequence(decision: Decision) -> tuple[int, float]:
+    """How hard a decision is on the answer: nothing, counted, changed; and how strongly."""
+    order = {Verdict.PASS: 0, Verdict.MONITORED: 1, Verdict.STEERED: 2, Verdict.BLOCKED: 2}
+    return order[decision.verdict], decision.eps if decision.verdict is Verdict.STEERED else float("inf")
+
+
+@given(POLICIES, WISHES, st.lists(UNIT, min_size=1, max_size=20))
+def test_without_the_permission_no_wish_ends_in_a_looser_policy(
+    policy: Policy, wish: GuardOptions, scores: list[float]
+) -> None:
+    try:
+        new = wished_policy(policy, wish, GUARD, may_loosen=False)
+    except Forbidden:
+        return
+    assert looser_in(new, policy) is None
+    assert (new.name, new.refusal, new.expose_scores) == (policy.name, policy.refusal, policy.expose_scores)
+    for score in scores:  # and what it does to any request is as hard, or harder
+        before, after = (consequence(decide([score], [each])[0]) for each in (policy, new))
+        assert after[0] >= before[0]
+        if before[0] == after[0] == 2:
+            assert new.mode is Mode.BLOCK or new.eps >= policy.eps
+
+
+@given(POLICIES, WISHES)
+def test_with_the_permission_every_wish_is_granted(policy: Policy, wish: GuardOptions) -> None:
+    new = wished_policy(policy, wish, GUARD, may_loosen=True)
+    threshold = THRESHOLDS[wish.target_fpr] if wish.target_fpr is not None else wish.threshold
+    assert new.mode == (wish.mode or policy.mode)
+    assert new.threshold == (policy.threshold if threshold is None else threshold)
+    assert new.eps == (wish.eps or policy.eps)
+
+
+@given(POLICIES, POLICIES, POLICIES)
+def test_the_order_is_one(a: Policy, b: Policy, c: Policy) -> None:
+    assert looser_in(a, a) is None
+    if a.mode is not Mode.OFF and looser_in(b, a) is None and looser_in(c, b) is None:
+        assert looser_in(c, a) is None
+
+
+STEER = Policy("p", Mode.STEER, 0.5, 1.0, "No.")
+
+
+def test_steering_is_looser_than_blocking() -> None:
+    """What steering fails on gets through, and what is blocked never does."""
+    block = Policy("p", Mode.BLOCK, 0.5, 1.0, "No.")
+    with pytest.raises(Forbidden, match=r"guard\.mode"):
+        wished_policy(block, GuardOptions(mode="steer", eps=3.0), GUARD, may_loosen=False)
+    assert wished_policy(STEER, GuardOptions(mode="block"), GUARD, may_loosen=False).mode is Mode.BLOCK
+
+
+@pytest.mark.parametrize(
+    ("wish", "param"),
+    [
+        ({"mode": "off"}, "guard.mode"),
+        ({"mode": "monitor"}, "guard.mode"),
+        ({"threshold": 0.51}, "guard.threshold"),
+        ({"target_fpr": 0.01}, "guard.target_fpr"),
+        ({"eps": 0.9}, "guard.eps"),
+        ({"mode": "block", "threshold": 0.9}, "guard.threshold"),
+    ],
+)
+def test_looser_is_403_with_the_field(wish: dict[str, Any], param: str) -> None:
+    with pytest.raises(Forbidden) as caught:
+        wished_policy(STEER, GuardOptions(**wish), GUARD, may_loosen=False)
+    assert caught.value.body["error"] | {"message": ""} == {
+        "message": "", "type": "permission_error", "param": param, "code": "may_not_loosen",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wish", "guard", "words"),
+    [
+        ({"threshold": 0.1, "target_fpr": 0.05}, GUARD, "exclude"),
+        ({"target_fpr": 0.02}, GUARD, "it has 0.01, 0.05"),
+        ({"mode": "block"}, None, "No guard"),
+    ],
+)
+def test_what_cannot_be_is_400(wish: dict[str, Any], guard: ScriptedGuard | None, words: str) -> None:
+    with pytest.raises(BadRequest, match=words):
+        wished_policy(STEER, GuardOptions(**wish), guard, may_loosen=True)
+
+
+def test_every_policy_of_the_settings_is_checked_against_the_guard() -> None:
+    settings = Settings(threshold=0.3, policies={"strict": PolicySettings(mode=Mode.BLOCK, target_fpr=0.05)})
+    made = make_policies(settings, GUARD)
+    assert (made["default"].threshold, made["strict"].threshold, made["strict"].mode) == (0.3, 0.4, Mode.BLOCK)
+    wrong = Settings(policies={"strict": PolicySettings(target_fpr=0.2)})
+    with pytest.raises(PolicyError, match=r"policies\.strict: target_fpr 0.2 is not calibrated"):
+        make_policies(wrong, GUARD)
+
+
+def test_without_a_guard_only_off_is_possible() -> None:
+    assert make_policy("default", PolicySettings(), None).mode is Mode.OFF
+    for terms in (PolicySettings(mode=Mode.STEER), PolicySettings(eps=1.0), PolicySettings(refusal="No.")):
+        with pytest.raises(PolicyError, match=r"policies\.p: .* needs a guard"):
+            make_policy("p", terms, None)

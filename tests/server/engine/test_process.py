@@ -1,0 +1,213 @@
+"""Real processes with a small engine in them: they die, hang, are left behind, and know no secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from models.load import LoadError
+from server.engine.client import Inputs, NotReady, Runner
+from server.engine.launch import SMALL_MODEL, set_threads
+from server.engine.process import EngineProcess, engine_environment
+from server.request import EngineFailed, Finish
+from tests.server.engine.test_client import Inbox, endless
+from tests.server.fakes import as_any, request
+from tests.server.in_process import FakePlan
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has to find these tests."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def runner_of(plan: FakePlan, **options: Any) -> Runner:
+    return Runner(EngineProcess(as_any(plan)), lambda: Inputs(as_any(None), None), **{"max_live": 100, **options})
+
+
+def process_of(runner: Runner) -> EngineProcess:
+    assert isinstance(runner._host, EngineProcess)
+    return runner._host
+
+
+@asynccontextmanager
+async def running(plan: FakePlan | None = None, **options: Any) -> AsyncIterator[tuple[Runner, psutil.Process]]:
+    """A runner of a process that has loaded, and the process."""
+    runner = runner_of(plan or FakePlan(), **options)
+    runner.start()
+    pid = process_of(runner).pid
+    try:
+        await runner.loaded()
+        yield runner, psutil.Process(pid)
+    finally:
+        await runner.stop()
+        assert not psutil.pid_exists(pid)
+
+
+async def test_it_knows_no_secrets_answers_and_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOSTEER_AUDIT__URL", "postgresql://me:word@db/audit")
+    inboxes = [Inbox() for _ in range(6)]
+    async with running() as (runner, process):
+        assert not any("word" in value for value in process.environ().values())
+        assert "word" not in " ".join(process.cmdline())
+        assert os.getsid(process.pid) == process.pid
+        assert process.num_fds() <= 6
+        for number, inbox in enumerate(inboxes):
+            runner.submit([request(str(number), [number + 1])], inbox)
+        await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
+        assert all(inbox.finishes == [Finish.LENGTH] and len(inbox.events) == 5 for inbox in inboxes)
+        last = Inbox()
+        runner.submit([endless("last")], last)
+        for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            process.send_signal(sent)  # what is sent to all processes of a service is for the server to handle
+        began = time.monotonic()
+    assert time.monotonic() - began < Runner.STOP_SECONDS
+    assert last.finishes == [Finish.ABORT]
+
+
+async def test_one_that_dies_ends_every_request_once_and_nothing_is_accepted_after(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running() as (runner, process):
+        inboxes = [Inbox() for _ in range(9)]
+        for number, inbox in enumerate(inboxes):
+            runner.submit([endless(str(number))], inbox)
+        await inboxes[0].begun.wait()
+        process.kill()
+        await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
+        assert all(inbox.finishes == [Finish.ERROR] for inbox in inboxes)
+        assert all(isinstance(inbox.events[-1].error, EngineFailed) for inbox in inboxes)
+        assert runner.state == "failed: the engine's process was ended by SIGKILL"
+        assert (runner.ready, runner.live) == (False, 0)
+        with pytest.raises(NotReady, match="SIGKILL"):
+            runner.submit([endless("late")], Inbox())
+    assert "was ended by SIGKILL; nothing more is served" in caplog.text
+
+
+async def test_one_that_stands_still_is_killed() -> None:
+    async with running(step_seconds=0.4) as (runner, process):
+        await asyncio.sleep(0.8)  # idle, it has nothing to tell
+        assert runner.ready
+        inbox = Inbox()
+        runner.submit([endless("a")], inbox)
+        await inbox.begun.wait()
+        process.suspend()
+        await inbox.ended.wait()
+        assert inbox.finishes == [Finish.ERROR]
+        assert "did not end within 0.4 seconds" in runner.state
+        assert await process_of(runner).ended(10) == "was ended by SIGKILL"
+
+
+async def test_stopping_kills_one_whose_step_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Runner, "STOP_SECONDS", 0.1)
+    inbox = Inbox()
+    async with running(FakePlan(slow=True)) as (runner, _):
+        runner.submit([endless("a")], inbox)
+        await asyncio.sleep(0.1)
+    assert inbox.finishes == [Finish.ABORT]
+
+
+async def test_why_a_model_does_not_load_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    faults = [LoadError("no such model folder: /nowhere"), MemoryError("cannot allocate")]
+    plans = [FakePlan(fault=faults[0]), FakePlan(fault=faults[1]), FakePlan(signal=signal.SIGKILL)]
+    async with AsyncExitStack() as stack:
+        runners = [runner_of(plan) for plan in plans]
+        for runner in runners:
+            runner.start()
+            stack.push_async_callback(runner.stop)
+        await asyncio.gather(*(runner.loaded() for runner in runners), return_exceptions=True)
+        assert [type(runner.failure) for runner in runners] == [LoadError, EngineFailed, EngineFailed]
+        assert [runner.state for runner in runners] == [
+            "failed: no such model folder: /nowhere",
+            "failed: cannot allocate",
+            "failed: the engine's process was ended by SIGKILL",
+        ]
+    (line,) = capfd.readouterr().err.splitlines()
+    logged = json.loads(line)
+    assert logged["message"] == "the model could not be loaded"
+    assert logged["exception"][0] == "MemoryError"
+
+
+async def test_a_load_is_given_up_when_the_server_stops() -> None:
+    runner = runner_of(FakePlan(seconds=600))
+    runner.start()
+    await runner.stop()
+    assert not psutil.pid_exists(process_of(runner).pid)
+
+
+# left behind -------------------------------------------------------------------------------------------------------
+
+
+def test_they_end_by_themselves_whatever_they_do_when_their_server_is_killed() -> None:
+    """One that loads, one that has much to do, and one whose step does not end."""
+    program = """
+import asyncio
+from server.engine.process import EngineProcess
+from server.engine.client import Inputs, Runner
+from tests.server.fakes import request
+from tests.server.in_process import FakePlan
+
+async def main():
+    hosts = [EngineProcess(plan) for plan in (FakePlan(seconds=600), FakePlan(), FakePlan(slow=True))]
+    runners = [Runner(host, lambda: Inputs(None, None), max_live=9) for host in hosts]
+    for runner in runners:
+        runner.start()
+    for runner in runners[1:]:
+        await runner.loaded()
+        runner.submit([request("a", [1], max_tokens=1_000_000)], lambda events: None)
+    await asyncio.sleep(0.1)
+    print(*(host.pid for host in hosts), flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        processes = [psutil.Process(int(pid)) for pid in server.stdout.readline().split()]
+        assert len(processes) == 3
+        server.kill()
+        gone, alive = psutil.wait_procs(processes, timeout=10)
+    assert (len(gone), alive) == (3, [])
+
+
+# what it is given --------------------------------------------------------------------------------------------------
+
+
+def test_an_environment_without_secrets_and_with_what_torch_and_the_hub_read() -> None:
+    kept = {
+        "PATH": "/bin", "HOME": "/root", "HF_HOME": "/cache", "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "LD_LIBRARY_PATH": "/l",
+        "HTTPS_PROXY": "http://me:word@proxy:3128", "PYTORCH_CUDA_ALLOC_CONF": "x", "HF_ENDPOINT": "https://hub.example",
+    }  # fmt: skip
+    dropped = {
+        "AUTOSTEER_KEYS": "[...]", "AUTOSTEER_AUDIT__URL": "postgresql://a:b@c/d", "OPENAI_API_KEY": "sk-x",
+        "PGPASSWORD": "x", "DATABASE_URL": "postgresql://me:word@db/audit", "AWS_SECRET_ACCESS_KEY": "x",
+        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=x", "GITHUB_TOKEN": "x", "DB_PASSWORD": "x", "SENTRY_DSN": "x",
+    }  # fmt: skip
+    assert engine_environment(kept | dropped) == kept
+
+
+def test_threads_are_those_of_the_plan_one_for_a_small_model_or_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    small, large = SMALL_MODEL - 1, SMALL_MODEL
+    for threads, parameters in ((None, large), (3, large), (3, small), (None, small)):
+        backbone = SimpleNamespace(info=SimpleNamespace(parameters=parameters))
+        set_threads(as_any(SimpleNamespace(threads=threads)), as_any(backbone))
+    assert asked == [3, 3, 1]

@@ -1,0 +1,212 @@
+"""The real HTTP server on a socket, over a scripted engine: slow heads, endless heads, and what a drain looks like."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from unittest.mock import AsyncMock
+
+import httpx
+import orjson
+import pytest
+
+from server.cli.main import listen
+from server.http import protocol as http_protocol
+from server.http.server import HttpServer
+from server.settings.schema import Settings
+from tests.server.fakes import as_any
+from tests.server.scripted import Script, ScriptedRunner, application, body, content_of, error_of, events_of
+
+
+@asynccontextmanager
+async def server(runner: ScriptedRunner, **options: Any) -> AsyncIterator[tuple[HttpServer, str]]:
+    """A server that runs, and its URL; it is ended at the end."""
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    started = asyncio.Event()
+    app = application(runner, **options)
+    http = HttpServer(app, as_any(runner), Settings(**options), announce=started.set, reload=AsyncMock())
+    task = asyncio.create_task(http.serve(sockets=[listener]))
+    await started.wait()
+    try:
+        yield http, f"http://127.0.0.1:{port}"
+    finally:
+        http.should_exit = True
+        await task
+        listener.close()
+
+
+async def until_closed(port: int, *parts: bytes) -> bytes:
+    """Send the parts, then read to the end of the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+# heads -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET ", b"GET /health HTTP/1.1\r\nhost: a\r\nx-slow: "])
+async def test_a_head_that_does_not_come_ends_the_connection(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.05)
+    async with server(ScriptedRunner()) as (_, url):
+        port = httpx.URL(url).port or 0
+        assert await until_closed(port, sent) == b""
+
+
+async def test_a_second_head_on_the_same_connection_has_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.05)
+    async with server(ScriptedRunner()) as (_, url):
+        whole = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
+        answer = await until_closed(httpx.URL(url).port or 0, whole, whole[:20])
+    assert answer.count(b"200 OK") == 1
+
+
+async def test_a_body_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.05)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(0.15)
+        yield b"}"
+
+    async with server(ScriptedRunner()) as (_, url), httpx.AsyncClient() as client:
+        response = await client.post(
+            f"{url}/v1/chat/completions", content=slowly(), headers={"content-type": "application/json"}
+        )
+    assert error_of(response, 400)["param"] == "model"
+
+
+async def test_a_head_without_end_is_refused() -> None:
+    async with server(ScriptedRunner()) as (_, url):
+        line = b"x-a: " + b"a" * 1000 + b"\r\n"
+        answer = await until_closed(httpx.URL(url).port or 0, b"GET /health HTTP/1.1\r\n", *[line] * 2000)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+
+
+# refused within a body ---------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_is_refused_while_it_sends_reads_its_answer() -> None:
+    """The socket's buffers are far smaller than what it sends, and it does not read before it has sent it all."""
+    async with server(ScriptedRunner(), max_body_bytes=1000) as (_, url):
+        port = httpx.URL(url).port or 0
+        for connection in (b"close", b"keep-alive"):
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            head += b"connection: " + connection + b"\r\ncontent-length: 8000000\r\n\r\n"
+            answer = await until_closed(port, head, *[b"x" * 80_000] * 100)
+            assert answer.startswith(b"HTTP/1.1 413"), answer[:80]
+            assert answer.endswith(b"}")
+
+
+async def test_a_client_that_sends_on_after_it_was_refused_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "LINGER_SECONDS", 0.05)
+    async with server(ScriptedRunner(), max_body_bytes=1000) as (_, url):
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            b"content-length: 8000000000\r\n\r\n"
+        )
+        with pytest.raises(ConnectionError):
+            await _send_without_end(writer)
+        writer.close()
+        assert reader.at_eof() or reader.exception() is not None
+
+
+async def _send_without_end(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"x" * 1000)
+        await writer.drain()
+        await asyncio.sleep(0.001)
+
+
+async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "FLUSH_SECONDS", 0.05)
+    runner = ScriptedRunner(answer=lambda _: Script.saying("x" * 4000))
+    async with server(runner, stall_seconds=0.2) as (http, url):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", httpx.URL(url).port))
+            data = orjson.dumps(body(stream=True, n=4))
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            await loop.sock_sendall(
+                client, head + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(data) + data
+            )
+            await runner.accepted(4)
+            while http.server_state.connections:  # noqa: ASYNC110  only asking tells
+                await asyncio.sleep(0.01)
+
+
+# streams -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_slow_reader_gets_every_token_and_those_that_waited_for_it_together() -> None:
+    text = "".join(chr(ord("a") + number % 26) for number in range(3000))
+    runner = ScriptedRunner(answer=lambda _: Script.saying(text))
+    async with server(runner) as (http, url), httpx.AsyncClient(base_url=url) as client:
+        http.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        async with client.stream("POST", "/v1/chat/completions", json=body(stream=True, max_tokens=4000)) as response:
+            while runner.live:  # noqa: ASYNC110  only asking tells
+                await asyncio.sleep(0.01)
+            events = events_of((await response.aread()).decode())
+    assert content_of(events) == text
+    assert len(events) < len(text)
+
+
+async def test_answers_on_one_connection_come_one_after_the_other() -> None:
+    runner = ScriptedRunner(answer=lambda text: Script.saying(text, pause=0.001))
+    parts: list[bytes] = []
+    for text, connection in (("first", b"keep-alive"), ("second", b"close")):
+        data = orjson.dumps(body(text, stream=True))
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        parts.append(head + b"connection: %b\r\ncontent-length: %d\r\n\r\n" % (connection, len(data)) + data)
+    async with server(runner) as (_, url):
+        answer = await until_closed(httpx.URL(url).port or 0, b"".join(parts))
+    said = [orjson.loads(line[6:]) for line in answer.splitlines() if line.startswith(b"data: {")]
+    assert content_of(said) == "firstsecond"
+    assert [answer.count(each) for each in (b"200 OK", b"[DONE]", b"\r\n0\r\n\r\n")] == [2, 2, 2]
+
+
+# the end -----------------------------------------------------------------------------------------------------------
+
+
+async def test_while_it_drains_it_answers_503_and_lets_a_stream_finish() -> None:
+    go = asyncio.Event()
+    runner = ScriptedRunner(answer=lambda text: Script.saying(text), gate=go)
+    async with server(runner, drain_seconds=30) as (http, url), httpx.AsyncClient(base_url=url) as client:
+        stream = asyncio.create_task(client.post("/v1/chat/completions", json=body("abc", stream=True)))
+        await runner.accepted(1)
+        http.should_exit = True
+        while (await client.get("/ready")).status_code == 200:  # noqa: ASYNC110  only asking tells
+            await asyncio.sleep(0.01)
+        refused = await client.post("/v1/chat/completions", json=body())
+        assert error_of(refused, 503)["code"] == "not_ready"
+        assert refused.headers["retry-after"] == "1"
+        assert refused.headers["connection"] == "close"
+        go.set()
+        assert events_of((await stream).text)[-1]["choices"][0]["finish_reason"] == "stop"
+    with pytest.raises(OSError, match=r"refused|Connect"):
+        await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+
+
+async def test_what_still_runs_when_the_drain_ends_gets_its_error_event() -> None:
+    runner = ScriptedRunner(answer=lambda _: Script.saying("a", finish=None))
+    async with server(runner, drain_seconds=0.05) as (http, url), httpx.AsyncClient(base_url=url) as client:
+        stream = asyncio.create_task(client.post("/v1/chat/completions", json=body("abc", stream=True)))
+        whole = asyncio.create_task(client.post("/v1/chat/completions", json=body("abc")))
+        await runner.accepted(2)
+        http.should_exit = True
+        assert events_of((await stream).text)[-1]["error"]["code"] == "shutting_down"
+        assert error_of(await whole, 503)["code"] == "shutting_down"

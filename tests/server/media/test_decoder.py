@@ -1,0 +1,134 @@
+"""Decoding in other processes: the same pictures, and nothing that an image does harms anyone else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+from PIL import Image
+
+from server.media.decoder import Decoders
+from server.media.files import MediaError, decode_image
+from tests.server.media.test_files import BOMBS, NOT_IMAGES, encoded, gradient
+from tests.server.scripted import png
+
+PIXELS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    decoders = Decoders(2, max_pixels=PIXELS, seconds=30)
+    yield decoders
+    decoders.close()
+
+
+def process_of(decoders: Decoders) -> psutil.Process:
+    """The one process of an idle pool of one."""
+    (process,) = decoders._idle.queue
+    assert process is not None
+    return psutil.Process(process._process.pid)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_a_picture_is_the_same_as_decoded_here(decoders: Decoders, kind: str) -> None:
+    data = encoded(gradient(317, 203), kind)
+    found = decoders.decode(data)
+    assert (found.mode, found.size) == ("RGB", (317, 203))
+    assert found.tobytes() == decode_image(data, PIXELS).tobytes()
+
+
+def test_many_threads_each_get_their_own_picture(decoders: Decoders) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda n: decoders.decode(png(n, 3)).size, range(1, 60)))
+    assert found == [(n, 3) for n in range(1, 60)]
+
+
+@pytest.mark.parametrize("name", [*BOMBS, *NOT_IMAGES])
+def test_a_refused_image_says_what_it_says_here(decoders: Decoders, name: str) -> None:
+    data = BOMBS[name]() if name in BOMBS else NOT_IMAGES[name]
+    with pytest.raises(MediaError) as expected:
+        decode_image(data, PIXELS)
+    with pytest.raises(MediaError) as found:
+        decoders.decode(data)
+    assert str(found.value) == str(expected.value)
+
+
+def test_a_process_that_dies_is_replaced() -> None:
+    decoders = Decoders(1, max_pixels=PIXELS, seconds=30)
+    try:
+        decoders.decode(png())
+        process = process_of(decoders)
+        process.send_signal(signal.SIGSEGV)
+        process.wait(10)
+        with pytest.raises(MediaError, match="breaks its decoder"):
+            decoders.decode(png())
+        assert decoders.decode(png()).size == (8, 8)
+    finally:
+        decoders.close()
+
+
+def test_a_process_that_gives_no_answer_is_killed_in_time() -> None:
+    decoders = Decoders(1, max_pixels=PIXELS, seconds=30)
+    try:
+        decoders.decode(png())
+        process = process_of(decoders)
+        process.suspend()
+        decoders._idle.queue[0]._socket.settimeout(0.05)  # type: ignore[union-attr]
+        with pytest.raises(MediaError, match="too much time"):
+            decoders.decode(png())
+        assert not psutil.pid_exists(process.pid)
+    finally:
+        decoders.close()
+
+
+def test_closing_ends_the_idle_ones_now_and_the_others_with_their_work() -> None:
+    decoders = Decoders(1, max_pixels=30_000_000, seconds=30)
+    decoders.decode(png())
+    process = process_of(decoders)
+    process.suspend()
+    found: list[Image.Image] = []
+    thread = threading.Thread(target=lambda: found.append(decoders.decode(png(9, 9))))
+    thread.start()
+    while not decoders._idle.empty():
+        os.sched_yield()
+    decoders.close()
+    process.resume()
+    thread.join(30)
+    assert [image.size for image in found] == [(9, 9)]
+    assert not psutil.pid_exists(process.pid)
+
+
+def test_the_processes_of_a_killed_server_end_by_themselves() -> None:
+    program = (
+        "import sys, time\nfrom server.media.decoder import Decoders\nfrom tests.server.scripted import png\n"
+        "d = Decoders(1, max_pixels=100, seconds=9); d.decode(png())\n"
+        "print(d._idle.queue[0]._process.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        decoder = psutil.Process(int(server.stdout.readline()))
+        server.kill()
+        psutil.wait_procs([decoder], timeout=10)
+    assert not decoder.is_running()
+
+
+def test_a_process_has_no_secrets_no_signals_of_the_terminal_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOSTEER_SECRET", "s3cret")
+    decoders = Decoders(1, max_pixels=PIXELS, seconds=30)
+    try:
+        decoders.decode(png())
+        process = process_of(decoders)
+        assert not any("SECRET" in name for name in process.environ())
+        assert os.getsid(process.pid) == process.pid
+        assert process.nice() > psutil.Process().nice()
+        assert process.rlimit(psutil.RLIMIT_AS)[0] < 3 * 2**30
+        assert process.num_fds() <= 6
+    finally:
+        decoders.close()

@@ -1,0 +1,163 @@
+"""Images of a chat, from data URLs and from the network: the pictures the model gets, and what a client is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+from PIL import Image
+
+from server.app import create_app
+from server.media.fetch import NOT_FETCHED
+from server.media.images import Images, RequestImages
+from server.settings.schema import Settings
+from tests.server.fakes import as_any
+from tests.server.media.test_files import encoded
+from tests.server.scripted import (
+    MODEL,
+    Connection,
+    ScriptedRunner,
+    application,
+    body,
+    chat,
+    client_of,
+    data_url,
+    error_of,
+    metric,
+    png,
+    serving,
+)
+from tests.server.web import GOOD, World, ok
+
+URL_1, URL_2 = "https://images.example.com/1", "https://images.example.com/2"
+
+
+@asynccontextmanager
+async def fetching(world: World, runner: ScriptedRunner, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A server that fetches from the small internet."""
+    settings = Settings(**options)
+    async with world.fetcher() as fetcher:
+        app = create_app(settings, as_any(runner), name=MODEL, images=Images(settings, fetcher))
+        async with client_of(app) as client:
+            yield client
+
+
+async def test_fetched_and_inline_images_reach_the_model_in_order(world: World) -> None:
+    runner = ScriptedRunner()
+    world.pages |= {"/1": lambda _: ok(png(5, 5)), "/2": lambda _: ok(png(6, 6), content_type="text/html")}
+    async with fetching(world, runner) as client:
+        response = await chat(client, "look", URL_1, data_url(png(7, 7)), URL_2, URL_1)
+    assert response.status_code == 200, response.text
+    assert [image.size for image in runner.inputs.images] == [(5, 5), (7, 7), (6, 6), (5, 5)]
+    assert sorted(world.served) == ["/1", "/2"]
+
+
+async def test_an_image_that_is_not_fetched_names_its_field_and_nothing_of_the_network(world: World) -> None:
+    world.names["images.example.com"] = ["10.0.0.1"]
+    async with fetching(world, ScriptedRunner()) as client:
+        error = error_of(await chat(client, "look", data_url(png()), GOOD), 400)
+        assert await metric(client, "autosteer_admission_rejections_total", reason="invalid_request") == 1
+        assert (await chat(client)).status_code == 200
+    assert error["param"] == "messages.0.content.1.image_url.url"
+    assert error["code"] == "invalid_image"
+    assert NOT_FETCHED in error["message"]
+    assert "10.0" not in error["message"]
+    assert world.canary_hits == 0
+
+
+async def test_what_is_fetched_is_decoded_under_the_same_limits(world: World) -> None:
+    world.pages |= {"/1": lambda _: ok(b"<html>", content_type="image/png"), "/2": lambda _: ok(png(90, 90))}
+    async with fetching(world, ScriptedRunner(), max_image_pixels=1000) as client:
+        assert "not an image" in error_of(await chat(client, "look", URL_1), 400)["message"]
+        assert "limit of 1000" in error_of(await chat(client, "look", URL_2), 400)["message"]
+
+
+async def test_without_allowed_domains_nothing_is_fetched() -> None:
+    async with serving(ScriptedRunner()) as client:
+        for url in (GOOD, "http://127.0.0.1/", "HTTPS://169.254.169.254/latest"):
+            assert "is off" in error_of(await chat(client, "look", url), 400)["message"]
+
+
+async def test_too_many_images_are_refused_before_any_is_fetched(world: World) -> None:
+    async with fetching(world, ScriptedRunner(), max_images=1) as client:
+        assert error_of(await chat(client, "look", URL_1, URL_2), 400)["code"] == "too_many_images"
+    assert world.served == []
+
+
+async def test_a_client_who_leaves_while_its_image_is_fetched_ends_the_fetch(world: World) -> None:
+    arrived, hold = asyncio.Event(), asyncio.Event()
+
+    async def never(_: str) -> bytes:
+        arrived.set()
+        await hold.wait()
+        return b""
+
+    world.pages["/1"] = never
+    runner = ScriptedRunner()
+    settings = Settings(max_rows=1, max_queue=0)
+    async with world.fetcher() as fetcher:
+        app = create_app(settings, as_any(runner), name=MODEL, images=Images(settings, fetcher))
+        async with client_of(app) as client:
+            connection = Connection(app, orjson.dumps(body("look", URL_1)))
+            await arrived.wait()
+            await connection.leave()
+            assert not fetcher._client.connections
+            hold.set()
+            assert (await chat(client)).status_code == 200  # its place was given back
+    assert len(runner.requests) == 1
+
+
+# the event loop ----------------------------------------------------------------------------------------------------
+
+
+def large(kind: str, mode: str = "RGB") -> bytes:
+    """24 megapixels of coarse noise, in a file of less than 10 MiB: what the default limits let through."""
+    noise = np.random.default_rng(0).integers(0, 255, (25, 38, len(mode)), np.uint8)
+    data = encoded(Image.fromarray(noise).resize((6000, 4000), Image.Resampling.NEAREST), kind, quality=60, method=0)
+    assert len(data) < 10 * 2**20, len(data)
+    return data
+
+
+async def latencies(until: asyncio.Future[Any], tick: float = 0.005) -> list[float]:
+    """How late the event loop comes to work that is due every `tick` seconds, for each time it was due."""
+    due = time.perf_counter()
+    late: list[float] = []
+    while not until.done():
+        due += tick
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        late.append(time.perf_counter() - due)
+    return late
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs 2 cores")
+async def test_sixteen_large_images_do_not_hold_up_the_event_loop() -> None:
+    """The best of three: other work on the machine holds it up as well."""
+    kinds = [data_url(large(*each)) for each in (("JPEG",), ("WEBP",), ("PNG", "RGBA"), ("WEBP", "RGBA"))]
+    app = application(ScriptedRunner(), max_body_bytes=2**28)
+    async with client_of(app) as client:
+        assert (await chat(client, "look", kinds[0])).status_code == 200
+        service = app.state.service
+        found: RequestImages = await service.images.of({str(i): kinds[i % 4] for i in range(16)})
+        loop = asyncio.get_running_loop()
+
+        def size_of(path: str) -> tuple[int, int]:
+            return found.file(path).decode().size
+
+        for _ in range(3):
+            work = asyncio.gather(*(loop.run_in_executor(service._threads, size_of, path) for path in found.urls))
+            late = np.array(await latencies(work))
+            assert set(await work) == {(6000, 4000)}
+            assert len(late) > 100
+            p99 = float(np.percentile(late, 99))
+            print(f"16 images of 24 megapixels: event loop p99 {p99 * 1e3:.1f} ms, worst {late.max() * 1e3:.1f} ms")
+            if p99 <= 0.05:
+                return
+    pytest.fail(f"the event loop was late by {p99:.3f} s")

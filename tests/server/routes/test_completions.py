@@ -1,0 +1,202 @@
+"""Legacy completions: prompts of every kind, their own shapes, and the guard as in a chat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from server.api.schemas_text import CompletionRequest
+from server.request import Finish
+from steering.policy import Verdict
+from tests.server.scripted import (
+    CONTEXT,
+    MODEL,
+    REFUSAL,
+    Script,
+    ScriptedRunner,
+    error_of,
+    events_of,
+    metric,
+    serving,
+)
+
+COMPLETIONS = "/v1/completions"
+
+
+async def complete(client: httpx.AsyncClient, prompt: Any = "hello", **options: Any) -> httpx.Response:
+    return await client.post(COMPLETIONS, json={"model": MODEL, "prompt": prompt, **options})
+
+
+def texts(answer: httpx.Response) -> list[str]:
+    choices = answer.json()["choices"]
+    assert [choice["index"] for choice in choices] == list(range(len(choices)))
+    return [choice["text"] for choice in choices]
+
+
+def streamed_texts(answer: httpx.Response, count: int) -> list[str]:
+    found = [""] * count
+    ends = [0] * count
+    for event in events_of(answer.text):
+        for choice in event["choices"]:
+            found[choice["index"]] += choice["text"]
+            ends[choice["index"]] += choice["finish_reason"] is not None
+    assert ends == [1] * count
+    return found
+
+
+async def test_a_whole_completion() -> None:
+    async with serving(ScriptedRunner()) as client:
+        answer = (await complete(client, "hé", max_tokens=10)).json()
+    assert answer.pop("id").startswith("cmpl-")
+    assert answer.pop("system_fingerprint").startswith("fp_")
+    assert answer.pop("created") > 0
+    assert answer == {
+        "object": "text_completion",
+        "model": MODEL,
+        "choices": [{"index": 0, "text": "hé", "logprobs": None, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 3,
+            "total_tokens": 6,
+            "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 0},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("ab", ["ab"]),
+        (["ab", "c"], ["ab", "c"]),
+        ([97, 98], ["ab"]),
+        ([[97], [98, 99]], ["a", "bc"]),
+    ],
+)
+async def test_prompts_of_every_kind_whole_and_streamed(prompt: Any, expected: list[str]) -> None:
+    async with serving(ScriptedRunner()) as client:
+        assert texts(await complete(client, prompt)) == expected
+        assert streamed_texts(await complete(client, prompt, stream=True), len(expected)) == expected
+
+
+async def test_choices_of_several_prompts_are_in_order_and_each_prompt_counts_once() -> None:
+    runner = ScriptedRunner()
+    async with serving(runner) as client:
+        answer = await complete(client, ["ab", "cde"], n=2, seed=3, max_tokens=5)
+        assert await metric(client, "autosteer_prompt_tokens_total") == 5
+        assert await metric(client, "autosteer_guard_decisions_total") == 2
+        assert await metric(client, "autosteer_request_success_total") == 1
+    assert texts(answer) == ["ab", "ab", "cde", "cde"]
+    assert answer.json()["usage"]["prompt_tokens"] == 5
+    assert [each.leader for each in runner.requests] == [None, runner.requests[0], None, runner.requests[2]]
+    assert len({each.sampler.params.seed for each in runner.requests}) == 4
+
+
+async def test_the_default_limit_is_openai_s() -> None:
+    async with serving(ScriptedRunner()) as client:
+        answer = await complete(client, "x" * 30)
+        assert (texts(answer), answer.json()["choices"][0]["finish_reason"]) == (["x" * 16], "length")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_prompt_is_echoed(stream: bool) -> None:
+    runner = ScriptedRunner(answer=lambda _: Script.saying("!"))
+    async with serving(runner) as client:
+        answer = await complete(client, [[104, 105], [97]], echo=True, n=2, stream=stream)
+    expected = ["hi!", "hi!", "a!", "a!"]
+    assert (streamed_texts(answer, 4) if stream else texts(answer)) == expected
+
+
+@pytest.mark.parametrize("top", [0, 2])
+async def test_log_probabilities_in_the_legacy_shape(top: int) -> None:
+    async with serving(ScriptedRunner()) as client:
+        whole = (await complete(client, "ab STOP", logprobs=top, stop=" STOP")).json()["choices"][0]["logprobs"]
+        events = events_of((await complete(client, "ab STOP", logprobs=top, stop=" STOP", stream=True)).text)
+    a, b, c = -97 / 256, -98 / 256, -99 / 256
+    likeliest = [{"a": a, "b": b}, {"b": b, "c": c}] if top else [{"a": a}, {"b": b}]
+    assert whole == {
+        "tokens": ["a", "b"],
+        "token_logprobs": [a, b],
+        "top_logprobs": likeliest,
+        "text_offset": [0, 1],
+    }
+    parts = [choice["logprobs"] for event in events for choice in event["choices"]]
+    assert {name: [each for part in parts for each in part[name]] for name in whole} == whole
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("verdict", [Verdict.STEERED, Verdict.BLOCKED])
+async def test_a_flagged_prompt_is_refused_as_in_a_chat(verdict: Verdict, stream: bool) -> None:
+    said = REFUSAL if verdict is Verdict.STEERED else ""
+    bad = Script.saying(said, verdict=verdict, score=0.9, finish=Finish.CONTENT_FILTER)
+    runner = ScriptedRunner(answer=lambda text: bad if text == "bad" else Script.saying(text))
+    async with serving(runner, expose_scores=True) as client:
+        answer = await complete(client, ["good", "bad"], stop=["help"], stream=stream, max_tokens=100)
+    assert (streamed_texts(answer, 2) if stream else texts(answer)) == ["good", REFUSAL]
+    choices = [choice for event in events_of(answer.text) for choice in event["choices"]] if stream else []
+    reasons = [(c["index"], c["finish_reason"]) for c in (choices or answer.json()["choices"]) if c["finish_reason"]]
+    assert sorted(reasons) == [(0, "stop"), (1, "content_filter")]
+    assert answer.headers["x-autosteer-verdict"] == verdict.value  # of the worst
+    assert answer.headers["x-autosteer-score"] == "0.900000"
+
+
+async def test_usage_comes_at_the_end_of_a_stream_that_wants_it() -> None:
+    async with serving(ScriptedRunner()) as client:
+        *chunks, usage = events_of(
+            (await complete(client, "ab", stream=True, stream_options={"include_usage": True})).text
+        )
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 4)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no prompt": ({"prompt": None}, "prompt"),
+    "an empty list": ({"prompt": []}, "prompt"),
+    "an empty text": ({"prompt": ""}, "prompt"),
+    "an empty list of ids": ({"prompt": [[]]}, "prompt.0"),
+    "texts and ids": ({"prompt": ["a", 5]}, "prompt.1"),
+    "a negative id": ({"prompt": [-1]}, "prompt.0"),
+    "an id that the model lacks": ({"prompt": [258]}, "prompt"),
+    "true is no id": ({"prompt": [True]}, "prompt.0"),
+    "too long": ({"prompt": "x" * CONTEXT}, "prompt"),
+    "over the room left": ({"max_tokens": CONTEXT}, "max_tokens"),
+    "suffix": ({"suffix": "x"}, "suffix"),
+    "best_of": ({"best_of": 2}, "best_of"),
+    "best_of less than n": ({"best_of": 1, "n": 2}, "best_of"),
+    "too many log-probabilities": ({"logprobs": 6}, "logprobs"),
+    "log-probabilities as of a chat": ({"logprobs": True}, "logprobs"),
+    "echo with log-probabilities": ({"echo": True, "logprobs": 1}, "echo"),
+    "stream options without a stream": ({"stream_options": {"include_usage": True}}, "stream_options"),
+    "messages": ({"messages": []}, "messages"),
+    "tools": ({"tools": []}, "tools"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_what_is_not_supported_is_refused_by_name(name: str) -> None:
+    options, param = BAD[name]
+    async with serving(ScriptedRunner()) as client:
+        response = await client.post(COMPLETIONS, json={"model": MODEL, "prompt": "hello", **options})
+        assert error_of(response, 400)["param"] == param
+        assert await metric(client, "autosteer_prompt_tokens_total") == 0
+
+
+async def test_a_best_of_that_asks_for_nothing_more_is_accepted() -> None:
+    async with serving(ScriptedRunner()) as client:
+        assert texts(await complete(client, "a", best_of=2, n=2)) == ["a", "a"]
+
+
+async def test_prompts_hold_a_place_each() -> None:
+    async with serving(ScriptedRunner(), max_rows=2, max_queue=1) as client:
+        error = error_of(await complete(client, ["a", "b"], n=2), 400)
+        assert (error["param"], "at most 3" in error["message"]) == ("prompt", True)
+        assert texts(await complete(client, ["a", "b", "c"])) == ["a", "b", "c"]
+
+
+async def test_every_field_of_the_published_schema_is_known() -> None:
+    """Each is honoured or refused by name; the official client's types say which there are."""
+    from openai.types.completion_create_params import CompletionCreateParamsBase, CompletionCreateParamsStreaming
+
+    published = set(CompletionCreateParamsBase.__annotations__) | set(CompletionCreateParamsStreaming.__annotations__)
+    assert published <= set(CompletionRequest.model_fields)

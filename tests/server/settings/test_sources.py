@@ -1,0 +1,207 @@
+"""Settings from command line, environment and file: which wins, and what a mistake is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.settings.schema import Settings
+from server.settings.sources import ConfigError, load_settings
+from steering.policy import Mode
+
+HASH = "sha256:" + "a" * 64
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MODEL", "GUARD", "HOST", "PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def written(folder: Path, text: str, name: str = "autosteer.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def problems(folder: Path, text: str, name: str = "autosteer.yaml", **options: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(options, written(folder, text, name))
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def test_command_line_before_environment_before_file_before_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOSTEER_MAX_ROWS", "2")
+    monkeypatch.setenv("AUTOSTEER_MAX_QUEUE", "2")
+    monkeypatch.setenv("PORT", "2")
+    monkeypatch.setenv("AUTOSTEER_EPS", "")
+    file = written(tmp_path, "max_rows: 3\nmax_queue: 3\nport: 3\nmax_images: 3\n")
+    loaded = load_settings({"max_rows": "1"}, file)
+    settings = loaded.settings
+    got = (settings.max_rows, settings.max_queue, settings.port, settings.max_images, settings.eps)
+    assert got == (1, 2, 2, 3, None)
+    assert [loaded.origin(name) for name in ("max_rows", "max_queue", "port", "max_images", "eps")] == [
+        "--max-rows",
+        "environment AUTOSTEER_MAX_QUEUE",
+        "environment PORT",
+        str(file),
+        "default",
+    ]
+    monkeypatch.setenv("AUTOSTEER_PORT", "9")
+    assert load_settings({}, file).settings.port == 9
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOSTEER_CONFIG", str(written(tmp_path, 'mode = "off"\n', "a.toml")))
+    assert load_settings({}).settings.mode is Mode.OFF
+    assert load_settings({}, written(tmp_path, "mode: block")).settings.mode is Mode.BLOCK
+
+
+def test_yaml_off_is_a_word_and_true_is_not(tmp_path: Path) -> None:
+    settings = load_settings({}, written(tmp_path, "mode: off\nmay_loosen: true\nrefusal: yes\n")).settings
+    assert (settings.mode, settings.may_loosen, settings.refusal) == (Mode.OFF, True, "yes")
+
+
+def test_mappings_are_joined_over_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOSTEER_AUDIT__URL", "file:///var/log/a.jsonl")
+    file = written(tmp_path, "audit: {on_failure: refuse, url: 'file:///b'}\n")
+    loaded = load_settings({}, file)
+    assert loaded.settings.audit is not None
+    assert loaded.settings.audit.url.get_secret_value() == "file:///var/log/a.jsonl"
+    assert loaded.settings.audit.on_failure == "refuse"
+    assert loaded.origin("audit") == f"environment AUTOSTEER_AUDIT and {file}"
+
+
+def test_a_threshold_replaces_a_target_from_below(tmp_path: Path) -> None:
+    settings = load_settings({"threshold": "0.7"}, written(tmp_path, "target_fpr: 0.01")).settings
+    assert (settings.threshold, settings.target_fpr) == (0.7, None)
+    settings = load_settings({"target_fpr": "0.05"}, written(tmp_path, "threshold: 0.5")).settings
+    assert (settings.threshold, settings.target_fpr) == (None, 0.05)
+
+
+def test_a_named_policy_begins_with_what_the_top_level_says(tmp_path: Path) -> None:
+    text = """
+        threshold: 0.5
+        may_loosen: true
+        tokens_per_minute: 100
+        policies:
+          strict: {mode: block, target_fpr: 0.05, may_loosen: false}
+          free: {tokens_per_minute: null}
+    """
+    settings = load_settings({}, written(tmp_path, text)).settings
+    strict, free = settings.policy("strict"), settings.policy("free")
+    assert (strict.mode, strict.threshold, strict.target_fpr, strict.may_loosen) == (Mode.BLOCK, None, 0.05, False)
+    assert (strict.tokens_per_minute, free.tokens_per_minute, free.threshold) == (100, None, 0.5)
+    assert settings.policy("default").threshold == 0.5
+
+
+ENTRY = f"name: a, hash: '{HASH}'"
+WRONG = {
+    "threshold: 7": ["threshold", "less than or equal to 1", "not 7", "autosteer.yaml"],
+    "polcies: {}": ["polcies is no setting, did you mean policies?"],
+    "policies: {strict: {treshold: 0.5}}": ["policies.strict.treshold", "did you mean threshold?"],
+    "policies: {strict: {threshold: 0.5, target_fpr: 0.01}}": ["policies.strict", "exclude each other"],
+    "policies: {default: {}}": ["policies.default", "top level"],
+    "policies: {'a b': {}}": ["policies.a b", "pattern"],
+    "policies: {a: {eps: 0}}": ["policies.a.eps", "greater than 0", "not 0"],
+    "policies: {a: {eps: .inf}}": ["policies.a.eps", "finite"],
+    "policies: {a: {requests_per_minute: 0}}": ["policies.a.requests_per_minute", "not 0"],
+    f"keys: [{{{ENTRY}, policy: none}}]": ["keys.0.policy", "'none'", "there are default"],
+    f"keys: [{{{ENTRY}}}, {{{ENTRY}}}]": ["keys.1.name", "keys.0"],
+    f"keys: [{{{ENTRY}}}, {{name: b, hash: '{HASH}'}}]": ["keys.1.hash", "keys.0"],
+    "keys: [{name: a}]": ["keys.0.hash", "required"],
+    "keys: 5": ["keys", "list"],
+    "mode: shout": ["mode", "'off', 'monitor', 'steer' or 'block'", "'shout'"],
+    "mode: off\nmode: steer": ["line 2", "'mode' is given twice"],
+    "a: [": ["is not YAML"],
+    "[1]": ["mapping"],
+    "threshold: 0.5\ntarget_fpr: 0.01": ["exclude each other"],
+    "audit: {url: 'mysql://x'}": ["audit.url", "file:///", "mysql"],
+    "audit: {url: 'file://host/x'}": ["audit.url", "absolute path"],
+    "audit: {url: 'sqlite://'}": ["audit.url", "sqlite:///"],
+    "audit: {}": ["audit.url", "required"],
+    "audit: {url: 'file:///a', on_failure: panic}": ["audit.on_failure", "'serve' or 'refuse'", "'panic'"],
+}
+
+
+@pytest.mark.parametrize(("text", "words"), WRONG.items(), ids=list(WRONG))
+def test_a_wrong_file_names_the_field_the_value_and_the_way_out(tmp_path: Path, text: str, words: list[str]) -> None:
+    told = " | ".join(problems(tmp_path, text))
+    assert [word for word in words if word not in told] == [], told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "keys: [{name: a, hash: sk-autosteer-SECRET}]",
+        f"keys: [{{{ENTRY}, key: sk-autosteer-SECRET}}]",
+        "keys: [{name: sk-autosteer-SECRET~, hash: 5}]",
+        "keys: sk-autosteer-SECRET",
+        "keys: [sk-autosteer-SECRET",
+        "audit: 'postgresql://u:SECRET@host/d'",
+        "audit: {url: 'mysql://u:SECRET@host/d'}",
+    ],
+)
+def test_no_message_repeats_a_secret(tmp_path: Path, text: str) -> None:
+    assert "SECRET" not in " ".join(problems(tmp_path, text))
+
+
+def test_every_problem_is_told(tmp_path: Path) -> None:
+    assert len(problems(tmp_path, "threshold: 7\nmax_images: x\nnope: 1")) == 3
+
+
+def test_options_and_variables_are_named_as_they_were_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "(--max-rows)" in problems(tmp_path, "", max_rows="none")[0]
+    monkeypatch.setenv("AUTOSTEER_MAX_IMAGES", "-1")
+    assert "(environment AUTOSTEER_MAX_IMAGES)" in problems(tmp_path, "")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("AUTOSTEER_TRESHOLD", "0.5", "did you mean AUTOSTEER_THRESHOLD?"),
+        ("AUTOSTEER_KEYS", "sk-SECRET", "AUTOSTEER_KEYS: must be JSON"),
+    ],
+)
+def test_a_wrong_variable_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    told = problems(tmp_path, "")[0]
+    assert words in told
+    assert "SECRET" not in told
+
+
+def test_the_links_that_kubernetes_sets_are_nobodys_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_80_TCP", "PORT_80_TCP_ADDR"):
+        monkeypatch.setenv(f"AUTOSTEER_{name}", "tcp://10.0.0.1:80")
+    assert load_settings({}).settings == Settings()
+
+
+@pytest.mark.parametrize("name", ["a.json", "autosteer"])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
+    assert ".yaml, .yml or .toml" in problems(tmp_path, "", name)[0]
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_settings({}, tmp_path / "none.yaml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_settings({}, tmp_path / "binary.toml")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_settings({}, written(tmp_path, "a = ", "bad.toml"))
+
+
+def test_settings_are_frozen_and_hide_what_is_secret(tmp_path: Path) -> None:
+    text = f"keys: [{{{ENTRY}}}]\naudit: {{url: 'postgresql://u:SECRET@h/d'}}"
+    settings = load_settings({}, written(tmp_path, text)).settings
+    assert "SECRET" not in repr(settings)
+    assert "aaaa" not in repr(settings)
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1

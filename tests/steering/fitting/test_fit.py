@@ -1,0 +1,351 @@
+"""The whole command on tiny random models: a random model separates little, so the tests look at the machinery."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.progress import Progress
+from typer.testing import CliRunner
+
+from models.demo import CHECKPOINT
+from models.load import load_backbone
+from server.cli.fit import app
+from steering.bundle import TENSORS, load_guard
+from steering.files import write_whole
+from steering.fitting import demo_data
+from steering.fitting.fit import EpsPoint, Fitted, Prompts, Settings, choose_eps, fit, threshold_rate
+from steering.fitting.offline import Question, score_batch
+from steering.fitting.pairs import FitError, Item, Part, read_prompts, split
+from steering.manifest import MANIFEST
+from tests.tiny import TinyModels, picture
+
+REFUSAL = "I can't help with that."
+THINGS = ["circle", "square", "picture", "sign", "image", "colour"]
+
+
+def write_data(folder: Path, count: int = 60) -> tuple[Path, Path]:
+    """Pairs and harmless prompts with pictures of their own."""
+    folder.mkdir()
+    pairs, benign = [], []
+    for n in range(count):
+        thing = THINGS[n % len(THINGS)]
+        row: dict[str, Any] = {"id": f"p{n}", "category": "ab"[n % 2], "split": ["train", "validation"][n % 2]}
+        row |= {"toxic": f"Break the {thing} number {n}!", "safe": f"Describe the {thing} number {n}, please."}
+        if n % 3 == 0:
+            picture(n).save(folder / f"{n}.png")
+            row["image"] = f"{n}.png"
+        pairs.append(row)
+        split = ["train", "validation"][n // 2 % 2]
+        benign.append({"id": f"b{n}", "text": f"Hello {n}, what is a {thing}?", "split": split})
+    for name, rows in (("pairs", pairs), ("benign", benign)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "pairs.jsonl", folder / "benign.jsonl"
+
+
+def arguments(model: Path, data: tuple[Path, Path], out: Path, *more: str) -> list[str]:
+    files = ["--pairs", str(data[0]), "--benign", str(data[1]), "--model", str(model), "--out", str(out)]
+    return ["fit", *files, "--dtype", "float32", "--device", "cpu", "--batch", "8", "--refusal", REFUSAL, *more]
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "chameleon"])
+def test_the_whole_command(tiny_models: TinyModels, family: str, tmp_path: Path) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "guard"
+    result = CliRunner().invoke(app, arguments(tiny_models.folder(family), data, out))
+    assert result.exit_code == 0, result.output
+    backbone = tiny_models.backbone(family)
+    guard = load_guard(out, backbone.info)
+    manifest = guard.manifest
+    assert [row.layer for row in manifest.layers] == list(range(backbone.info.num_layers + 1))
+    assert manifest.layer == max(manifest.layers, key=lambda row: row.sas).layer
+    assert {row.target_fpr for row in manifest.thresholds} <= {0.05, 0.01}
+    assert manifest.refusal == REFUSAL
+    folder = tmp_path / "guard.report"
+    report = json.loads((folder / "report.json").read_text())
+    assert any("cannot promise an FPR of 0.001" in line for line in report["warnings"])
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png"))) == 7
+    assert "src='http" not in page
+    assert 'src="http' not in page
+    inspected = CliRunner().invoke(app, ["inspect", str(out)])
+    assert inspected.exit_code == 0
+    assert REFUSAL in inspected.output
+
+
+def test_a_guard_reads_scores_as_it_was_fitted(tiny_models: TinyModels, tmp_path: Path) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "guard"
+    model = tiny_models.folder("llava_onevision")
+    assert CliRunner().invoke(app, arguments(model, data, out, "--layer", "2")).exit_code == 0
+    command = ["score", "--model", str(model), "--guard", str(out), "--dtype", "float32", str(data[1])]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "scores.jsonl")])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    guard = load_guard(out, tiny_models.backbone("llava_onevision").info)
+    assert [row["id"] for row in rows] == [f"b{n}" for n in range(60)]
+    assert all(row["flagged"] == (row["score"] >= guard.manifest.threshold) for row in rows)
+    kept = guard.calibration["safe_scores"]
+    found = [min(abs(float(score) - row["score"]) for row in rows) for score in kept]
+    assert sum(distance < 1e-4 for distance in found) >= 10  # the harmless calibration prompts are among them
+    assert guard.layer == 2
+
+
+@pytest.mark.parametrize("more", [("--prober", "linear"), ("--rank", "4"), ("--select", "auroc"), ("--refusal", "No.")])
+def test_the_options(tiny_models: TinyModels, tmp_path: Path, more: tuple[str, str]) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "guard"
+    result = CliRunner().invoke(app, arguments(tiny_models.folder("llava_onevision"), data, out, *more))
+    assert result.exit_code == 0, result.output
+    manifest = load_guard(out, tiny_models.backbone("llava_onevision").info).manifest
+    assert manifest.prober_hidden == (0 if "linear" in more else 64)
+    assert manifest.head_rank == (4 if "--rank" in more else None)
+
+
+def test_several_layers_are_read_side_by_side(tiny_models: TinyModels, tmp_path: Path) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "guard"
+    model, backbone = tiny_models.folder("llava_onevision"), tiny_models.backbone("llava_onevision")
+    result = CliRunner().invoke(app, arguments(model, data, out, "--layers", "3,1"))
+    assert result.exit_code == 0, result.output
+    guard = load_guard(out, backbone.info)
+    assert (guard.tapped, [row.layer for row in guard.manifest.layers]) == ([3, 1], [3, 1])
+    assert guard.layer == max(guard.manifest.layers, key=lambda row: row.sas).layer
+    assert guard.prober.first.in_features == 2 * backbone.info.hidden_size
+    questions = [item.questions[0] for item in read_prompts(data[1])]
+    scores = score_batch(backbone, guard, questions[:8])
+    kept = guard.calibration["safe_scores"]
+    assert sum(float((kept - score).abs().min()) < 1e-4 for score in scores) >= 2
+    assert "layers 3 and 1 side by side" in (tmp_path / "guard.report" / "report.html").read_text()
+
+
+def test_the_demo_model_from_its_data_to_a_guard(tmp_path: Path) -> None:
+    pairs, benign = demo_data.write(tmp_path / "data", scale=0.03)
+    command = ["fit", "--model", str(CHECKPOINT), "--pairs", str(pairs), "--benign", str(benign)]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "guard"), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    manifest = load_guard(tmp_path / "guard", load_backbone(CHECKPOINT, device="cpu").info).manifest
+    assert manifest.validation["auroc"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--target-fpr", "0.001"), "999 can"),
+        (("--target-fpr", "0.02"), "not one of"),
+        (("--layer", "9"), "layer 9 is not one of 0..4"),
+        (("--select", "best"), "--select best"),
+        (("--prober", "deep"), "--prober deep"),
+        (("--pairs", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--layers", "1,2,1"), "--layers 1,2,1"),
+        (("--layers", "1,x"), "--layers 1,x"),
+        (("--layers", "1,2", "--layer", "1"), "no --layer"),
+        (("--layers", "1,7"), "layer 7 is not one of 0..4"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(
+    tiny_models: TinyModels, tmp_path: Path, more: tuple[str, ...], says: str
+) -> None:
+    data = write_data(tmp_path / "data")
+    result = CliRunner().invoke(app, arguments(tiny_models.folder("llava_onevision"), data, tmp_path / "guard", *more))
+    assert result.exit_code == 2, result.output
+    assert says in result.output
+    assert "Traceback" not in result.output
+
+
+def test_bad_rows_are_listed_before_the_model_runs(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    (tmp_path / "data" / "3.png").unlink()
+    result = CliRunner().invoke(app, arguments(tmp_path / "no model", data, tmp_path / "guard"))
+    assert result.exit_code == 2
+    assert "pairs.jsonl:4 (p3): no image" in result.output
+    assert "no model" not in result.output.replace(str(tmp_path), "")
+
+
+# killed and started again ------------------------------------------------------------------------------------------
+
+
+STAGES = ("data", "states", "layers", "prober", "refusals", "head", "eps")
+
+
+class CutError(Exception):
+    """Stands for a kill."""
+
+
+def test_cut_off_at_every_stage_and_started_again_gives_the_same_bundle(
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, parts = tiny_models.backbone("llava_onevision"), split(items(120, shuffled=False))
+    settings = Settings(refusals=(REFUSAL,), head_prompts=10, sweep_prompts=8)
+
+    def run(name: str) -> None:
+        with Progress(disable=True) as progress:
+            fit([backbone], parts, settings, tmp_path / name, tmp_path / f"{name}.work", progress)
+
+    run("whole")
+    for stage in STAGES:
+        for begun in (True, False):  # with half of its files there, and with all but the note that it is done
+            monkeypatch.setattr("steering.fitting.stages.write_whole", _cutting(stage, begun=begun))
+            with pytest.raises(CutError):
+                run("cut")
+            monkeypatch.undo()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut.work").glob("*/done.json")}
+    assert len(before) == len(STAGES) - 1
+    run("cut")
+    for file in (MANIFEST, TENSORS):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def _cutting(stage: str, *, begun: bool) -> Callable[[Path, bytes], None]:
+    """A way to write files that fails in one stage: at its second file, or at the note that it is done."""
+    written: list[Path] = []
+
+    def write(path: Path, data: bytes) -> None:
+        if path.parent.name.startswith(f"{stage}-") or path.parents[1].name.startswith(f"{stage}-"):
+            written.append(path)
+            if path.name == "done.json" or (begun and len(written) == 2):
+                raise CutError
+        write_whole(path, data)
+
+    return write
+
+
+def test_killed_in_every_stage_and_started_again_gives_the_same_bundle(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """SIGKILL to a real process, in one stage after the other; what had finished is not touched again."""
+    data = write_data(tmp_path / "data")
+    model, out, work = tiny_models.folder("llava_onevision"), tmp_path / "killed", tmp_path / "killed.work"
+    finished: dict[Path, int] = {}
+    for number, stage in enumerate(STAGES):
+        _kill_after(stage, arguments(model, data, out), work)
+        now = {path: path.stat().st_mtime_ns for path in work.glob("*/done.json")}
+        assert len(now) == number
+        assert finished.items() <= now.items()
+        finished = now
+    for folder in (tmp_path / "whole", out):
+        assert CliRunner().invoke(app, arguments(model, data, folder)).exit_code == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+    for file in (MANIFEST, TENSORS):
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+_SLOWED = """
+import sys, time
+import steering.fitting.stages as stages
+run = stages.Stages.run
+def waiting(self, name, inputs, work):
+    if name == sys.argv[1]:  # half of the stage's work is done when it is killed
+        work_ = work
+        def work(folder):
+            work_(folder)
+            time.sleep(60)
+    return run(self, name, inputs, work)
+stages.Stages.run = waiting
+from server.cli.fit import app
+app(sys.argv[2:])
+"""
+
+
+def _kill_after(stage: str, command: list[str], work: Path) -> None:
+    """Run the command and kill it, hard, when the stage's files are written but it is not finished."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SLOWED, stage, *command],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(folder.is_dir() and any(folder.iterdir()) for folder in work.glob(f"{stage}-*")):
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "it ended by itself"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+# data that carries nothing, or little ------------------------------------------------------------------------------
+
+
+def items(count: int, *, shuffled: bool) -> list[Item]:
+    """Pairs whose sides differ by a word; shuffled, either side may hold it."""
+    generator = torch.Generator().manual_seed(0)
+    swapped = (torch.rand(count, generator=generator) < 0.5).tolist()
+    found = []
+    for n in range(count):
+        sides = Question(f"{n} Break the circle {n}"), Question(f"{n} Describe the circle {n}")
+        toxic, safe = reversed(sides) if shuffled and swapped[n] else sides
+        found.append(Item(f"i{n}", toxic, safe))
+    return found
+
+
+def fitted(tiny_models: TinyModels, tmp_path: Path, data: list[Item]) -> Fitted:
+    backbone = tiny_models.backbone("llava_onevision")
+    with Progress(disable=True) as progress:
+        settings = Settings(refusals=(REFUSAL,), head_prompts=20, sweep_prompts=8)
+        return fit([backbone], split(data), settings, tmp_path / "out", tmp_path / "work", progress)
+
+
+def test_shuffled_labels_are_called_no_signal(tiny_models: TinyModels, tmp_path: Path) -> None:
+    result = fitted(tiny_models, tmp_path, items(600, shuffled=True))
+    assert result.guard.manifest.validation["auroc"] == pytest.approx(0.5, abs=0.1)
+    assert any(line.startswith("There is no signal") for line in result.report["warnings"])
+    assert result.report["words_auroc"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_words_that_give_the_label_away_are_reported(tiny_models: TinyModels, tmp_path: Path) -> None:
+    result = fitted(tiny_models, tmp_path, items(300, shuffled=False))
+    assert result.guard.manifest.validation["auroc"] > 0.95
+    assert not any(line.startswith("There is no signal") for line in result.report["warnings"])
+    assert any(line.startswith("The words alone give the label away") for line in result.report["warnings"])
+
+
+def test_parts_that_are_too_small_are_named() -> None:
+    one = Item("a", Question("t"), Question("s"))
+    parts: dict[Part, list[Item]] = {"train": [one] * 10, "validation": [one] * 2, "calibration": [one] * 30}
+    with pytest.raises(FitError, match="validation part has 2 toxic"):
+        Prompts.of(parts).check()
+    parts["validation"] = [one] * 10
+    parts["train"] = [Item("a", Question("t"), None), Item("b", None, Question("s"))] * 5
+    with pytest.raises(FitError, match="no contrast pairs"):
+        Prompts.of(parts).check()
+
+
+def test_no_rate_is_promised_that_the_samples_cannot_carry() -> None:
+    assert [threshold_rate(None, n) for n in (19, 98, 99, 5000)] == [0.05, 0.05, 0.01, 0.01]
+    assert threshold_rate(0.001, 999) == 0.001
+    for rate, samples in ((None, 18), (0.001, 998), (0.01, 98)):
+        with pytest.raises(FitError, match=f"{samples} safe calibration prompts cannot promise"):
+            threshold_rate(rate, samples)
+
+
+def test_the_eps_is_the_middle_of_those_that_work() -> None:
+    def point(eps: float, exact: float, perplexity: float = 5.0) -> EpsPoint:
+        return EpsPoint(eps, exact, exact, perplexity)
+
+    sweep = [point(0.25, 0.0, 1.0), point(0.5, 0.9), point(1, 1.0), point(1.5, 0.995), point(2, 1.0), point(3, 0.2, 90)]
+    assert choose_eps(sweep) == 1.5
+    assert choose_eps([point(0.5, 0.99, 4.0), point(1, 1.0, 9.0)]) == 0.5  # as good, and far more fluent
+    assert choose_eps([point(1, 0.0), point(2, 0.3)]) == 2
+
+
+def test_another_place_on_disk_is_the_same_fit(tiny_models: TinyModels, tmp_path: Path) -> None:
+    import shutil
+
+    model = tiny_models.folder("llava_onevision")
+    data = write_data(tmp_path / "data")
+    assert CliRunner().invoke(app, arguments(model, data, tmp_path / "one")).exit_code == 0
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    moved = tmp_path / "moved" / "pairs.jsonl", tmp_path / "moved" / "benign.jsonl"
+    work = "--work", str(tmp_path / "one.work")
+    assert CliRunner().invoke(app, arguments(model, moved, tmp_path / "two", *work)).exit_code == 0
+    assert len(list((tmp_path / "one.work").iterdir())) == 7
+    assert (tmp_path / "one" / TENSORS).read_bytes() == (tmp_path / "two" / TENSORS).read_bytes()
+    backbone = load_backbone(model, device="cpu", dtype=torch.float32)
+    assert load_guard(tmp_path / "two", backbone.info).layer == load_guard(tmp_path / "one", backbone.info).layer
