@@ -27,8 +27,8 @@ from models.attention import PAGED
 from models.backbone import Backbone, BackboneInfo
 from models.cache import BLOCK, PagedCache
 from models.families import FAMILIES
+from models.fused import fuse
 from models.inputs import InputBuilder, Prompt
-from models.lean import make_lean
 from models.load import cache_shape
 from steering.guard import Guard
 from steering.head import RefusalHead
@@ -140,7 +140,7 @@ class _Ids:
 def make_backbone(model: Any, size: Size) -> Backbone:  # noqa: ANN401
     """The model as ours serves it; what `models.load.load_backbone` does, without a folder. The model is changed."""
     model.get_decoder().config._attn_implementation = PAGED
-    make_lean(model.get_decoder())
+    fuse(model.get_decoder())
     text = model.config.get_text_config()
     rows = size.streams
     shape = cache_shape(text, model.dtype, model.device)

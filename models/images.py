@@ -1,4 +1,4 @@
-"""The images of prompts: what they are made of, their content's digest, and their features, computed once.
+"""The images of prompts: the pictures that they are made of, and the digest of each one's content.
 
 A `Picture` is the least that a family encodes by itself: an image, or one tile of it. Its digest names its content, so
 that the same image in another prompt is not encoded again, and a prompt's prefix is known by it.
@@ -7,14 +7,11 @@ that the same image in another prompt is not encoded again, and a prompt's prefi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
-from cachetools import LRUCache
 from torch import Tensor, nn
 
 from models.families import Family
@@ -33,19 +30,6 @@ class Picture:
     digest: bytes
     tokens: int  # image tokens that stand for it
     slices: Slices
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the model makes of a picture: `[tokens, d]`, and what some families add to layers, `[n, tokens, d]`."""
-
-    features: Tensor
-    deep: Tensor | None = None
-
-    @property
-    def bytes(self) -> int:
-        """Memory that it takes."""
-        return self.features.nbytes + (0 if self.deep is None else self.deep.nbytes)
 
 
 @dataclass(frozen=True)
@@ -114,70 +98,3 @@ def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
         amounts = [amount for size, goal in zip(tensor.shape, target, strict=True) for amount in (goal - size, 0)]
         padded.append(nn.functional.pad(tensor, amounts[::-1]) if any(amounts) else tensor)
     return torch.cat(padded, dim=dim)
-
-
-class Eyes:
-    """The model's vision tower, batched, with a memory of what it has seen.
-
-    `memory_bytes` bounds what is remembered; what rows still need they hold themselves.
-    """
-
-    def __init__(
-        self, encode: Callable[..., Any], family: Family, device: torch.device, dtype: torch.dtype, memory_bytes: int
-    ) -> None:
-        self._encode = encode
-        self._family = family
-        self._device, self._dtype = device, dtype
-        self._seen: LRUCache[bytes, Seen] = LRUCache(memory_bytes, getsizeof=lambda seen: seen.bytes)
-
-    def look(self, pictures: Sequence[tuple[Picture, Mapping[str, Tensor]]]) -> list[Seen]:
-        """What the model makes of pictures, each with its prompt's processor tensors; the new ones in one pass.
-
-        Raises ImageMismatch where the prompt has more or fewer tokens for them.
-        """
-        known = {picture.digest: self._seen[picture.digest] for picture, _ in pictures if picture.digest in self._seen}
-        new = {picture.digest: (picture, features) for picture, features in pictures if picture.digest not in known}
-        if new:
-            known |= zip(new, self._look([*new.values()]), strict=True)
-        for digest in new:
-            with suppress(ValueError):  # it is larger than all that may be remembered
-                self._seen[digest] = known[digest]
-        return [known[picture.digest] for picture, _ in pictures]
-
-    def forget(self) -> None:
-        """Remember nothing."""
-        self._seen.clear()
-
-    def tensors(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Processor tensors of several prompts or pictures, joined as the family's forward wants them."""
-        found: dict[str, Tensor] = {}
-        for name in self._family.features:
-            tensors = [part[name] for part in parts if name in part]
-            if tensors:
-                tensor = joined(tensors, self._family.image_dim)
-                found[name] = tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
-        return found
-
-    def _look(self, pictures: Sequence[tuple[Picture, Mapping[str, Tensor]]]) -> list[Seen]:
-        parts = [cut(features, picture.slices, self._family.image_dim) for picture, features in pictures]
-        output = self._encode(**self.tensors(parts))
-        features = _flat(output.pooler_output)
-        deep = getattr(output, "deepstack_features", None)
-        deeper = None if deep is None else torch.stack([_flat(level) for level in deep])
-        counts = [picture.tokens for picture, _ in pictures]
-        if sum(counts) != len(features):
-            raise ImageMismatch(f"{sum(counts)} image tokens stand for images of {len(features)}")
-        ends = [sum(counts[: place + 1]) for place in range(len(counts))]
-        return [
-            Seen(
-                features[end - count : end].to(self._dtype).clone(),
-                None if deeper is None else deeper[:, end - count : end].to(self._dtype).clone(),
-            )
-            for end, count in zip(ends, counts, strict=True)
-        ]
-
-
-def _flat(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """Features of all pictures `[tokens, d]`."""
-    parts = [features] if isinstance(features, Tensor) else features
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])

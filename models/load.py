@@ -19,8 +19,8 @@ from models.attention import PAGED
 from models.backbone import Backbone, BackboneInfo
 from models.cache import BLOCK, CacheShape, PagedCache, cache_room
 from models.families import FAMILIES, Family
+from models.fused import fuse
 from models.inputs import InputBuilder
-from models.lean import make_lean
 from models.prepacked import prepack
 from models.quantize import quantize_decoder
 
@@ -75,7 +75,7 @@ def load_backbone(
         weights_hash=weights_hash(model),
     )
     decoder: Any = model.get_decoder()
-    make_lean(decoder)
+    fuse(decoder)
     if int8:
         if (chosen_device.type, chosen_dtype) != ("cpu", torch.bfloat16):
             raise LoadError(f"int8 weights need a CPU and bfloat16, not {chosen_device.type} and {chosen_dtype}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.lean import Joined, change_linears
+from models.fused import Joined, change_linears
 
 SMALL_FP32 = 2**18  # numbers; products of smaller weights in fp32 are faster in another library, which reads plain ones
 

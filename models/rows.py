@@ -9,24 +9,28 @@ from torch import Tensor
 
 from models.attention import Span, make_streams
 from models.cache import PagedCache, Table
-from models.images import Picture, Seen
+from models.images import Picture
 from models.inputs import Prompt
+from models.vision import ImageFeatures
 
 
 class Row:
-    """A sequence that is being generated: its tokens, and how many of them are in the cache. Opaque but for counts."""
+    """A sequence that is being generated: its tokens, and how many of them are in the cache.
 
-    __slots__ = ("_deltas", "_images", "_pictures", "_positions", "_prompt", "_table", "length", "tokens")
+    The engine reads `length`, `pending` and `tokens`; everything else is the backbone's.
+    """
+
+    __slots__ = ("_table", "deltas", "image_numbers", "length", "pictures", "positions", "prompt", "tokens")
 
     def __init__(self, prompt: Prompt, tokens: list[int], table: Table) -> None:
         self.tokens = tokens
         self.length = 0
-        self._prompt: Prompt | None = prompt  # dropped with its images once computed
+        self.prompt: Prompt | None = prompt  # dropped with its images once computed
         self._table: Table | None = table  # None once closed
-        self._pictures: list[Placed] = []
-        self._images: Tensor | None = None  # see Span
-        self._positions: Tensor | None = None  # of the prompt, `[3, T]`, where they are not just numbers
-        self._deltas = 0  # what M-RoPE adds to a later token's place
+        self.pictures: list[PlacedPicture] = []
+        self.image_numbers: Tensor | None = None  # see Span.images
+        self.positions: Tensor | None = None  # of the prompt, `[3, T]`, where they are not just numbers
+        self.deltas = 0  # what M-RoPE adds to a later token's place
 
     @property
     def table(self) -> Table:
@@ -43,14 +47,26 @@ class Row:
         """Add a token to compute."""
         self.tokens.append(token)
 
+    def forget_prompt(self) -> None:
+        """Let go of the prompt and its pictures, which only the tokens before its end need."""
+        self.prompt = None
+        self.pictures = []
+
+    def close(self) -> Table | None:
+        """Give up the blocks; `None` if the row was closed before."""
+        table, self._table = self._table, None
+        self.forget_prompt()
+        self.length = 0
+        return table
+
 
 @dataclass
-class Placed:
+class PlacedPicture:
     """A picture, and the places in the row of the tokens that stand for it."""
 
     picture: Picture
     places: Sequence[int]
-    seen: Seen | None = None
+    features: ImageFeatures | None = None  # None until it is encoded
 
 
 class Steps:
@@ -61,7 +77,7 @@ class Steps:
         self.rows = list(rows)
         self._tables = tables
         self._lengths = [row.length for row in rows]
-        self._inside = any(row._prompt is not None for row in rows)  # of a prompt, where places may not go on by 1
+        self._inside = any(row.prompt is not None for row in rows)  # of a prompt, where places may not go on by 1
         self._size = cache.block_size
         self.positions = positions
         self.slots = cache.targets(
@@ -90,4 +106,4 @@ class Steps:
 
 def spans_of(rows: Sequence[Row], counts: Sequence[int]) -> list[Span]:
     """The parts that rows have in a pass over their next `counts` tokens."""
-    return [Span(row.table, row.length, count, row._images) for row, count in zip(rows, counts, strict=True)]
+    return [Span(row.table, row.length, count, row.image_numbers) for row, count in zip(rows, counts, strict=True)]

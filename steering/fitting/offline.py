@@ -103,7 +103,7 @@ def read_states(backbone: Backbone, groups: Sequence[Sequence[Question]], layers
     """
     prompts = [[prompt_of(backbone, question) for question in group] for group in groups]
     with backbone.tap(layers) as tap:
-        backbone.read(prompts)
+        backbone.prefill_uncached(prompts)
         return tap.states.cpu()
 
 
@@ -113,7 +113,7 @@ def forced_states(backbone: Backbone, questions: Sequence[Question], ids: Sequen
     prompts = [prompt_of(backbone, question) for question in questions]
     forced = [replace(prompt, ids=[*prompt.ids, *ids[:-1]]) for prompt in prompts]
     with backbone.tap(backbone.info.num_layers) as tap:
-        backbone.read([[prompt] for prompt in forced], last=len(ids))
+        backbone.prefill_uncached([[prompt] for prompt in forced], last=len(ids))
         return tap.states.view(len(forced), len(ids), -1).float().cpu()
 
 

@@ -141,7 +141,7 @@ def change_linears(decoder: Any, change: Callable[[nn.Linear | Joined], nn.Modul
 
 
 @torch.no_grad()
-def make_lean(decoder: Any) -> None:  # noqa: ANN401 - a transformers decoder
+def fuse(decoder: Any) -> None:  # noqa: ANN401 - a transformers decoder
     """Change a decoder in place."""
     for module in [*decoder.layers.modules(), decoder]:
         forward = type(module).forward
