@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from server.engine.launch import Plan, explains_itself
 from server.watch.logs import configure
+from server.workers.launch import python_command, without_import_variables
 
 if TYPE_CHECKING:
     from server.engine.engine import Engine
@@ -42,8 +43,7 @@ class EngineProcess:
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  our own module
-                # -P: the folder that the server was started in is no place to import from.
-                [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
+                python_command(__name__, theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -77,11 +77,12 @@ class EngineProcess:
 
 
 def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what the engine has no use for and may be secret.
+    """The environment without what the engine has no use for and may be secret, and without folders to import from.
 
     It cannot be a few names that are let through: torch, its back ends and the hub's client read dozens.
     """
-    return {name: value for name, value in environment.items() if name in HUB_TOKENS or not _is_secret(name, value)}
+    kept = without_import_variables(environment)
+    return {name: value for name, value in kept.items() if name in HUB_TOKENS or not _is_secret(name, value)}
 
 
 def _is_secret(name: str, value: str) -> bool:

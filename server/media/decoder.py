@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from server.media.files import MediaError, decode_image
+from server.workers.launch import plain_environment, python_command
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ ANSWER = struct.Struct("<IIQ")  # width and height (0: refused), length of the p
 NICENESS = 5
 MEMORY_BYTES = 2 * 2**30
 MEMORY_BYTES_PER_PIXEL = 40
-ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 
 
 class Decoders:
@@ -74,12 +74,12 @@ class _Process:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  our own module
-                [sys.executable, "-m", __name__, str(theirs.fileno()), str(max_pixels)],
+                python_command(__name__, theirs.fileno(), max_pixels),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-                | {"OPENBLAS_NUM_THREADS": "1"},  # each of its threads would reserve memory, which is limited
+                # Each thread of OpenBLAS would reserve memory, which is limited.
+                env=plain_environment(os.environ) | {"OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,  # a Ctrl-C is the server's to handle
             )
         self.ended = False

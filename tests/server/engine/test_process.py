@@ -24,6 +24,7 @@ from server.engine.client import Inputs, NotReady, Runner
 from server.engine.launch import SMALL_MODEL, set_threads
 from server.engine.process import EngineProcess, engine_environment
 from server.request import EngineFailed, Finish
+from server.workers import launch
 from tests.server.engine.test_client import Inbox, endless
 from tests.server.fakes import as_any, request
 from tests.server.in_process import FakePlan
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process has to find these tests."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(launch, "PACKAGES", (*launch.PACKAGES, "tests"))
 
 
 def runner_of(plan: FakePlan, **options: Any) -> Runner:
@@ -160,8 +161,11 @@ def test_they_end_by_themselves_whatever_they_do_when_their_server_is_killed() -
 import asyncio
 from server.engine.process import EngineProcess
 from server.engine.client import Inputs, Runner
+from server.workers import launch
 from tests.server.fakes import request
 from tests.server.in_process import FakePlan
+
+launch.PACKAGES = (*launch.PACKAGES, "tests")
 
 async def main():
     hosts = [EngineProcess(plan) for plan in (FakePlan(seconds=600), FakePlan(), FakePlan(slow=True))]
@@ -177,7 +181,7 @@ async def main():
 
 asyncio.run(main())
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
         assert server.stdout is not None
         processes = [psutil.Process(int(pid)) for pid in server.stdout.readline().split()]
         assert len(processes) == 3
