@@ -58,11 +58,11 @@ def fit(
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with mistakes():
-        from steering.fitting.fit import Settings
         from steering.fitting.fit import fit as run
         from steering.fitting.layers import SELECTS
         from steering.fitting.pairs import leaks, read_pairs, read_prompts, split
         from steering.fitting.report import write_report
+        from steering.fitting.steps import Settings
         from steering.fitting.training import Optimisation
 
         if select not in SELECTS:

@@ -23,8 +23,8 @@ from steering.evaluation.run import Answers, Guarded, Verdicts, ask, judge_all
 from steering.evaluation.store import Store
 from steering.evaluation.suite import Loaded, Suite
 from steering.files import write_whole
-from steering.fitting.fit import versions
 from steering.fitting.tables import DataError
+from steering.versions import versions
 
 FEW_SAFE = 100  # harmless rows below which a share of refusals says little
 

@@ -30,23 +30,23 @@ LEAKS_SHOWN = 30
 def write_report(fitted: Fitted, leaks: Sequence[Problem], folder: Path) -> Path:
     """Write the report; returns its page."""
     folder.mkdir(parents=True, exist_ok=True)
-    manifest, prompts = fitted.guard.manifest, fitted.prompts
+    manifest, dataset = fitted.guard.manifest, fitted.dataset
     scores = load_state(fitted.folders["prober"] / "scores.safetensors")["scores"]
-    fresh = prompts.places("calibration")
+    fresh = dataset.places("calibration")
     drawings: dict[str, tuple[str, Callable[[], Figure]]] = {
         "layers": ("SAS with its 95 % bootstrap interval, and how a prober separates", lambda: _layers(manifest)),
         "cosines": (
             "Cosines between the differences of twins, by category: one direction is one colour",
             lambda: _cosines(fitted),
         ),
-        "scores": ("Scores of fresh prompts", lambda: _scores(scores[fresh], prompts.labels[fresh], manifest)),
+        "scores": ("Scores of fresh prompts", lambda: _scores(scores[fresh], dataset.labels[fresh], manifest)),
         "roc": (
             "ROC on fresh prompts, thresholds marked",
-            lambda: _roc(scores[fresh], prompts.labels[fresh], manifest),
+            lambda: _roc(scores[fresh], dataset.labels[fresh], manifest),
         ),
         "reliability": (
             "Reliability on fresh prompts: is a score of 0.8 toxic in 8 of 10 cases?",
-            lambda: _reliability(scores[fresh], prompts.labels[fresh]),
+            lambda: _reliability(scores[fresh], dataset.labels[fresh]),
         ),
         "losses": ("Held-out loss per epoch", lambda: _losses(fitted.report["losses"])),
         "eps": ("What is said at each steering strength", lambda: _sweep(fitted.report["sweep"], manifest.eps)),
@@ -89,13 +89,13 @@ def _layers(manifest: Manifest) -> Figure:
 
 def _cosines(fitted: Fitted) -> Figure:
     """Heat maps as in the paper's appendix, for the first, the middle and the guarded layer."""
-    manifest, prompts = fitted.guard.manifest, fitted.prompts
+    manifest, dataset = fitted.guard.manifest, fitted.dataset
     layers = [row.layer for row in manifest.layers]
     shown = sorted({layers[min(1, len(layers) - 1)], layers[len(layers) // 2], manifest.layer})
-    toxic, safe = prompts.twins("train")
-    order = sorted(range(len(toxic)), key=lambda at: prompts.items[prompts.owners[toxic[at]]].category)
+    toxic, safe = dataset.twins("train")
+    order = sorted(range(len(toxic)), key=lambda at: dataset.items[dataset.owners[toxic[at]]].category)
     chosen = [order[int(at)] for at in np.linspace(0, len(order) - 1, min(HEAT_PAIRS, len(order)))]
-    categories = [prompts.items[prompts.owners[toxic[at]]].category for at in chosen]
+    categories = [dataset.items[dataset.owners[toxic[at]]].category for at in chosen]
     edges = [at for at in range(1, len(categories)) if categories[at] != categories[at - 1]]
     figure, all_axes = panel(3.6 * len(shown) + 0.8, 3.8, len(shown))
     chunks = Chunks(fitted.folders["states"])

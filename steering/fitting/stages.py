@@ -32,6 +32,11 @@ class Stages:
         self.reused: list[str] = []
         self.computed: list[str] = []
 
+    @property
+    def summary(self) -> dict[str, list[str]]:
+        """Names of the stages that were found finished, and of those that were computed."""
+        return {"reused": self.reused, "computed": self.computed}
+
     def run(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
         """The folder of a finished stage; `work(folder)` makes it where it is not there. `inputs` must be JSON."""
         key = digest(json.dumps([name, inputs], sort_keys=True).encode())

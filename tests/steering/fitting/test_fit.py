@@ -23,9 +23,13 @@ from server.cli.fit import app
 from steering.bundle import TENSORS, load_guard
 from steering.files import write_whole
 from steering.fitting import demo_data
-from steering.fitting.fit import EpsPoint, Fitted, Prompts, Settings, choose_eps, fit, threshold_rate
+from steering.fitting.dataset import Dataset
+from steering.fitting.figures import threshold_rate
+from steering.fitting.fit import Fitted, fit
 from steering.fitting.offline import Question, score_batch
 from steering.fitting.pairs import FitError, Item, Part, read_prompts, split
+from steering.fitting.steps import Settings
+from steering.fitting.sweep import EpsPoint, choose_eps
 from steering.manifest import MANIFEST
 from tests.tiny import TinyModels, picture
 
@@ -310,11 +314,11 @@ def test_parts_that_are_too_small_are_named() -> None:
     one = Item("a", Question("t"), Question("s"))
     parts: dict[Part, list[Item]] = {"train": [one] * 10, "validation": [one] * 2, "calibration": [one] * 30}
     with pytest.raises(FitError, match="validation part has 2 toxic"):
-        Prompts.of(parts).check()
+        Dataset.of(parts).check()
     parts["validation"] = [one] * 10
     parts["train"] = [Item("a", Question("t"), None), Item("b", None, Question("s"))] * 5
     with pytest.raises(FitError, match="no contrast pairs"):
-        Prompts.of(parts).check()
+        Dataset.of(parts).check()
 
 
 def test_no_rate_is_promised_that_the_samples_cannot_carry() -> None:

@@ -1,0 +1,148 @@
+"""The steps of a fit: each one's work, written into the folder of its stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+
+from models.backbone import Backbone
+from steering.fitting.collect import Tick, collect_forced, collect_states
+from steering.fitting.dataset import Dataset
+from steering.fitting.layers import Select, layer_figures
+from steering.fitting.stages import Chunks, load_state, save_json, save_state
+from steering.fitting.sweep import EPS_SWEEP, refusal_ids, sweep_point
+from steering.fitting.training import Forced, Optimisation, fit_head, fit_prober
+from steering.head import RefusalHead
+from steering.prober import HIDDEN
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices of a fit."""
+
+    refusals: tuple[str, ...]  # the first is the bundle's
+    select: Select = "sas"
+    layers: tuple[int, ...] = ()  # these instead of selecting one; several are read side by side
+    target_fpr: float | None = None  # of the default threshold; None: 1 %, or what the data can carry
+    prober_hidden: int = HIDDEN  # 0: linear
+    rank: int | None = None
+    head_prompts: int = 400
+    sweep_prompts: int = 120
+    seed: int = 0
+    prober: Optimisation = field(default_factory=Optimisation)
+    head: Optimisation = field(default_factory=lambda: Optimisation(epochs=30))
+
+
+class Steps:
+    """The work of the stages. One backbone per device, all of the same model, share the collecting."""
+
+    def __init__(self, backbones: Sequence[Backbone], dataset: Dataset, settings: Settings, progress: Progress) -> None:
+        self._backbones, self._dataset, self._settings = backbones, dataset, settings
+        self._progress = progress
+
+    def begin(self, folder: Path) -> None:
+        """Keep the day on which the fit began, so that going on later does not change the bundle."""
+        save_json(folder / "begun.json", {"date": datetime.now(UTC).date().isoformat()})
+
+    def states(self, layers: Sequence[int], folder: Path) -> None:
+        """Collect the state of every prompt at these layers."""
+        questions = self._dataset.questions
+        collect_states(self._backbones, questions, layers, folder, self._bar("states", len(questions)))
+
+    def layers(self, layers: Sequence[int], states: Path, folder: Path) -> None:
+        """Measure each layer: SAS, and a prober's figures on the validation part."""
+        tick = self._bar("layers", len(layers))
+        toxic, safe = self._dataset.twins("train")
+        rows = []
+        for place, layer in enumerate(layers):
+            x = Chunks(states).column(place)
+            figures = layer_figures(
+                layer,
+                (x[toxic], x[safe]),
+                self._dataset.states(x, "train"),
+                self._dataset.states(x, "validation"),
+                hidden=self._settings.prober_hidden,
+                optimisation=self._settings.prober,
+            )
+            rows.append(figures.model_dump())
+            tick(1)
+        save_json(folder / "layers.json", rows)
+
+    def prober(self, states: Path, places: Sequence[int], folder: Path) -> None:
+        """Fit the prober on the columns `places` of the states, and score every prompt with it."""
+        x = torch.cat([Chunks(states).column(place) for place in places], dim=1)
+        prober, losses = fit_prober(
+            self._dataset.states(x, "train"),
+            self._dataset.states(x, "validation"),
+            hidden=self._settings.prober_hidden,
+            optimisation=self._settings.prober,
+            tick=self._bar("prober", self._settings.prober.epochs),
+        )
+        save_state(folder / "prober.safetensors", prober.state_dict())
+        save_state(folder / "scores.safetensors", {"scores": prober.score(x)})
+        save_json(folder / "losses.json", losses)
+
+    def refusals(self, folder: Path) -> None:
+        """Collect the hidden states along each refusal, teacher-forced after toxic prompts."""
+        for number, ids in enumerate(self._refusals()):
+            for part in ("train", "validation"):
+                questions = self._dataset.spread(part, self._settings.head_prompts)
+                to = folder / f"{part}-{number}"
+                to.mkdir(exist_ok=True)
+                tick = self._bar(f"refusals, {part}", len(questions))
+                chunks = collect_forced(self._backbones, questions, ids, to, tick)
+                save_state(folder / f"{part}-{number}.safetensors", {"x": torch.cat(list(chunks))})
+                for path in to.iterdir():
+                    path.unlink()
+                to.rmdir()
+
+    def head(self, forced: Path, folder: Path) -> None:
+        """Fit the Refusal Head on the states along the refusals."""
+        backbone = self._backbones[0]
+        head, losses = fit_head(
+            self._forced(forced, "train"),
+            self._forced(forced, "validation"),
+            lambda hidden: backbone.logits(hidden.to(backbone.info.dtype)),
+            rank=self._settings.rank,
+            optimisation=self._settings.head,
+            tick=self._bar("head", self._settings.head.epochs),
+        )
+        save_state(folder / "head.safetensors", head.state_dict())
+        save_json(folder / "losses.json", losses)
+
+    def _forced(self, folder: Path, part: str) -> Forced:
+        device = self._backbones[0].info.device
+        return Forced.join(
+            [
+                Forced.of(load_state(folder / f"{part}-{number}.safetensors")["x"].to(device), ids)
+                for number, ids in enumerate(self._refusals())
+            ]
+        )
+
+    def sweep(self, headed: Path, folder: Path) -> None:
+        """Answer toxic validation prompts at each eps of the sweep."""
+        backbone = self._backbones[0]
+        head = load_head(headed, backbone, self._settings.rank)
+        questions = self._dataset.spread("validation", self._settings.sweep_prompts)
+        tick = self._bar("eps", len(EPS_SWEEP) * len(questions))
+        points = [sweep_point(backbone, head, questions, eps, self._settings.refusals, tick) for eps in EPS_SWEEP]
+        save_json(folder / "sweep.json", [asdict(point) for point in points])
+
+    def _refusals(self) -> list[list[int]]:
+        return [refusal_ids(self._backbones[0], refusal) for refusal in self._settings.refusals]
+
+    def _bar(self, name: str, total: int) -> Tick:
+        task = self._progress.add_task(name, total=total)
+        return lambda count: self._progress.advance(task, count)
+
+
+def load_head(folder: Path, backbone: Backbone, rank: int | None) -> RefusalHead:
+    """The head of a finished stage, on the backbone's device."""
+    head = RefusalHead(backbone.info.hidden_size, rank)
+    head.load_state_dict(load_state(folder / "head.safetensors"))
+    return head.to(backbone.info.device).requires_grad_(requires_grad=False)
