@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -21,8 +22,12 @@ from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionUser
 from PIL import Image
 
 from tests.exposition import metric_of
+from tests.waiting import wait_until
 
-START_SECONDS = 120
+# The last line of a server that has started tells its URL, or follows the one that does: as text and as JSON.
+READY = re.compile(
+    r"^autosteer ready: http://\S+:(\d+) .*\ntry it: .*\n|\"message\":\"http://\S+:(\d+) .*\n", re.MULTILINE
+)
 
 
 def free_port() -> int:
@@ -63,16 +68,17 @@ class ServerProcess:
 
     arguments: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    port: int = field(default_factory=free_port)
     key: str = "none"
-    ready_seconds: float = 0.0
+    port: int = field(default=0, init=False)  # the system's choice, as the server tells it
+    ready_seconds: float = field(default=0.0, init=False)
+    ready_cpu_seconds: float = field(default=0.0, init=False)  # which no other work on the machine adds to
 
     def __enter__(self) -> ServerProcess:
         self._log = Path(f"/proc/self/fd/{os.memfd_create('server-log')}")
         self._out = self._log.open("wb")
         started = time.monotonic()
         self.process = subprocess.Popen(
-            command("serve", "--port", str(self.port), *self.arguments),
+            command("serve", "--port", "0", *self.arguments),
             stdout=self._out,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -90,16 +96,18 @@ class ServerProcess:
         self._out.close()
 
     def _wait_ready(self, started: float) -> None:
-        while time.monotonic() - started < START_SECONDS:
+        def announced() -> bool:
             assert self.process.poll() is None, f"the server ended with {self.process.returncode}:\n{self.log}"
-            try:
-                if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
-                    self.ready_seconds = time.monotonic() - started
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
-        raise TimeoutError(f"not ready after {START_SECONDS} s:\n{self.log}")
+            found = READY.search(self.log)
+            self.port = int(found[1] or found[2]) if found else 0
+            return found is not None
+
+        try:
+            wait_until(announced, "the ready line")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}:\n{self.log}") from None
+        self.ready_seconds = time.monotonic() - started
+        self.ready_cpu_seconds = sum(sum(each.cpu_times()[:2]) for each in self._processes)
 
     @property
     def log(self) -> str:
@@ -122,14 +130,18 @@ class ServerProcess:
     @property
     def rss_bytes(self) -> int:
         """Of the server and its processes; what they share counts for each."""
+        return sum(each.memory_info().rss for each in self._processes)
+
+    @property
+    def _processes(self) -> list[psutil.Process]:
+        """The server's own, and those that it has started."""
         process = psutil.Process(self.process.pid)
-        return sum(each.memory_info().rss for each in (process, *process.children()))
+        return [process, *process.children()]
 
     @property
     def engine(self) -> psutil.Process:
         """The process that runs the model."""
-        children = psutil.Process(self.process.pid).children()
-        return next(each for each in children if "server.engine.process" in each.cmdline())
+        return next(each for each in self._processes if "server.engine.process" in each.cmdline())
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples whose labels include `labels`."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from models.demo import GUARD
 from tests.end_to_end.processes import ServerProcess, user
-from tests.end_to_end.test_policies_and_audit import run, until
+from tests.end_to_end.test_policies_and_audit import run
 from tests.server.record.test_tracing import collector
+from tests.waiting import wait_until
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SECRET = "xyzzy-secret"
@@ -55,7 +56,7 @@ def test_what_a_watched_server_tells(tmp_path: Path) -> None:
             labels = {"policy": "default", "shadow": "candidate", "acting": "pass", "decision": "monitored"}
             assert server.metric("autosteer_shadow_decisions_total", **labels) == 1
             assert server.metric("autosteer_guard_drift_window", policy="default") == 1
-            until(lambda: len((tmp_path / "audit.jsonl").read_text().splitlines()) >= 2)
+            wait_until(lambda: len((tmp_path / "audit.jsonl").read_text().splitlines()) >= 2, "both records")
     lines: list[dict[str, Any]] = [json.loads(line) for line in server.log.splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
     assert SECRET not in server.log

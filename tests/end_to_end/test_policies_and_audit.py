@@ -7,9 +7,8 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import yaml
 
 from server.access.keys import hash_key
 from tests.end_to_end.processes import ServerProcess, clean_environment, command, user
+from tests.waiting import wait_until
 
 SHOP, TEAM = "sk-autosteer-shop", "sk-autosteer-team"
 KEYS = [
@@ -39,23 +39,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.01)  # what is waited for is another process's, and needs the cores
-
-
 def until_reloads(server: ServerProcess, outcome: str, count: float) -> None:
-    until(lambda: server.metric("autosteer_config_reloads_total", outcome=outcome) == count)
+    wait_until(lambda: server.metric("autosteer_config_reloads_total", outcome=outcome) == count, "the reload")
 
 
 def until_answers(running: Load, count: int) -> None:
-    until(lambda: len(running.answers) >= count, 600)
+    wait_until(lambda: len(running.answers) >= count, f"{count} answers", 600)
 
 
 def until_recorded(site: Site, ids: Set[str]) -> None:
-    until(lambda: ids <= {record["request_id"] for record in readable(site)})
+    wait_until(lambda: ids <= {record["request_id"] for record in readable(site)}, "the records")
 
 
 def whole(answer: httpx.Response) -> bool:
@@ -284,7 +277,7 @@ def test_a_full_disk_closes_a_server_that_is_to_refuse(tmp_path: Path) -> None:
     site = Site(tmp_path, {"audit": {"url": "file:///dev/full", "on_failure": "refuse", "flush_seconds": 0.5}})
     with site.server() as server:
         assert ask(server, SHOP).status_code == 200  # the first that shows it
-        until(lambda: server.metric("autosteer_audit_sink_up") == 0)
+        wait_until(lambda: server.metric("autosteer_audit_sink_up") == 0, "the sink's failure")
         assert ask(server, SHOP).json()["error"]["code"] == "audit_failed"
         ready = httpx.get(f"{server.url}/ready")
         assert ready.status_code == 503

@@ -11,12 +11,13 @@ import os
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import httpx2
+import psutil
 import yaml
 from openai import OpenAI
 
@@ -24,11 +25,11 @@ from benchmarks.dashboards.queries import Prometheus
 from server.access.keys import hash_key, new_key
 from tests.end_to_end.processes import ServerProcess, end, free_port
 from tests.operating.programs import DOCKER, program
+from tests.waiting import wait_until
 
 MODEL = "autosteer-demo"
 POLICIES = {"everyday": {}, "strict": {"mode": "block"}, "research": {"mode": "monitor", "expose_scores": True}}
 SCRAPE_SECONDS = 2
-WAIT_SECONDS = 60
 
 
 def substituted(text: str, replacements: Mapping[str, str]) -> str:
@@ -37,16 +38,6 @@ def substituted(text: str, replacements: Mapping[str, str]) -> str:
         assert shipped in text, f"{shipped!r} is not in the shipped file"
         text = text.replace(shipped, here)
     return text
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
-    """Ask until it is so. Raises TimeoutError."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if condition():
-            return
-        time.sleep(0.05)
-    raise TimeoutError(f"{what} did not happen in {seconds} s")
 
 
 def answers(url: str) -> bool:
@@ -71,6 +62,12 @@ class Background:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
+    def port(self) -> int:
+        """Where it listens; 0: nowhere yet."""
+        assert self.process.poll() is None, self.log
+        found = psutil.Process(self.process.pid).net_connections("tcp")
+        return next((each.laddr.port for each in found if each.status == psutil.CONN_LISTEN), 0)
+
     def stop(self) -> None:
         end(self.process)
         self._out.close()
@@ -83,18 +80,20 @@ class Stack:
         self.folder = folder
         self.keys = {name: new_key() for name in POLICIES}
         self._watched = watched
-        self._ports = {"gateway": free_port(), "prometheus": free_port()}
+        self._ports: dict[str, int] = {}
         self._programs = {name: program(name) for name in ("nginx", *(["prometheus"] if watched else []))}
 
     def __enter__(self) -> Stack:
         with ExitStack() as stack:
             self.servers = [stack.enter_context(self._server(name)) for name in ("a", "b")]
+            self._make_certificate()
             self.gateway = self._gateway()
             stack.callback(self.gateway.stop)
-            wait_until(self._gateway_answers, "the gateway's answer")
             if self._watched:
                 watcher = self._prometheus()
                 stack.callback(watcher.stop)
+                wait_until(watcher.port, "Prometheus's port")
+                self._ports["prometheus"] = watcher.port()
                 wait_until(lambda: answers(f"{self.prometheus.url}/-/ready"), "Prometheus")
                 self.wait_for_scrape()
             self._stack = stack.pop_all()
@@ -154,10 +153,6 @@ class Stack:
         """What the gateway has logged."""
         return [json.loads(line) for line in (self.folder / "access.log").read_text().splitlines()]
 
-    def _gateway_answers(self) -> bool:
-        assert self.gateway.process.poll() is None, self.gateway.log
-        return self.get("/ready").status_code == 200
-
     # its parts -----------------------------------------------------------------------------------------------------
 
     def _server(self, name: str) -> ServerProcess:
@@ -170,12 +165,25 @@ class Stack:
         file.write_text(yaml.safe_dump(settings))
         return ServerProcess(["--config", str(file)], environment={"OMP_NUM_THREADS": "1"})
 
-    def _gateway(self) -> Background:
+    def _make_certificate(self) -> None:
         certificates = self.folder / "tls"
         certificates.mkdir()
         subprocess.run(
             [DOCKER / "nginx" / "certificate.sh"], env={**os.environ, "TLS_FOLDER": str(certificates)}, check=True
         )
+
+    def _gateway(self) -> Background:
+        """nginx once it answers. It takes no port 0: where another program took the port first, it gets another."""
+        while True:
+            self._ports["gateway"] = free_port()
+            made = self._nginx()
+            wait_until(lambda: made.process.poll() is not None or self.get("/ready").status_code == 200, "the gateway")  # noqa: B023  called here
+            if made.process.poll() is None:
+                return made
+            made.stop()
+            assert "Address already in use" in made.log, made.log
+
+    def _nginx(self) -> Background:
         ports = [server.port for server in self.servers]
         config = self.folder / "nginx.conf"
         config.write_text(
@@ -186,7 +194,7 @@ class Stack:
                     "server-a:8000": f"127.0.0.1:{ports[0]}",
                     "server-b:8000": f"127.0.0.1:{ports[1]}",
                     "listen 8443 ssl": f"listen 127.0.0.1:{self._ports['gateway']} ssl",
-                    "/etc/nginx/tls/": f"{certificates}/",
+                    "/etc/nginx/tls/": f"{self.folder}/tls/",
                     "/dev/stdout": f"{self.folder}/access.log",
                 },
             )
@@ -218,7 +226,7 @@ class Stack:
                 self._programs["prometheus"],
                 f"--config.file={config}",
                 f"--storage.tsdb.path={self.folder}/tsdb",
-                f"--web.listen-address=127.0.0.1:{self._ports['prometheus']}",
+                "--web.listen-address=127.0.0.1:0",
             ],
             self.folder / "prometheus.log",
         )

@@ -17,7 +17,8 @@ from openai import OpenAI
 
 from tests.end_to_end.processes import user
 from tests.end_to_end.test_guarded_answers import eos_tokens
-from tests.operating.stack import MODEL, Stack, wait_until
+from tests.operating.stack import MODEL, Stack
+from tests.waiting import wait_until
 
 LONG = 300  # tokens
 ERROR_FIELDS = {"message", "type", "param", "code"}
@@ -151,7 +152,7 @@ def test_too_many_requests_of_one_address_are_429(stack: Stack) -> None:
     assert error_of(refused[0])["type"] == "rate_limit_error"
     assert refused[0].headers["retry-after"] == "1"
     assert refused[0].headers["x-request-id"]
-    wait_until(lambda: stack.get("/v1/models").status_code == 200, "an end of the limit", 10)
+    wait_until(lambda: stack.get("/v1/models").status_code == 200, "an end of the limit")
 
 
 # a stack of their own: a server dies in each ------------------------------------------------------------------------
