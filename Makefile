@@ -32,16 +32,16 @@ serve: $(VENV)/.serve
 	@$(BIN)/autosteer serve
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n auto -m "not slow and not gpu"
 
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -n auto -m "not gpu" --hypothesis-profile=thorough
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n auto -m "not slow and not gpu"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

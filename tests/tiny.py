@@ -25,6 +25,8 @@ from models.load import load_backbone
 
 HIDDEN = 32
 LAYERS = 4
+# Between them: a fused decoder; M-RoPE and deepstack; sliding windows and token types.
+REPRESENTATIVES = frozenset({"llava_onevision", "qwen3_vl", "gemma3"})
 
 _CORPUS = [
     "A red square lies left of a blue circle.",
@@ -512,15 +514,24 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     return TinyModels(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(params=sorted(TINY))
+every_family = pytest.mark.parametrize("family", sorted(TINY))
+"""For tests that compare with the stock model: they run with all families, always."""
+
+
+def representatives_first() -> list[Any]:
+    """Every family as a parameter; those that are not representatives are slow."""
+    return [pytest.param(name, marks=() if name in REPRESENTATIVES else pytest.mark.slow) for name in sorted(TINY)]
+
+
+@pytest.fixture(params=representatives_first())
 def family(request: pytest.FixtureRequest) -> str:
-    """Every family in turn."""
+    """The representatives in turn; in slow runs every family."""
     return str(request.param)
 
 
 @pytest.fixture
 def backbone(tiny_models: TinyModels, family: str) -> Iterator[Backbone]:
-    """A tiny model of every family in turn, which remembers nothing of earlier tests."""
+    """A tiny model of each family in turn, which remembers nothing of earlier tests."""
     yield from closed_after(tiny_models.backbone(family))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.backbone import Backbone, OutOfRows, Row
 from models.inputs import Prompt
 from tests.reference import stock
-from tests.tiny import CHATS, pictures
+from tests.tiny import CHATS, every_family, pictures
 
 STEPS = 24
 
@@ -53,6 +53,7 @@ def forced(backbone: Backbone, prompt: Prompt, tokens: Sequence[int]) -> Tensor:
     return torch.cat(logits)
 
 
+@every_family
 def test_greedy_answers_are_those_of_generate(backbone: Backbone, family: str, stock_models: Any) -> None:
     answers = set()
     for name, messages in CHATS.items():
@@ -66,6 +67,7 @@ def test_greedy_answers_are_those_of_generate(backbone: Backbone, family: str, s
     assert len(answers) == len(CHATS)
 
 
+@every_family
 def test_logits_are_the_stock_model_s(backbone: Backbone, family: str, stock_models: Any) -> None:
     """Some modules join what the stock ones do in several products, so not bit for bit."""
     for name, messages in CHATS.items():

@@ -21,7 +21,7 @@ from models.inputs import InputBuilder, Prompt, PromptError
 from models.load import load_inputs
 from models.pixels import ImageFile
 from tests.reference import stock
-from tests.tiny import CHATS, TINY, TinyModels, chat, picture, pictures
+from tests.tiny import CHATS, TINY, TinyModels, chat, every_family, picture, pictures
 
 
 def _special_ids(builder: InputBuilder, prompt: Prompt) -> list[int]:
@@ -37,6 +37,7 @@ def _equal(one: Prompt, other: Prompt) -> bool:
     )
 
 
+@every_family
 @pytest.mark.parametrize("name", CHATS)
 def test_prompts_are_the_stock_processor_s(backbone: Backbone, family: str, name: str) -> None:
     images = pictures(CHATS[name])

@@ -11,7 +11,7 @@ from torch import nn
 from models.backbone import Backbone
 from models.tap import Tap
 from tests.reference import stock
-from tests.tiny import CHATS, LAYERS, TinyModels, pictures
+from tests.tiny import CHATS, LAYERS, TinyModels, every_family, pictures
 
 EVERY = range(LAYERS + 1)
 
@@ -20,6 +20,7 @@ def _hooks(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
+@every_family
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_every_layer_of_padded_rows(tiny_models: TinyModels, family: str, side: str) -> None:
     model = stock.load_model(family, tiny_models.folder(family))

@@ -11,7 +11,7 @@ from steering.fitting.collect import collect_forced, collect_states, stopping_af
 from steering.fitting.offline import Question, open_rows
 from steering.fitting.stages import Chunks
 from tests.reference.states import prompt_states
-from tests.tiny import TINY, TinyModels, make_tiny, picture
+from tests.tiny import TinyModels, make_tiny, picture, representatives_first
 
 FAMILIES = ("llava_onevision", "chameleon")
 PICTURES = [picture(n) for n in range(4)]
@@ -41,7 +41,7 @@ def test_batched_padded_and_mixed_is_one_by_one(tiny_models: TinyModels, family:
     assert backbone.open_rows == 0
 
 
-@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("family", representatives_first())
 def test_stopping_early_changes_no_state(tiny_models: TinyModels, family: str) -> None:
     backbone = tiny_models.backbone(family)
     asked = questions(4)
@@ -76,7 +76,7 @@ def test_an_error_leaves_rows_and_blocks_as_they_were(tiny_models: TinyModels) -
     assert backbone._decoder.layers is blocks
 
 
-@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("family", representatives_first())
 def test_teacher_forced_states_are_those_of_decoding_the_refusal(
     tiny_models: TinyModels, family: str, tmp_path: Path
 ) -> None:
