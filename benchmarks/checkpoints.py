@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from models.backbone import Backbone
+from models.cpu import cpu_capabilities
 from models.load import load_backbone
 from steering.bundle import save_bundle
 from tests.server.guards import random_guard
@@ -85,7 +86,7 @@ def serving_dtype() -> str:
     """What a server computes in on this machine, said to every server so that all do the same."""
     if torch.cuda.is_available():
         return "bfloat16"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+    return "bfloat16" if cpu_capabilities().bf16_products else "float32"
 
 
 def checkpoint(shape: Shape, root: Path = FOLDER) -> Checkpoint:

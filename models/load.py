@@ -18,6 +18,7 @@ from transformers.processing_utils import ProcessorMixin
 from models.attention import PAGED
 from models.backbone import Backbone, BackboneInfo
 from models.cache import BLOCK, CacheShape, PagedCache, cache_room
+from models.cpu import CpuCapabilities, cpu_capabilities
 from models.families import FAMILIES, Family
 from models.fused import fuse
 from models.inputs import InputBuilder
@@ -42,18 +43,20 @@ def load_backbone(
     keep_prefixes: bool = True,
     image_memory_bytes: int = IMAGE_MEMORY_BYTES,
     int8: bool = False,
+    cpu: CpuCapabilities | None = None,
 ) -> Backbone:
     """Load a model, frozen and in eval mode, with its processor.
 
     `dtype` "auto" is bf16 where the device computes in it and fp32 elsewhere. `cache_bytes`: of the KV cache; by
     default what `max_rows` whole contexts take, within a share of the memory. `keep_prefixes`: whether what prompts
     begin with stays in it. `image_memory_bytes`: of images that were seen. `int8`: the decoder's weights in 8 bits.
-    Raises `LoadError`.
+    `cpu`: what it computes with on a CPU; by default what this machine's can. Raises `LoadError`.
     """
     name = str(name_or_path)
     config, family, inputs, tokenizer = _without_weights(name, revision)
     chosen_device = _device(device)
-    chosen_dtype = _dtype(dtype, chosen_device)
+    cpu = cpu or cpu_capabilities()
+    chosen_dtype = _dtype(dtype, chosen_device, cpu)
     model = _model(name, family, chosen_dtype, revision).to(chosen_device)
     text = config.get_text_config()
     shape = cache_shape(text, chosen_dtype, chosen_device)
@@ -77,11 +80,12 @@ def load_backbone(
     decoder: Any = model.get_decoder()
     fuse(decoder)
     if int8:
-        if (chosen_device.type, chosen_dtype) != ("cpu", torch.bfloat16):
-            raise LoadError(f"int8 weights need a CPU and bfloat16, not {chosen_device.type} and {chosen_dtype}")
-        quantize_decoder(decoder)
+        if chosen_device.type != "cpu" or chosen_dtype not in (torch.bfloat16, torch.float32):
+            wanted = "a CPU and bfloat16 or float32"
+            raise LoadError(f"int8 weights need {wanted}, not {chosen_device.type} and {_name_of(chosen_dtype)}")
+        quantize_decoder(decoder, cpu)
     if chosen_device.type == "cpu":
-        prepack(model)
+        prepack(model, cpu)
     return Backbone(
         model, family, inputs, tokenizer, info, family.image_token_id(config), max_rows, cache, image_memory_bytes
     )
@@ -261,7 +265,7 @@ def _device(device: str | torch.device) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+def _dtype(dtype: str | torch.dtype, device: torch.device, cpu: CpuCapabilities) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype != "auto":
@@ -271,8 +275,11 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         return named
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    # Without instructions for it, a CPU's bf16 matrix product is hundreds of times slower than its fp32 one.
-    return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and cpu.bf16_products else torch.float32
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _eos_ids(model: Any, config: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:  # noqa: ANN401

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.cpu import CpuCapabilities, pack, product_of_packed
 from models.fused import Joined, change_linears
 
 SMALL_FP32 = 2**18  # numbers; products of smaller weights in fp32 are faster in another library, which reads plain ones
@@ -22,19 +23,14 @@ class PrepackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.bias = bias
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+        self._packed = pack(weight)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`[..., in]` -> `[..., out]`."""
         if inputs.requires_grad and torch.is_grad_enabled():
             output: Tensor = _Differentiable.apply(inputs, self._packed, self.bias)  # type: ignore[no-untyped-call]
             return output
-        return _product(inputs, self._packed, self.bias)
-
-
-def _product(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
-    return output
+        return product_of_packed(inputs, self._packed, self.bias)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -43,7 +39,7 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN401
         ctx.packed = packed
-        return _product(inputs, packed, bias)
+        return product_of_packed(inputs, packed, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
@@ -52,15 +48,13 @@ class _Differentiable(torch.autograd.Function):
 
 
 @torch.no_grad()
-def prepack(model: Any) -> None:  # noqa: ANN401 - a transformers model on the CPU
-    """Change the linear maps of the decoder's layers and the head where that pays; the rest stays as it is."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return
-    change_linears(model.get_decoder(), _prepacked)
-    model.set_output_embeddings(_prepacked(model.get_output_embeddings()))
+def prepack(model: Any, cpu: CpuCapabilities) -> None:  # noqa: ANN401 - a transformers model on the CPU
+    """Change the linear maps of the decoder's layers and the head where that can be had and pays."""
 
+    def prepacked(linear: nn.Linear | Joined) -> nn.Module:
+        weight = linear.weight
+        pays = weight.dtype != torch.float32 or weight.numel() >= SMALL_FP32
+        return PrepackedLinear(weight, linear.bias) if pays and weight.dtype in cpu.prepacked else linear
 
-def _prepacked(linear: nn.Linear | Joined) -> nn.Module:
-    weight = linear.weight
-    pays = weight.dtype == torch.bfloat16 or (weight.dtype == torch.float32 and weight.numel() >= SMALL_FP32)
-    return PrepackedLinear(weight, linear.bias) if pays else linear
+    change_linears(model.get_decoder(), prepacked)
+    model.set_output_embeddings(prepacked(model.get_output_embeddings()))

@@ -17,6 +17,7 @@ from benchmarks.estimate import Estimate
 from benchmarks.report import Goal, Report
 from models.attention import DenseStreams, Streams, make_streams
 from models.cache import BLOCK, CacheShape, PagedCache, Table
+from models.cpu import cpu_capabilities
 from models.prepacked import PrepackedLinear
 from models.quantize import Int8Linear
 
@@ -49,16 +50,18 @@ def _linears() -> list[Case]:
     dtype: torch.dtype = getattr(torch, serving_dtype())
     wide, deep = 2 * SMALL.intermediate, SMALL.hidden
     weights = [torch.randn(wide, deep, dtype=dtype) for _ in range(WEIGHTS)]
-    packed = [PrepackedLinear(weight, None) for weight in weights]
-    int8 = [Int8Linear(weight, None) for weight in weights]
+    cpu = cpu_capabilities()
+    packed = [PrepackedLinear(weight, None) for weight in weights] if dtype in cpu.prepacked else []
+    int8 = [Int8Linear(weight, None, fused=cpu.int8_products) for weight in weights]
     cases: list[Case] = []
     for rows in ROWS:
         states = torch.randn(rows, deep, dtype=dtype)
         what = f"{rows} x {deep} by {deep} x {wide}"
-        ours = "prepacked", _in_turn(packed, states)
-        cases.append((what, ("plain weight", _in_turn([_plain(weight) for weight in weights], states)), ours))
-        if dtype == torch.bfloat16:
-            cases.append((what, ours, ("int8", _in_turn(int8, states))))
+        ours = "plain weight", _in_turn([_plain(weight) for weight in weights], states)
+        if packed:
+            plain, ours = ours, ("prepacked", _in_turn(packed, states))
+            cases.append((what, plain, ours))
+        cases.append((what, ours, ("int8", _in_turn(int8, states))))
     return cases
 
 

@@ -179,7 +179,10 @@ class Settings(BaseSettings, PolicySettings):
     served_model_name: Word | None = _fixed(None, "The model's name in the API.")
     revision: str | None = _fixed(None, "Branch, tag or commit of a hub model.")
     device: str = _fixed("auto", "`auto`, `cpu`, `cuda`, `cuda:0`, ...")
-    dtype: str = _fixed("auto", "`auto`, `float32`, `bfloat16` or `float16`.")
+    dtype: str = _fixed(
+        "auto",
+        "`auto`, `float32`, `bfloat16` or `float16`; `auto`: bfloat16 where the device computes in it, else float32.",
+    )
 
     # where
     host: str = _fixed("127.0.0.1", "Address to listen on.")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.backbone import Backbone
+from models.cpu import CpuCapabilities
 from models.families import FAMILIES
 from models.load import LoadError, load_backbone
 from tests.tiny import CHATS, HIDDEN, LAYERS, TINY, TinyModels
@@ -52,13 +53,12 @@ def test_dtype_by_name(tiny_models: TinyModels, name: str, dtype: torch.dtype) -
     assert (backbone.info.dtype, backbone._embed.weight.dtype) == (dtype, dtype)
 
 
-@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+@pytest.mark.parametrize(("bf16_products", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_auto_dtype_is_bf16_only_where_the_cpu_computes_in_it(
-    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype
+    tiny_models: TinyModels, bf16_products: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert load_backbone(tiny_models.folder("llava_onevision"), device="cpu").info.dtype == dtype
+    cpu = CpuCapabilities(bf16_products=bf16_products)
+    assert load_backbone(tiny_models.folder("llava_onevision"), device="cpu", cpu=cpu).info.dtype == dtype
 
 
 def test_half_precision_runs(tiny_models: TinyModels, family: str) -> None:
@@ -167,3 +167,8 @@ def test_no_such_dtype(tiny_models: TinyModels) -> None:
 
 def test_no_such_device(tiny_models: TinyModels) -> None:
     assert "no device abacus" in _refusal(tiny_models.folder("llava_onevision"), device="abacus")
+
+
+def test_int8_of_a_dtype_that_it_is_not_made_for(tiny_models: TinyModels) -> None:
+    message = _refusal(tiny_models.folder("llava_onevision"), dtype="fp16", int8=True)
+    assert message == "int8 weights need a CPU and bfloat16 or float32, not cpu and float16"

@@ -8,6 +8,7 @@ from torch import nn
 
 from models import prepacked
 from models.backbone import Backbone
+from models.cpu import CpuCapabilities, cpu_capabilities
 from models.load import load_backbone
 from models.prepacked import PrepackedLinear
 from models.quantize import Int8Linear
@@ -15,9 +16,20 @@ from tests.models.test_backbone import forced, greedy, ordinary_tokens, prompt_o
 from tests.tiny import CHATS, TinyModels
 
 STEPS = 12
+HERE = cpu_capabilities()
+PLAIN = CpuCapabilities()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def _needs(capability: bool) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not capability, reason="this CPU has no such product")
+
+
+PREPACKED_DTYPES = [
+    pytest.param(dtype, marks=_needs(dtype in HERE.prepacked)) for dtype in (torch.bfloat16, torch.float32)
+]
+
+
+@pytest.mark.parametrize("dtype", PREPACKED_DTYPES)
 @pytest.mark.parametrize("biased", [True, False])
 def test_a_product_is_that_of_the_plain_weight(dtype: torch.dtype, biased: bool) -> None:
     torch.manual_seed(0)
@@ -31,7 +43,7 @@ def test_a_product_is_that_of_the_plain_weight(dtype: torch.dtype, biased: bool)
         torch.testing.assert_close(found, expected, atol=1e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", PREPACKED_DTYPES)
 @pytest.mark.parametrize("biased", [True, False])
 def test_gradients_reach_what_is_before_the_product(dtype: torch.dtype, biased: bool) -> None:
     torch.manual_seed(0)
@@ -48,6 +60,23 @@ def test_gradients_reach_what_is_before_the_product(dtype: torch.dtype, biased: 
     torch.testing.assert_close(gradients[1], gradients[0], atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-2)
 
 
+@pytest.mark.parametrize("fused", [pytest.param(True, marks=_needs(HERE.int8_products)), False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", [1, 8, 9])
+def test_int8_weights_are_within_half_a_step_of_the_plain_ones(dtype: torch.dtype, fused: bool, rows: int) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(96, 160).to(dtype)
+    int8 = Int8Linear(plain.weight, plain.bias, fused=fused)
+    inputs = torch.randn(rows, 96, dtype=dtype)
+    with torch.inference_mode():
+        found, expected = int8(inputs), plain(inputs)
+    assert (found.shape, found.dtype) == (expected.shape, dtype)
+    steps = plain.weight.float().abs().amax(dim=1) / 127
+    bound = inputs.float().abs().sum(dim=1, keepdim=True) * steps / 2 + (0.02 if dtype == torch.bfloat16 else 1e-4)
+    assert ((found - expected).float().abs() <= bound).all()
+
+
+@_needs(HERE.prepacked >= {torch.bfloat16, torch.float32})
 def test_only_products_that_are_faster_so_are_changed(tiny_models: TinyModels) -> None:
     folder = tiny_models.folder("llava")
     assert not _count(load_backbone(folder, device="cpu", dtype="float32"), PrepackedLinear)
@@ -59,6 +88,25 @@ def test_only_products_that_are_faster_so_are_changed(tiny_models: TinyModels) -
     assert packed.info.parameters > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("int8", [True, False])
+def test_a_cpu_that_has_only_plain_products_answers_the_same(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, int8: bool
+) -> None:
+    monkeypatch.setattr(prepacked, "SMALL_FP32", 0)
+    folder = tiny_models.folder("llava")
+    here = load_backbone(folder, device="cpu", dtype=dtype, int8=int8)
+    plain = load_backbone(folder, device="cpu", dtype=dtype, int8=int8, cpu=PLAIN)
+    assert not _count(plain, PrepackedLinear)
+    assert _count(plain, Int8Linear) == (4 * plain.info.num_layers if int8 else 0)
+    tokens = ordinary_tokens(here, STEPS, seed=1)
+    for name in CHATS:
+        expected = forced(here, prompt_of(here, name), tokens).float()
+        difference = forced(plain, prompt_of(plain, name), tokens).float() - expected
+        assert difference.norm() <= (5e-2 if dtype == torch.bfloat16 else 1e-5) * expected.norm()
+
+
+@_needs(torch.float32 in HERE.prepacked)
 def test_every_family_answers_as_with_plain_weights(
     backbone: Backbone, family: str, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +126,7 @@ def test_every_family_answers_as_with_plain_weights(
 
 def test_a_family_in_bf16_answers(family: str, tiny_models: TinyModels) -> None:
     backbone = load_backbone(tiny_models.folder(family), device="cpu", dtype="bfloat16")
-    assert _count(backbone, PrepackedLinear) > backbone.info.num_layers
+    assert (_count(backbone, PrepackedLinear) > backbone.info.num_layers) == (torch.bfloat16 in HERE.prepacked)
     for name in CHATS:
         assert torch.isfinite(forced(backbone, prompt_of(backbone, name), [5, 6])).all()
 

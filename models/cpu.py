@@ -1,0 +1,89 @@
+"""What this machine's CPU can compute with the installed torch, asked once.
+
+The products below are private to torch, and CPUs without AVX-512, other architectures and builds without oneDNN lack
+some of them: each is tried before it is used, and the plain product serves where it does not work. With
+`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2` in the environment torch computes as on a CPU without AVX-512, and
+the answers here are those of such a CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+# Values of ONEDNN_MAX_CPU_ISA under which oneDNN takes bf16 weights but computes in fp32.
+_EMULATES_BF16 = frozenset({"AVX512_CORE", "AVX512_CORE_VNNI"})
+
+
+@dataclass(frozen=True)
+class CpuCapabilities:
+    """What a CPU computes well. `CpuCapabilities()` has only the plain products.
+
+    `bf16_products`: by instructions for bf16 (AVX512-BF16); without them they take several times as long as in fp32.
+    `prepacked`: dtypes of weights that can be brought into the layout of oneDNN's products beforehand.
+    `int8_products`: of activations and int8 weights, by a kernel that makes no copy of the weights.
+    """
+
+    bf16_products: bool = False
+    prepacked: frozenset[torch.dtype] = frozenset()
+    int8_products: bool = False
+
+
+@cache
+def cpu_capabilities() -> CpuCapabilities:
+    """Those of the CPU that this runs on."""
+    prepacked = frozenset(dtype for dtype in (torch.float32, torch.bfloat16) if _works(_prepacked_product, dtype))
+    return CpuCapabilities(
+        bf16_products=torch.bfloat16 in prepacked and _has_bf16_instructions(),
+        prepacked=prepacked,
+        int8_products=all(_works(_int8_product, dtype) for dtype in (torch.float32, torch.bfloat16)),
+    )
+
+
+def _has_bf16_instructions() -> bool:
+    found = torch.cpu.get_capabilities()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
+    return bool(found.get("avx512_bf16")) and limit.upper() not in _EMULATES_BF16
+
+
+def _works(product: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> bool:
+    """Whether a product exists here and is that of the plain weight."""
+    inputs = torch.linspace(-1, 1, 2 * 32).view(2, 32).to(dtype)
+    weight = torch.linspace(-3, 3, 48 * 32).round().view(48, 32).to(dtype)
+    try:
+        with torch.no_grad():
+            found = product(inputs, weight)
+    except (RuntimeError, AttributeError):  # the CPU or this build of torch lacks it
+        return False
+    return torch.allclose(found.float(), linear(inputs.float(), weight.float()), atol=0.05, rtol=0.02)
+
+
+def _prepacked_product(inputs: Tensor, weight: Tensor) -> Tensor:
+    return product_of_packed(inputs, pack(weight), None)
+
+
+def _int8_product(inputs: Tensor, weight: Tensor) -> Tensor:
+    return int8_product(inputs, weight.to(torch.int8), torch.ones(len(weight), dtype=inputs.dtype))
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A weight in the layout of oneDNN's products; only of a dtype in `CpuCapabilities.prepacked`."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+    return packed
+
+
+def product_of_packed(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """`[..., in]` -> `[..., out]` with a weight of `pack`."""
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
+    return output
+
+
+def int8_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """`[B, in]` -> `[B, out]`, weights `int8 * scale`; only where `CpuCapabilities.int8_products`."""
+    return torch._weight_int8pack_mm(rows, weight, scale)
