@@ -14,7 +14,8 @@ from models.inputs import Prompt
 from models.sampling import RowSampler, SamplingParams
 from server.access.keys import Clients
 from server.answer.choices import Choices
-from server.answer.detokenizer import TextDecoder
+from server.answer.pipeline import Pipeline
+from server.answer.text_decoder import TextDecoder
 from server.record.audit.log import AuditLog
 from server.record.audit.sinks import make_sink
 from server.record.call import Call
@@ -34,7 +35,8 @@ def ended_call() -> Call:
     policy = Policy("default", Mode.STEER, 0.5, 1.0, "No.")
     request = Request("chatcmpl-0.0", prompt, RowSampler(SamplingParams.GREEDY, prompt.ids), 64, policy)
     request.decision = Decision(Verdict.PASS, 0.25, 0.0)
-    choices = Choices([request], None, TextDecoder(byte_tokenizer()), (), Metrics())  # type: ignore[arg-type]
+    decoder = TextDecoder(byte_tokenizer())
+    choices = Choices([request], None, lambda _: Pipeline(decoder), Metrics())  # type: ignore[arg-type]
     choices.generations[0].close(Finish.STOP)
     call = Call("req-" + "0" * 32, route="POST /v1/chat/completions", status=200, choices=choices, policy=policy)
     call.client = Clients(Settings()).authenticate(None)

@@ -17,7 +17,9 @@ from server.access.policies import make_policies, make_policy, wished_policy
 from server.access.rules import Rules
 from server.answer.choices import Choices, Submits
 from server.answer.deadline import Deadline
-from server.api.schemas import GuardOptions
+from server.answer.pipeline import Pipeline
+from server.api.answer_fields import GuardOptions
+from server.api.job import Intake, Job
 from server.api.served import Served
 from server.engine.client import Model, NotReady, QueueFull
 from server.engine.wire import Load
@@ -39,7 +41,7 @@ from server.record.call import Call, call_of
 from server.record.describe import record_of
 from server.record.tracing import Tracing
 from server.request import Request
-from server.settings.schema import DEFAULT_POLICY, Settings
+from server.settings.schema import DEFAULT_POLICY, PolicySettings, Settings
 from server.watch.metrics import Metrics
 from steering.policy import Policy, PolicyError
 
@@ -96,6 +98,12 @@ class Admission:
             )
         self._service.hold(places - self.places)
         self.places = places
+
+    @property
+    def terms(self) -> PolicySettings:
+        """What the client's policy says."""
+        assert self.call.client is not None, "a request is authenticated before it is admitted"
+        return self.call.client.terms
 
     def policy(self, wish: GuardOptions | None, served: Served) -> Policy:
         """What this request is served under: its client's policy, as far as it may as it wishes. Raises ApiError."""
@@ -345,20 +353,15 @@ class Service:
                 raise
             raise deadline.exceeded() from None
 
-    async def accept(
-        self,
-        admission: Admission,
-        images: Mapping[str, str],
-        prepare: Callable[[RequestImages], Sequence[Request]],
-        served: Served,
-        stops: Sequence[str],
-        deadline: Deadline,
-    ) -> Choices:
-        """What `prepare` makes in a worker thread, accepted by the engine, all or none. Raises ApiError."""
+    async def accept(self, admission: Admission, job: Job, intake: Intake, deadline: Deadline) -> Choices:
+        """What a job prepares in a worker thread, accepted by the engine, all or none. Raises ApiError."""
         call = admission.call
-        requests = await self.prepared(admission, images, partial(self._packed, prepare), deadline)
+        prepare = partial(self._packed, job, intake)
+        requests = await self.prepared(admission, job.images(intake.settings), prepare, deadline)
         self._reserve(call, requests)
-        choices = Choices(requests, self.runner, served.decoder, stops, self.metrics)
+        pipeline = partial(Pipeline.of, decoder=intake.served.decoder, stops=job.stops)
+        keep = self.audit is not None and self.audit.content
+        choices = Choices(requests, self.runner, pipeline, self.metrics, keep=keep)
         try:
             choices.start(deadline)
         except NotReady:
@@ -375,10 +378,8 @@ class Service:
             call.describe(images.fetched, keep=self.audit.content)
         return prepare(images)
 
-    def _packed(
-        self, prepare: Callable[[RequestImages], Sequence[Request]], images: RequestImages
-    ) -> Sequence[Request]:
-        requests = prepare(images)
+    def _packed(self, job: Job, intake: Intake, images: RequestImages) -> Sequence[Request]:
+        requests = job.prepare(intake, images)
         self.runner.pack(requests)
         return requests
 

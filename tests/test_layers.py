@@ -13,7 +13,9 @@ PACKAGES = ("models", "steering", "server")
 NO_TORCH = [
     "server/engine/scheduler.py",
     "server/request.py",
-    "server/api/schemas.py",
+    "server/api/fields.py",
+    "server/api/messages.py",
+    "server/api/chat_request.py",
     "server/media/files.py",
     "steering/manifest.py",
     "steering/policy.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from server.api.schemas import GuardOptions
+from server.api.answer_fields import GuardOptions
 from server.errors import BadRequest, Forbidden
 from server.settings.schema import DEFAULT_POLICY, PolicySettings, Settings
 from steering.policy import Calibrated, Mode, Policy, PolicyError

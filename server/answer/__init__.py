@@ -1,1 +1,1 @@
-"""Tokens to text: detokenizer, stop strings, choices of an answer, deadlines."""
+"""An answer on its way out: tokens to text in stages, the choices of one answer, its deadline."""

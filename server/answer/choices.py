@@ -9,8 +9,9 @@ from time import monotonic
 from typing import Protocol
 
 from server.answer.deadline import Deadline
-from server.answer.detokenizer import TextDecoder
-from server.answer.generation import Generation, Piece
+from server.answer.delta import Delta
+from server.answer.generation import Generation
+from server.answer.pipeline import Pipeline
 from server.engine.client import Deliver
 from server.errors import ApiError, BadRequest, ServerFault, Unavailable
 from server.request import EngineFailed, Event, Finish, GrammarFailed, Request
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # The outcome of several: the first of these that any of them ended with.
 _OUTCOMES = (Finish.ERROR, Finish.TIMEOUT, Finish.ABORT, Finish.CONTENT_FILTER, Finish.LENGTH, Finish.STOP)
+
+Update = tuple[Generation, Delta | None]  # a delta of a choice; None: the choice has ended
 
 
 class Submits(Protocol):
@@ -39,11 +42,17 @@ class Choices:
     """
 
     def __init__(
-        self, requests: Sequence[Request], engine: Submits, decoder: TextDecoder, stops: Sequence[str], metrics: Metrics
+        self,
+        requests: Sequence[Request],
+        engine: Submits,
+        pipeline: Callable[[Request], Pipeline],
+        metrics: Metrics,
+        *,
+        keep: bool = False,
     ) -> None:
         assert requests, "an answer has at least one choice"
         self.generations = [
-            Generation(index, request, decoder, stops, metrics) for index, request in enumerate(requests)
+            Generation(index, request, pipeline(request), metrics, keep=keep) for index, request in enumerate(requests)
         ]
         self.failure: ApiError | None = None  # what the client is told if this ended without an answer
         self._engine = engine
@@ -52,8 +61,8 @@ class Choices:
         self._arrived = requests[0].timings.arrived
         self.decided = asyncio.Event()  # the guard has judged every prompt, or will not
         self.over = asyncio.Event()  # the last choice has ended
-        self.listener: Callable[[], None] | None = None  # called where there may be `news`
-        self._going = list(self.generations)  # those whose end `news` has not told
+        self.listener: Callable[[], None] | None = None  # called where there may be `updates`
+        self._going = list(self.generations)  # those whose end `updates` has not returned
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, deadline: Deadline | None = None) -> None:
@@ -90,26 +99,25 @@ class Choices:
         self._tell()
 
     @property
-    def stillborn(self) -> bool:
+    def failed_before_output(self) -> bool:
         """Whether it failed before it had a token."""
         return self.failure is not None and self.tokens == 0
 
     @property
-    def told(self) -> bool:
-        """Whether `news` has told everything: the end of every choice, or all that came before `failure`."""
+    def drained(self) -> bool:
+        """Whether `updates` has returned everything: the end of every choice, or all that came before `failure`."""
         return not self._going
 
-    def news(self) -> list[tuple[Generation, Piece | None]]:
-        """What has come since the last call: each choice's piece of the answer, and the choice alone at its end."""
-        news: list[tuple[Generation, Piece | None]] = []
+    def updates(self) -> list[Update]:
+        """What has come since the last call: each choice's deltas, and the choice without one at its end."""
+        updates: list[Update] = []
         for generation in self._going:
-            piece = generation.take()
-            if piece.text or piece.entries:
-                news.append((generation, piece))
+            for delta in generation.take():
+                updates.append((generation, delta))  # noqa: PERF401  faster than a generator for one delta
             if generation.ended and self.failure is None:
-                news.append((generation, None))
+                updates.append((generation, None))
         self._going = [generation for generation in self._going if not generation.ended]
-        return news
+        return updates
 
     # events ----------------------------------------------------------------------------------------------------
 

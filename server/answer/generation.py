@@ -1,64 +1,48 @@
-"""One choice of an answer, seen from the event loop: engine events in, text out, exactly one end."""
+"""One choice of an answer, seen from the event loop: engine events in, deltas out, exactly one end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from time import monotonic
-from typing import NamedTuple
 
-from server.answer.detokenizer import Detokenizer, TextDecoder
-from server.answer.logprobs import Entry, LogprobsInStep
+from server.answer.delta import Delta, merged
+from server.answer.pipeline import Pipeline
 from server.request import Event, Finish, Request
 from server.watch.metrics import Metrics
 from steering.policy import Verdict
 
 
-class Piece(NamedTuple):
-    """What has come of a choice: text, and the tokens that ended within it, where they are asked for."""
-
-    text: str
-    entries: list[Entry]
-
-
 class Generation:
-    """One request's text, from its first event to its `finish`. Only for the event loop's thread.
+    """One request's answer, from its first event to its `finish`. Only for the event loop's thread.
 
-    Text waits here until it is fetched. The request's `max_tokens` bounds it, whatever the speed of the reader.
+    Deltas wait here until they are taken. The request's `max_tokens` bounds them, whatever the speed of the reader.
+    `keep`: whether `kept` holds the text that was taken.
     """
 
     def __init__(
-        self, index: int, request: Request, decoder: TextDecoder, stops: Sequence[str], metrics: Metrics
+        self, index: int, request: Request, pipeline: Pipeline, metrics: Metrics, *, keep: bool = False
     ) -> None:
         self.index = index
         self.request = request
         self.tokens = 0  # generated, whether or not their text is shown
         self.begun = False  # from its first event on, the guard's decision is known
+        self.refused = False  # from the guard's intervention on
         self.ended = False
         self.finish: Finish | None = None  # how
         self.error: Exception | None = None
-        self.said: list[str] = []  # the text that was taken, in pieces
-        self._decoder = decoder
-        self._detokenizer = Detokenizer(decoder, stops)
+        self.kept: list[str] | None = [] if keep else None
+        self._pipeline = pipeline
         self._metrics = metrics
-        self._logprobs = None
-        if request.sampler.params.logprobs is not None:
-            self._logprobs = LogprobsInStep(decoder)
-        self._texts: list[str] = []
-        self._entries: list[Entry] = []
+        self._deltas: list[Delta] = []
         self._last_token: float | None = None
 
-    @property
-    def flagged(self) -> bool:
-        """Whether the guard changed this answer."""
-        decision = self.request.decision
-        return decision is not None and decision.verdict in (Verdict.STEERED, Verdict.BLOCKED)
-
-    def take(self) -> Piece:
-        """What has come since the last call."""
-        piece = Piece("".join(self._texts), self._entries)
-        self._texts, self._entries = [], []
-        self.said.append(piece.text)
-        return piece
+    def take(self) -> list[Delta]:
+        """What has come since the last call; at most one delta of each kind in a row."""
+        deltas, self._deltas = self._deltas, []
+        if len(deltas) > 1:
+            deltas = merged(deltas)
+        if self.kept is not None:
+            self.kept += [delta.text for delta in deltas]
+        return deltas
 
     def deliver(self, event: Event) -> None:
         """Take what one step of the engine did to it; a stop string may end it before the engine does."""
@@ -66,21 +50,18 @@ class Generation:
             self._begin()
         if event.token is not None:
             self._count()
-            if self._logprobs is not None and event.logprobs is not None:
-                self._logprobs.push(event.token, event.logprobs)
-            self._add(self._detokenizer.push(event.token))
-        if self._detokenizer.stopped:
-            self._finish(Finish.STOP)
-        elif event.finish is not None:
-            self._add(self._detokenizer.finish())
-            self._finish(Finish.STOP if self._detokenizer.stopped else event.finish, event.error)
+            self._deltas += self._pipeline.push(event.token, event.logprobs)
+        if event.finish is not None or self._pipeline.stopped:
+            self._finish(event.finish, event.error)
 
-    def _finish(self, finish: Finish, error: Exception | None = None) -> None:
+    def _finish(self, finish: Finish | None, error: Exception | None) -> None:
+        self._deltas += self._pipeline.finish()
+        if self._pipeline.stopped:
+            finish, error = Finish.STOP, None
         decision = self.request.decision
         if finish is Finish.CONTENT_FILTER and decision is not None and decision.verdict is Verdict.BLOCKED:
-            self._texts.append(self.request.policy.refusal)
-        if self._logprobs is not None:
-            self._entries += self._logprobs.finish()
+            self._deltas += self._pipeline.say(self.request.policy.refusal)
+        assert finish is not None
         self.close(finish, error)
 
     def close(self, finish: Finish, error: Exception | None = None) -> None:
@@ -94,18 +75,13 @@ class Generation:
         self.begun = True
         if self.request.leader is None:
             self._metrics.decided(self.request)
-        if self.flagged:
-            # A refusal is said in full: stop strings are the client's.
-            self._detokenizer = Detokenizer(self._decoder)
+        decision = self.request.decision
+        if decision is not None and decision.verdict in (Verdict.STEERED, Verdict.BLOCKED):
+            self.refused = True
+            self._pipeline.refuse()
 
     def _count(self) -> None:
         now = monotonic()
         self._metrics.token(self._last_token, now, self.request.timings.arrived)
         self._last_token = now
         self.tokens += 1
-
-    def _add(self, text: str) -> None:
-        if text:
-            self._texts.append(text)
-            if self._logprobs is not None:
-                self._entries += self._logprobs.release(text)

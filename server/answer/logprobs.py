@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from server.answer.detokenizer import BROKEN, TextDecoder
+from server.answer.text_decoder import BROKEN, TextDecoder
 
 if TYPE_CHECKING:
     from models.sampling import Logprobs

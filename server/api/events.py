@@ -1,4 +1,4 @@
-"""Server-sent events, as bytes."""
+"""OpenAI's server-sent events, as bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import orjson
 
 DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which readers skip
 HOLE = "\0"  # no text that is served holds it
 
 

@@ -75,13 +75,13 @@ class TokenLogprob(OneLogprob):
 
 
 class ChatLogprobs(TypedDict):
-    content: list[TokenLogprob]
+    content: list[TokenLogprob] | None
     refusal: list[TokenLogprob] | None
 
 
 class ChatMessage(TypedDict):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: str | None
 
 
@@ -106,7 +106,7 @@ class ChatCompletion(TypedDict):
 
 class ChatDelta(TypedDict, total=False):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: str | None
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from server.api.fields import Strict
 from server.api.objects import ErrorObject
-from server.api.schemas import Strict
 
 ERRORS = {
     400: "The request cannot be served as it stands.",

@@ -8,7 +8,7 @@ from typing import Any
 
 from models.inputs import Prompt, PromptError
 from models.pixels import ImageFile
-from server.api.schemas import ImagePart, Message, Part, RefusalPart, TextPart, UserMessage, parts_of
+from server.api.messages import ImagePart, Message, Part, RefusalPart, TextPart, UserMessage, parts_of
 from server.api.served import Served
 from server.errors import BadRequest, ContextLengthExceeded
 from server.media.images import RequestImages

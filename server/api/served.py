@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from models.grammar import GrammarCompiler
-from server.answer.detokenizer import TextDecoder
+from server.answer.text_decoder import TextDecoder
 from steering.policy import Calibrated, Policy
 
 if TYPE_CHECKING:

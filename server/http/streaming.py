@@ -12,8 +12,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.api.events import DONE, KEEP_ALIVE, event
-from server.api.responses import Answer, WholeAnswer
+from server.answer.choices import Choices
+from server.api.answer import Answer, Stream
 from server.errors import ClientGone
 from server.http.body import as_json
 
@@ -23,22 +23,18 @@ T = TypeVar("T")
 # An extension of our server's to ASGI: writes a part of a body where the connection takes it at once, and says so.
 WRITE_NOW = "autosteer.write_now"
 WriteNow = Callable[[bytes], bool]
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which readers skip
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 async def respond(http: HttpRequest, answer: Answer, *, stall_seconds: float, keep_alive_seconds: float) -> Response:
     """The answer, whole or as a stream. Raises ApiError, ClientGone."""
-    if not answer.streamed:
-        return await respond_whole(http, answer)
-    return EventStream(answer, stall_seconds=stall_seconds, keep_alive_seconds=keep_alive_seconds)
+    if answer.stream is None:
+        return await unless_gone(http.receive, _whole(answer))
+    return EventStream(answer, answer.stream, stall_seconds=stall_seconds, keep_alive_seconds=keep_alive_seconds)
 
 
-async def respond_whole(http: HttpRequest, answer: WholeAnswer) -> Response:
-    """The answer, once all of it is there. Raises ApiError, ClientGone."""
-    return await unless_gone(http.receive, _whole(answer))
-
-
-async def _whole(answer: WholeAnswer) -> Response:
+async def _whole(answer: Answer) -> Response:
     """Wait for the whole answer. Raises the failure it ends with; cancelled, it aborts."""
     choices = answer.choices
     try:
@@ -47,7 +43,7 @@ async def _whole(answer: WholeAnswer) -> Response:
         choices.abort()
     if choices.failure is not None:
         raise choices.failure
-    return as_json(answer.whole([each.take() for each in choices.generations]), headers=answer.headers)
+    return as_json(answer.whole(), headers=answer.headers)
 
 
 class EventStream(Response):
@@ -63,15 +59,16 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, *, stall_seconds: float, keep_alive_seconds: float) -> None:
+    def __init__(self, answer: Answer, stream: Stream, *, stall_seconds: float, keep_alive_seconds: float) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers(HEADERS)
         self._answer = answer
-        self._choices = answer.choices
+        self._stream = stream
+        self._choices: Choices = answer.choices
         self._stall_seconds = stall_seconds
         self._keep_alive_seconds = keep_alive_seconds
-        self._opened = False  # the chunks that open the stream are made
+        self._opened = False  # `opening` is among the events
         self._started = False  # the head is sent
         self._waiter: asyncio.Future[bytes] | None = None  # the task's, unless it sends
         self._write_now: WriteNow = _never
@@ -95,16 +92,16 @@ class EventStream(Response):
         async with asyncio.timeout(None) as limit:
             self._since = monotonic()
             self._look(limit)
-            choices.listener = self._on_news
+            choices.listener = self._on_update
             try:
                 body = await self._next()
-                if choices.failure is not None and choices.stillborn:
+                if choices.failure is not None and choices.failed_before_output:
                     raise choices.failure
                 self.headers.update(self._answer.headers)
                 self._started = True
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 self._write_now = scope.get("extensions", {}).get(WRITE_NOW, {}).get("write", _never)
-                while not choices.told:
+                while not choices.drained:
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                     body = await self._next()
                 await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -115,20 +112,20 @@ class EventStream(Response):
     async def _next(self) -> bytes:
         """What the task has to send: events that could not be written at once, the last ones, or a comment."""
         self._waiter = asyncio.get_running_loop().create_future()
-        self._on_news()
+        self._on_update()
         try:
             return await self._waiter
         finally:
             self._waiter = None
             self._since = monotonic()
 
-    def _on_news(self) -> None:
+    def _on_update(self) -> None:
         """Write what has come, or leave it to the task."""
         if self._waiter is None or self._waiter.done():
             return  # it sends, and looks for itself afterwards
         try:
             events = self._events()
-            if self._choices.told or (events and not self._write_now(events)):
+            if self._choices.drained or (events and not self._write_now(events)):
                 self._waiter.set_result(events)
             elif events:
                 self._since = monotonic()
@@ -137,20 +134,18 @@ class EventStream(Response):
 
     def _events(self) -> bytes:
         """What has come since the last call; with what opens the stream, and what ends it."""
-        answer, choices = self._answer, self._choices
+        stream, choices = self._stream, self._choices
         events: list[bytes] = []
         if not self._opened:
             if not choices.decided.is_set():
                 return b""
             self._opened = True
-            if not choices.stillborn:
-                events += map(event, answer.first_chunks())
-        for generation, piece in choices.news():
-            events.append(answer.piece(generation, piece) if piece else event(answer.last_chunk(generation)))
-        if choices.told:
-            failure = choices.failure
-            events += map(event, answer.usage_chunks() if failure is None else [failure.body])
-            events.append(DONE)
+            if not choices.failed_before_output:
+                events.append(stream.opening())
+        for generation, delta in choices.updates():
+            events.append(stream.choice_end(generation) if delta is None else stream.delta(generation, delta))
+        if choices.drained:
+            events.append(stream.end() if choices.failure is None else stream.failed(choices.failure))
         return b"".join(events)
 
     def _look(self, limit: asyncio.Timeout) -> None:

@@ -28,7 +28,7 @@ def record_of(call: Call, *, layer: int | None, content: bool) -> AuditRecord:
     if content:
         facts["content"] = None if call.content is None else call.content.decode()
         if call.choices is not None:
-            facts["answer"] = orjson.dumps(["".join(each.said) for each in call.choices.generations]).decode()
+            facts["answer"] = orjson.dumps(["".join(each.kept or ()) for each in call.choices.generations]).decode()
     outcome, reason = _outcome(call)
     return AuditRecord(
         time=call.time,

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from server.api.objects import Model, ModelList
 from server.api.openapi import documented
-from server.api.responses import model_object
+from server.api.served import Served
 from server.http.body import as_json
 from server.service import Service
 
@@ -30,3 +30,14 @@ def routes(service: Service) -> APIRouter:
         return as_json(model_object(served))
 
     return router
+
+
+def model_object(served: Served) -> Model:
+    """OpenAI's `model` object, with the context length as other servers give it."""
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "autosteer",
+        "max_model_len": served.info.context_length,
+    }

@@ -13,7 +13,7 @@ import httpx
 import orjson
 import pytest
 
-from server.api.schemas import ChatCompletionRequest
+from server.api.chat_request import ChatCompletionRequest
 from server.api.served import server_version
 from server.request import EngineFailed, Finish, RequestFailed
 from server.settings.schema import Settings
@@ -140,7 +140,7 @@ async def test_a_flagged_answer_is_a_refusal_and_hides_its_score(verdict: Verdic
         response = await chat(client, stop=["help"])
     assert response.status_code == 200
     choice = response.json()["choices"][0]
-    assert choice["message"] == {"role": "assistant", "content": REFUSAL, "refusal": REFUSAL}
+    assert choice["message"] == {"role": "assistant", "content": REFUSAL, "refusal": None}
     assert choice["finish_reason"] == "content_filter"
     tokens = len(REFUSAL) if verdict is Verdict.STEERED else 0
     assert response.json()["usage"]["completion_tokens"] == tokens
@@ -148,12 +148,27 @@ async def test_a_flagged_answer_is_a_refusal_and_hides_its_score(verdict: Verdic
     assert not any(name.startswith("x-autosteer") for name in response.headers)
 
 
+@pytest.mark.parametrize("verdict", FLAGGED)
+async def test_where_json_is_asked_for_a_refusal_stands_apart_from_the_content(verdict: Verdict) -> None:
+    async with serving(ScriptedRunner(answer=lambda _: FLAGGED[verdict])) as client:
+        answers = [
+            await chat(client, response_format=wanted)
+            for wanted in ({"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}})
+        ]
+        plain = await chat(client, response_format={"type": "text"})
+    for answer in answers:
+        choice = answer.json()["choices"][0]
+        assert choice["message"] == {"role": "assistant", "content": None, "refusal": REFUSAL}
+        assert choice["finish_reason"] == "stop"
+    assert plain.json()["choices"][0]["message"] == {"role": "assistant", "content": REFUSAL, "refusal": None}
+
+
 async def test_a_blocked_answer_is_the_policys_own_refusal() -> None:
     async with serving(
         ScriptedRunner(answer=lambda _: FLAGGED[Verdict.BLOCKED]), mode="block", refusal="Not here."
     ) as client:
         message = (await chat(client)).json()["choices"][0]["message"]
-    assert (message["content"], message["refusal"]) == ("Not here.", "Not here.")
+    assert (message["content"], message["refusal"]) == ("Not here.", None)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.access.policies import looser_in, make_policies, make_policy, wished_policy
-from server.api.schemas import GuardOptions
+from server.api.answer_fields import GuardOptions
 from server.errors import BadRequest, Forbidden
 from server.settings.schema import PolicySettings, Settings
 from steering.policy import Decision, Mode, Policy, PolicyError, Verdict, decide

@@ -13,7 +13,9 @@ from tokenizers import models as tokenizer_models
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from server.answer.detokenizer import BROKEN, Detokenizer, TextDecoder, _CleanUp
+from server.answer.detokenizer import Detokenizer, _CleanUp
+from server.answer.stop_scan import StopScan
+from server.answer.text_decoder import BROKEN, TextDecoder
 from tests.server.scripted import EOS, SECRET_SPECIAL, byte_tokenizer
 
 PROSE = "Ein Bär trägt 3 rote Äpfel — “wirklich”? 熊が赤いリンゴを三つ運ぶ 🐻🍎🍎🍎 don't 👩‍👩‍👧 \t\n  x"
@@ -106,13 +108,13 @@ WINDOWED = {name: windowed(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 
 
 def pieces(name: str, ids: Sequence[int], stops: Sequence[str] = (), *, window: bool = False) -> list[str]:
-    detokenizer = Detokenizer((WINDOWED if window else DECODERS)[name], stops)
+    detokenizer, scan = Detokenizer((WINDOWED if window else DECODERS)[name]), StopScan(stops)
     found = []
     for token in ids:
-        found.append(detokenizer.push(token))
-        if detokenizer.stopped:
+        found.append(scan.push(detokenizer.push(token)))
+        if scan.stopped:
             return found
-    return [*found, detokenizer.finish()]
+    return [*found, scan.push(detokenizer.finish()) + scan.finish()]
 
 
 def whole(name: str, ids: Sequence[int]) -> str:
@@ -225,9 +227,9 @@ def test_decoders_that_only_join_are_known_from_those_that_do_more() -> None:
 
 
 def test_nothing_after_a_stop_string() -> None:
-    detokenizer = Detokenizer(DECODERS["bytes"], ["b"])
-    assert [detokenizer.push(token) for token in b"abc"] == ["a", "", ""]
-    assert (detokenizer.stopped, detokenizer.finish()) == (True, "")
+    scan = StopScan(["b"])
+    assert [scan.push(text) for text in "abc"] == ["a", "", ""]
+    assert (scan.stopped, scan.finish()) == (True, "")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.answer.choices import Choices
-from server.answer.detokenizer import TextDecoder
+from server.answer.pipeline import Pipeline
+from server.answer.text_decoder import TextDecoder
 from server.engine.client import Deliver, QueueFull
 from server.errors import ServerFault, Unavailable
 from server.request import EngineFailed, Event, Finish, Request, RequestFailed
@@ -48,7 +49,7 @@ def started(
     engine, metrics = Engine(), Metrics()
     made = request("r", [1, 2, 3], max_tokens=1000, mode=mode)
     made.decision = Decision(verdict, 0.75, 1.0 if verdict is Verdict.STEERED else 0.0)
-    answer = Choices([made], engine, DECODER, stops, metrics)
+    answer = Choices([made], engine, lambda _: Pipeline(DECODER, stops), metrics)
     answer.start()
     return answer, engine, metrics
 
@@ -66,10 +67,10 @@ async def texts(answer: Choices) -> AsyncIterator[str]:
     answer.listener = heard.set
     while True:
         heard.clear()
-        for _, piece in answer.news():
-            if piece:
-                yield piece.text
-        if answer.told:
+        for _, delta in answer.updates():
+            if delta is not None:
+                yield delta.text
+        if answer.drained:
             return
         await heard.wait()
 
@@ -123,9 +124,11 @@ def test_text_ends_before_the_stop_string_that_ends_first(text: str, stops: list
     async def run() -> tuple[list[str], Choices, Engine]:
         answer, engine, _ = started(stops=stops)
         shown: list[str] = []
+        seen = ""
         for event in [*tokens(answer, text), end(answer, Finish.STOP)]:
             engine.deliver([event])
-            shown.append("".join(answer.generations[0]._texts))  # what a reader who is quick enough has seen by now
+            seen += "".join(delta.text for delta in answer.generations[0].take())
+            shown.append(seen)  # by a reader who is quick enough
         return shown, answer, engine
 
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
@@ -148,7 +151,7 @@ async def test_a_refusal_is_said_in_full_whatever_the_stop_strings() -> None:
     answer, engine, _ = started(Verdict.STEERED, stops=["can't"])
     engine.deliver([*tokens(answer, REFUSAL), end(answer, Finish.CONTENT_FILTER)])
     assert await text_of(answer) == REFUSAL
-    assert (answer.generations[0].flagged, answer.outcome) == (True, Finish.CONTENT_FILTER)
+    assert (answer.generations[0].refused, answer.outcome) == (True, Finish.CONTENT_FILTER)
 
 
 async def test_a_blocked_request_gets_the_policys_refusal_without_a_token() -> None:
@@ -157,10 +160,10 @@ async def test_a_blocked_request_gets_the_policys_refusal_without_a_token() -> N
     assert (await text_of(answer), answer.tokens) == (answer.generations[0].request.policy.refusal, 0)
 
 
-async def test_a_monitored_answer_is_not_flagged_to_its_reader() -> None:
+async def test_a_monitored_answer_is_no_refusal_to_its_reader() -> None:
     answer, engine, _ = started(Verdict.MONITORED, stops=["b"])
     engine.deliver([*tokens(answer, "abc")])
-    assert (await text_of(answer), answer.generations[0].flagged) == ("a", False)
+    assert (await text_of(answer), answer.generations[0].refused) == ("a", False)
 
 
 @pytest.mark.parametrize(
@@ -177,13 +180,13 @@ async def test_an_answer_that_fails_before_its_first_token_has_not_begun(
     answer, engine, _ = started()
     engine.deliver([Event(answer.generations[0].request, **event)])
     assert answer.decided.is_set()
-    assert answer.stillborn
+    assert answer.failed_before_output
     assert type(answer.failure) is failure
 
     answer, engine, _ = started()
     engine.deliver([*tokens(answer, "ab"), Event(answer.generations[0].request, **event)])
     assert answer.decided.is_set()
-    assert not answer.stillborn
+    assert not answer.failed_before_output
     assert await text_of(answer) == "ab"
     assert answer.failure is not None
     assert (type(answer.failure), answer.failure.code) == (failure, code)
@@ -230,7 +233,7 @@ async def test_special_tokens_have_no_text() -> None:
 
 async def test_a_request_the_engine_does_not_take_is_not_counted() -> None:
     metrics = Metrics()
-    answer = Choices([request("r", [1, 2, 3])], Full(), DECODER, (), metrics)
+    answer = Choices([request("r", [1, 2, 3])], Full(), lambda _: Pipeline(DECODER), metrics)
     with pytest.raises(QueueFull):
         answer.start()
     assert value(metrics, "prompt_tokens_total") == 0

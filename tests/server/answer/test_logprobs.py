@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,8 +11,10 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 from models.sampling import Logprobs, RowSampler, SamplingParams
-from server.answer.detokenizer import TextDecoder
-from server.answer.generation import Generation, Piece
+from server.answer.delta import Delta, Kind, joined
+from server.answer.generation import Generation
+from server.answer.pipeline import Pipeline
+from server.answer.text_decoder import TextDecoder
 from server.request import Event, Finish
 from server.watch.metrics import Metrics
 from steering.policy import Verdict
@@ -61,25 +62,20 @@ def tokens_of(data: bytes, by_bytes: dict[bytes, int], rng: random.Random) -> li
     return tokens
 
 
-def heard(decoder: TextDecoder, tokens: list[int], stops: list[str]) -> tuple[list[Piece], Generation]:
+def heard(decoder: TextDecoder, tokens: list[int], stops: list[str]) -> tuple[list[Delta], Generation]:
     """What a reader gets after each token, and the generation at its end."""
     made = request("r", [1], max_tokens=1000)
     made.sampler = RowSampler(SamplingParams(logprobs=1), [])
-    generation = Generation(0, made, decoder, stops, METRICS)
-    pieces: list[Piece] = []
+    generation = Generation(0, made, Pipeline.of(made, decoder, stops), METRICS)
+    pieces: list[Delta] = []
     for token in tokens:
         if generation.finish is None:
             generation.deliver(Event(made, token=token, logprobs=Logprobs(-1.0, [(token, -1.0)])))
-            pieces.append(generation.take())
+            pieces.append(joined(generation.take(), Kind.TEXT))
     if generation.finish is None:
         generation.deliver(Event(made, finish=Finish.LENGTH))
-        pieces.append(generation.take())
+        pieces.append(joined(generation.take(), Kind.TEXT))
     return pieces, generation
-
-
-def joined(pieces: Sequence[Piece]) -> Piece:
-    """Pieces as one."""
-    return Piece("".join(piece.text for piece in pieces), [entry for piece in pieces for entry in piece.entries])
 
 
 METRICS = Metrics()
@@ -113,7 +109,7 @@ def test_any_stream_of_byte_level_tokens() -> None:
             assert expected.startswith(shown)
         assert shown == expected
         assert generation.finish is (Finish.STOP if ends else Finish.LENGTH)
-        found = b"".join(entry.data for entry in joined(pieces).entries)
+        found = b"".join(entry.data for entry in joined(pieces, Kind.TEXT).entries)
         assert found.decode(errors="replace") == expected
         if valid:
             assert found == expected.encode()
@@ -135,7 +131,7 @@ def test_tokens_of_a_sentencepiece_tokenizer() -> None:
     """The space in front of the first word is no part of the text; byte tokens that are no character are broken."""
     decoder = TextDecoder(sentencepiece())
     pieces, _ = heard(decoder, [1, 1, 3, 4, 2, 5], [])
-    said = joined(pieces)
+    said = joined(pieces, Kind.TEXT)
     assert said.text == "the the\ufffd\ufffdcat é"
     assert [entry.data for entry in said.entries] == [b"the", b" the", b"\xe2", b"\n", b"cat ", "é".encode()]
 
@@ -145,7 +141,7 @@ def test_special_tokens_have_no_entry() -> None:
     by_bytes = {decoder.vocabulary.bytes_of(token): token for token in range(decoder.vocabulary.size - 1)}
     special = decoder.vocabulary.size - 1
     pieces, generation = heard(decoder, [by_bytes[b"a"], special, by_bytes[b"b"]], [])
-    assert [entry.data for entry in joined(pieces).entries] == [b"a", b"b"]
+    assert [entry.data for entry in joined(pieces, Kind.TEXT).entries] == [b"a", b"b"]
     assert generation.tokens == 3
 
 
@@ -193,15 +189,23 @@ async def test_each_choice_has_its_own() -> None:
 
 
 @pytest.mark.parametrize("verdict", [Verdict.STEERED, Verdict.BLOCKED])
-async def test_of_a_refusal_in_both_places_and_none_of_one_that_was_not_generated(verdict: Verdict) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+async def test_of_a_refusal_where_its_text_is_and_none_of_one_that_was_not_generated(
+    verdict: Verdict, apart: bool
+) -> None:
     said = REFUSAL if verdict is Verdict.STEERED else ""
     script = Script.saying(said, verdict=verdict, score=0.9, finish=Finish.CONTENT_FILTER)
+    options: dict[str, Any] = {"response_format": {"type": "json_object"}} if apart else {}
     async with serving(ScriptedRunner(answer=lambda _: script)) as client:
-        choice = (await chat(client, logprobs=True)).json()["choices"][0]
-        events = events_of((await chat(client, logprobs=True, stream=True)).text)
+        choice = (await chat(client, logprobs=True, **options)).json()["choices"][0]
+        events = events_of((await chat(client, logprobs=True, stream=True, **options)).text)
+    place, other = ("refusal", "content") if apart else ("content", "refusal")
     expected = [entry(byte, 0) for byte in said.encode()]
-    assert choice["message"]["content"] == content_of(events) == REFUSAL
-    assert choice["logprobs"] == {"content": expected, "refusal": expected}
+    assert choice["message"][place] == content_of(events, place) == REFUSAL
+    assert (choice["logprobs"][place], choice["logprobs"][other] or None) == (expected, None)
+    streamed = [event["choices"][0]["logprobs"] for event in events[1:-1]]
+    assert [token for logprobs in streamed for token in logprobs[place]] == expected
+    assert all(logprobs[other] is None for logprobs in streamed)
 
 
 async def test_a_tokenizer_that_tidies_its_text_has_none() -> None:

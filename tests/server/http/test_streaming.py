@@ -30,6 +30,8 @@ from tests.server.scripted import (
     serving,
 )
 
+JSON = {"type": "json_object"}
+
 
 async def never() -> Message:
     await asyncio.Event().wait()
@@ -136,19 +138,53 @@ async def test_a_shutdown_ends_a_stream_with_an_error_event() -> None:
     assert last["error"]["code"] == "shutting_down"
 
 
-@pytest.mark.parametrize("verdict", [Verdict.STEERED, Verdict.BLOCKED])
-async def test_a_flagged_stream_carries_the_refusal_in_both_deltas(verdict: Verdict) -> None:
+def refusing(verdict: Verdict) -> ScriptedRunner:
+    """A runner whose every request is flagged: steered to say the refusal, or blocked."""
     said = REFUSAL if verdict is Verdict.STEERED else ""
     script = Script.saying(said, verdict=verdict, score=0.9, finish=Finish.CONTENT_FILTER)
-    async with serving(ScriptedRunner(answer=lambda _: script)) as client:
+    return ScriptedRunner(answer=lambda _: script)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.STEERED, Verdict.BLOCKED])
+async def test_a_flagged_stream_is_the_refusal_as_content(verdict: Verdict) -> None:
+    async with serving(refusing(verdict)) as client:
         response = await chat(client, stream=True, stop=["help"], moderation={"model": MODEL})
     events = events_of(response.text)
-    assert content_of(events) == content_of(events, "refusal") == REFUSAL
+    assert (content_of(events), content_of(events, "refusal")) == (REFUSAL, "")
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
     assert events[-1]["choices"][0]["finish_reason"] == "content_filter"
     assert events[0]["moderation"]["input"]["results"][0]["flagged"] is True
     assert not any("moderation" in chunk for chunk in events[1:])
     assert response.headers["x-autosteer-verdict"] == verdict.value
     assert response.headers["x-autosteer-score"] == "0.900000"
+
+
+@pytest.mark.parametrize("verdict", [Verdict.STEERED, Verdict.BLOCKED])
+async def test_a_flagged_stream_of_json_has_no_content_and_its_refusal_apart(verdict: Verdict) -> None:
+    async with serving(refusing(verdict)) as client:
+        response = await chat(client, stream=True, response_format=JSON)
+    first, *rest, last = [event["choices"][0] for event in events_of(response.text)]
+    assert first["delta"] == {"role": "assistant", "content": None, "refusal": ""}
+    assert all(choice["delta"].keys() == {"refusal"} for choice in rest)
+    assert "".join(choice["delta"]["refusal"] for choice in rest) == REFUSAL
+    assert (last["delta"], last["finish_reason"]) == ({}, "stop")
+
+
+async def test_the_official_client_reads_either_refusal_once() -> None:
+    from openai.lib.streaming.chat import ChatCompletionStreamState
+    from openai.types.chat import ChatCompletionChunk
+
+    shapes: list[tuple[dict[str, Any], str | None, str | None]] = [
+        ({}, REFUSAL, None),
+        ({"response_format": JSON}, None, REFUSAL),
+    ]
+    for options, content, refusal in shapes:
+        async with serving(refusing(Verdict.STEERED)) as client:
+            state: Any = ChatCompletionStreamState()
+            for event in events_of((await chat(client, stream=True, **options)).text):
+                state.handle_chunk(ChatCompletionChunk.model_validate(event))
+        message = state.current_completion_snapshot.choices[0].message
+        assert (message.content, message.refusal) == (content, refusal)
 
 
 # keep-alives -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.schemas_text import CompletionRequest
+from server.api.completions import CompletionRequest
 from server.request import Finish
 from steering.policy import Verdict
 from tests.server.scripted import (

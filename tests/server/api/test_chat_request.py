@@ -9,18 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.api.schemas import (
-    MAX_BIASES,
-    MAX_CHOICES,
-    MAX_FIELDS,
-    MAX_MESSAGES,
-    MAX_METADATA,
-    MAX_PARTS,
-    MAX_STOP_CHARACTERS,
-    MAX_STOPS,
-    ChatCompletionRequest,
-    parse_chat_request,
-)
+from server.api.answer_fields import MAX_BIASES, MAX_CHOICES, MAX_STOP_CHARACTERS, MAX_STOPS
+from server.api.chat_request import MAX_METADATA, ChatCompletionRequest, parse_chat_request
+from server.api.fields import MAX_FIELDS
+from server.api.messages import MAX_MESSAGES, MAX_PARTS
 from server.errors import BadRequest
 from tests.server.scripted import body
 

@@ -1,0 +1,104 @@
+"""Chat completions: a validated request -> prompts for the engine, and the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from models.grammar import SchemaError
+from server.answer.choices import Choices
+from server.api.answer_fields import GuardOptions
+from server.api.chat_answer import ChatAnswer
+from server.api.chat_request import ChatCompletionRequest, Moderation, parse_chat_request
+from server.api.job import Intake
+from server.api.prepare import answer_limit, requests_of, sampling_params
+from server.api.prompts import Conversation
+from server.api.served import Served
+from server.errors import BadRequest
+from server.media.images import RequestImages
+from server.request import Request
+from server.settings.schema import Settings
+from steering.policy import Mode, Policy
+
+
+@dataclass(frozen=True)
+class ChatJob:
+    """A chat completion."""
+
+    prefix: ClassVar[str] = "chatcmpl-"
+    chat: ChatCompletionRequest
+
+    @classmethod
+    def of(cls, body: object) -> ChatJob:
+        """A decoded JSON body as a job. Raises BadRequest naming the first field that is wrong."""
+        return cls(parse_chat_request(body))
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """The model that answers, and the one that moderates."""
+        moderation = self.chat.moderation
+        return {"model": self.chat.model, **({} if moderation is None else {"moderation.model": moderation.model})}
+
+    @property
+    def guard(self) -> GuardOptions | None:
+        """What the request wishes its guard to be."""
+        return self.chat.guard
+
+    @property
+    def places(self) -> tuple[int, str]:
+        """One generation for each choice."""
+        return self.chat.choices, "n"
+
+    @property
+    def stops(self) -> Sequence[str]:
+        """Strings that end an answer."""
+        return self.chat.stop or ()
+
+    def check(self, intake: Intake) -> None:
+        """Every server answers chats."""
+
+    def images(self, settings: Settings) -> Mapping[str, str]:
+        """The URLs of the images in all messages. Raises BadRequest if they are too many."""
+        return Conversation(self.chat.messages).image_urls(settings)
+
+    def prepare(self, intake: Intake, images: RequestImages) -> list[Request]:
+        """One request for each choice of the one prompt. Raises BadRequest naming the field and the limit."""
+        chat, served, settings = self.chat, intake.served, intake.settings
+        sampling = sampling_params(chat, served)
+        policy = moderated_policy(intake.policy, chat.moderation, guarded=served.layer is not None)
+        schema = answer_schema(chat, served)
+        prompt = Conversation(chat.messages).prompt(served, settings, images)
+        limit = answer_limit(chat, prompt, served, settings.default_max_tokens, "messages")
+        return requests_of(replace(intake, policy=policy), [(prompt, limit)], chat.choices, sampling, schema)
+
+    def answer(self, intake: Intake, choices: Choices) -> ChatAnswer:
+        """As a `chat.completion`, or its chunks."""
+        return ChatAnswer(intake.answer_id, choices, self.chat, intake.served)
+
+
+def moderated_policy(policy: Policy, moderation: Moderation | None, *, guarded: bool) -> Policy:
+    """The policy of a request that asks to be scored, or blocked where it is flagged. Raises BadRequest."""
+    if moderation is None:
+        return policy
+    if not moderation.blocks:
+        return replace(policy, mode=Mode.MONITOR) if guarded and policy.mode is Mode.OFF else policy
+    if not guarded:
+        raise BadRequest(
+            "'moderation.policy.input.mode' is 'block', but this server has no guard.",
+            param="moderation.policy.input.mode",
+        )
+    return replace(policy, mode=Mode.BLOCK)
+
+
+def answer_schema(chat: ChatCompletionRequest, served: Served) -> str | None:
+    """What `response_format` binds the answer to. Raises BadRequest where the engine could make no grammar of it."""
+    if (schema := chat.answer_schema) is None:
+        return None
+    try:
+        served.grammars.compile(schema)
+    except SchemaError as error:
+        param = "response_format" if chat.response_format is None else f"response_format.{chat.response_format.type}"
+        raise BadRequest(f"Invalid value for '{param}': the schema cannot be used: {error}.", param=param) from error
+    return json.dumps(schema)

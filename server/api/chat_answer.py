@@ -1,0 +1,207 @@
+"""OpenAI's chat objects: the whole answer, and the chunks of a stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from server.answer.choices import Choices
+from server.answer.delta import Delta, Kind, joined
+from server.answer.generation import Generation
+from server.answer.logprobs import Entry
+from server.api.answer import finish_reason, moderation_result, usage_of, verdict_headers
+from server.api.chat_request import ChatCompletionRequest
+from server.api.events import DONE, HOLE, Template, event
+from server.api.objects import (
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+    ChatModeration,
+    ChatModerationError,
+    ChatModerationResults,
+    FinishReason,
+    OneLogprob,
+    TokenLogprob,
+)
+from server.api.served import Served
+from server.errors import ApiError
+from server.request import Finish
+
+
+class ChatAnswer:
+    """One chat answer's objects and chunks. What all of them repeat is worked out once.
+
+    A refusal is the content, and `finish_reason` says `content_filter`: so every client shows it, once. Where the
+    client asked for JSON it is OpenAI's own form instead: `content` is null, `refusal` the text, `finish_reason` stop.
+    """
+
+    def __init__(self, answer_id: str, choices: Choices, chat: ChatCompletionRequest, served: Served) -> None:
+        self.choices = choices
+        self._chat = chat
+        self._served = served
+        self._first = choices.generations[0].request  # all choices have its prompt, and its decision
+        self._shown = chat.moderation is not None or self._first.policy.expose_scores
+        self._refuses_apart = chat.answer_schema is not None
+        self._id = answer_id
+        self._created = int(time.time())
+        self._fingerprint = served.fingerprint(self._first.policy)
+        self._templates: dict[Generation, Template] = {}
+        self._refusal_templates: dict[Generation, Template] = {}
+
+    @property
+    def stream(self) -> ChatAnswer | None:
+        """Itself, where chunks are asked for."""
+        return self if self._chat.stream else None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Verdict and score, where the request or the policy asks for them."""
+        return verdict_headers(self._first.decision) if self._shown else {}
+
+    # the whole answer ------------------------------------------------------------------------------------------
+
+    def whole(self) -> ChatCompletion:
+        """The `chat.completion` object."""
+        answer: ChatCompletion = {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._served.name,
+            "system_fingerprint": self._fingerprint,
+            "choices": [self._choice(generation) for generation in self.choices.generations],
+            "usage": usage_of(self.choices),
+        }
+        if self._chat.metadata is not None:
+            answer["metadata"] = self._chat.metadata
+        if self._shown:
+            answer["moderation"] = self._moderation()
+        return answer
+
+    def _choice(self, generation: Generation) -> ChatChoice:
+        deltas = generation.take()
+        text, refusal = joined(deltas, Kind.TEXT), joined(deltas, Kind.REFUSAL)
+        apart = generation.refused and self._refuses_apart
+        if not apart:
+            text = Delta(Kind.TEXT, text.text + refusal.text, [*text.entries, *refusal.entries])
+        return {
+            "index": generation.index,
+            "message": {
+                "role": "assistant",
+                "content": None if apart and not text.text else text.text,
+                "refusal": refusal.text if apart else None,
+            },
+            "logprobs": self._logprobs(text.entries, refusal.entries if apart else None),
+            "finish_reason": self._finish_reason(generation),
+        }
+
+    def _logprobs(self, content: Sequence[Entry] | None, refusal: Sequence[Entry] | None) -> ChatLogprobs | None:
+        """Where the request asks for them."""
+        if not self._chat.logprobs:
+            return None
+        return {
+            "content": None if content is None else [_token_logprob(entry) for entry in content],
+            "refusal": None if refusal is None else [_token_logprob(entry) for entry in refusal],
+        }
+
+    def _finish_reason(self, generation: Generation) -> FinishReason:
+        if self._refuses_apart and generation.finish is Finish.CONTENT_FILTER:
+            return "stop"
+        return finish_reason(generation)
+
+    # the stream ------------------------------------------------------------------------------------------------
+
+    def opening(self) -> bytes:
+        """A chunk for each choice; the first carries the moderation if it is asked for."""
+        chunks = [self._chunk(generation, self._role(generation)) for generation in self.choices.generations]
+        if self._shown:
+            chunks[0]["moderation"] = self._moderation()
+        return b"".join(map(event, chunks))
+
+    def _role(self, generation: Generation) -> ChatDelta:
+        if generation.refused and self._refuses_apart:
+            return {"role": "assistant", "content": None, "refusal": ""}
+        return {"role": "assistant", "content": "", "refusal": None}
+
+    def delta(self, generation: Generation, delta: Delta) -> bytes:
+        """A chunk with a piece of a choice."""
+        if self._chat.logprobs:
+            return event(self._piece(generation, delta))
+        templates = self._templates if delta.kind is Kind.TEXT else self._refusal_templates
+        template = templates.get(generation)
+        if template is None:
+            template = templates[generation] = Template(self._piece(generation, Delta(delta.kind, HOLE)))
+        return template.filled(delta.text)
+
+    def _piece(self, generation: Generation, delta: Delta) -> ChatCompletionChunk:
+        if delta.kind is Kind.REFUSAL and self._refuses_apart:
+            return self._chunk(generation, {"refusal": delta.text}, logprobs=self._logprobs(None, delta.entries))
+        return self._chunk(generation, {"content": delta.text}, logprobs=self._logprobs(delta.entries, None))
+
+    def choice_end(self, generation: Generation) -> bytes:
+        """The chunk that says why a choice ended."""
+        return event(self._chunk(generation, {}, self._finish_reason(generation)))
+
+    def end(self) -> bytes:
+        """Usage, if the request wants it, and `[DONE]`."""
+        if not self._chat.include_usage:
+            return DONE
+        return event({**self._bare_chunk(), "usage": usage_of(self.choices)}) + DONE
+
+    def failed(self, failure: ApiError) -> bytes:
+        """The error object, and `[DONE]`."""
+        return event(failure.body) + DONE
+
+    def _bare_chunk(self) -> ChatCompletionChunk:
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._served.name,
+            "system_fingerprint": self._fingerprint,
+            "choices": [],
+        }
+
+    def _chunk(
+        self,
+        generation: Generation,
+        delta: ChatDelta,
+        finish: FinishReason | None = None,
+        logprobs: ChatLogprobs | None = None,
+    ) -> ChatCompletionChunk:
+        chunk = self._bare_chunk()
+        chunk["choices"] = [{"index": generation.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]
+        if self._chat.include_usage:
+            chunk["usage"] = None
+        return chunk
+
+    # what the guard found --------------------------------------------------------------------------------------
+
+    def _moderation(self) -> ChatModeration:
+        """OpenAI's moderation object. The guard reads the prompt, so there is no result for the output."""
+        return {"input": self._moderated_input(), "output": _error("not_supported", "the guard scores the input only")}
+
+    def _moderated_input(self) -> ChatModerationResults | ChatModerationError:
+        result = moderation_result(self._first)
+        if result is None:
+            return _error("not_scored", "no guard scored this request")
+        model = self._served.name
+        return {
+            "type": "moderation_results",
+            "model": model,
+            "results": [{"type": "moderation_result", "model": model, **result}],
+        }
+
+
+def _token_logprob(entry: Entry) -> TokenLogprob:
+    top = [_one_logprob(token, logprob) for token, logprob in entry.top]
+    return {**_one_logprob(entry.data, entry.logprob), "top_logprobs": top}
+
+
+def _one_logprob(token: bytes, logprob: float) -> OneLogprob:
+    return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
+
+
+def _error(code: str, message: str) -> ChatModerationError:
+    return {"type": "error", "code": code, "message": message}

@@ -1,0 +1,62 @@
+"""What one HTTP request asks for, whichever API it is of: a `Job`, from its validated body to its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from server.answer.choices import Choices
+from server.api.answer import Answer
+from server.api.answer_fields import GuardOptions
+from server.api.served import Served
+from server.media.images import RequestImages
+from server.request import Request
+from server.settings.schema import PolicySettings, Settings
+from steering.policy import Policy
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What a job is done under."""
+
+    served: Served
+    terms: PolicySettings  # what the client's policy says
+    policy: Policy  # the same with what the guard knows, and what the request made of it
+    settings: Settings
+    answer_id: str
+    arrived: float
+
+
+class Job(Protocol):
+    """One request for an answer, validated. The properties cost nothing; `prepare` blocks."""
+
+    prefix: ClassVar[str]  # of the answer's id
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Every model that it names, by the path of the field."""
+
+    @property
+    def guard(self) -> GuardOptions | None:
+        """What it wishes its guard to be."""
+
+    @property
+    def places(self) -> tuple[int, str]:
+        """How many generations it asks for, and the field that says so."""
+
+    @property
+    def stops(self) -> Sequence[str]:
+        """Strings that end an answer."""
+
+    def check(self, intake: Intake) -> None:
+        """Raise ApiError for what this server does not do, or not for this client."""
+
+    def images(self, settings: Settings) -> Mapping[str, str]:
+        """The URL of each image by the path of its field. Raises BadRequest if they are too many."""
+
+    def prepare(self, intake: Intake, images: RequestImages) -> list[Request]:
+        """A request for each generation. Blocks: for worker threads. Raises BadRequest naming field and limit."""
+
+    def answer(self, intake: Intake, choices: Choices) -> Answer:
+        """How the answer is said."""

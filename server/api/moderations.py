@@ -1,0 +1,164 @@
+"""Moderations: texts and images -> the guard's score of each, without generating."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+from pydantic import Discriminator, Field, Tag
+
+from models.sampling import SamplingParams
+from server.answer.choices import Choices
+from server.api.answer import moderation_result
+from server.api.fields import Strict, Text
+from server.api.job import Intake
+from server.api.messages import MAX_PARTS, ImagePart, TextPart
+from server.api.objects import ModerationResult, ModerationsObject
+from server.api.prepare import check_room, requests_of
+from server.api.prompts import Conversation
+from server.api.served import Served
+from server.api.validation import parse
+from server.errors import BadRequest
+from server.media.images import RequestImages
+from server.request import Request
+from server.settings.schema import Settings
+from steering.policy import Mode
+
+MAX_INPUTS = 128
+# OpenAI's categories. The prober was not trained to tell them apart: they are there, and apply to no type of input.
+OPENAI_CATEGORIES = (
+    "harassment",
+    "harassment/threatening",
+    "hate",
+    "hate/threatening",
+    "illicit",
+    "illicit/violent",
+    "self-harm",
+    "self-harm/instructions",
+    "self-harm/intent",
+    "sexual",
+    "sexual/minors",
+    "violence",
+    "violence/graphic",
+)
+
+_Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+def _kind_of_input(value: object) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list):
+        return None
+    return "parts" if value and isinstance(value[0], dict) else "texts"
+
+
+class ModerationRequest(Strict):
+    """The body of `POST /v1/moderations`."""
+
+    input: Annotated[
+        Annotated[Text, Tag("text")]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS), Tag("texts")]
+        | Annotated[list[_Part], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True), Tag("parts")],
+        Discriminator(
+            _kind_of_input,
+            custom_error_type="input",
+            custom_error_message="must be a string, a list of strings or a list of content parts",
+        ),
+    ]
+    model: str | None = None
+
+    @property
+    def inputs(self) -> list[list[TextPart | ImagePart]]:
+        """What gets a result each: every text, or all parts together."""
+        if isinstance(self.input, str):
+            return [[TextPart(type="text", text=self.input)]]
+        texts = [each for each in self.input if isinstance(each, str)]
+        if texts:
+            return [[TextPart(type="text", text=text)] for text in texts]
+        return [[each for each in self.input if not isinstance(each, str)]]
+
+
+@dataclass(frozen=True)
+class ModerationJob:
+    """Inputs to be scored and nothing more."""
+
+    prefix: ClassVar[str] = "modr-"
+    guard: ClassVar[None] = None  # what judges is not the request's to choose
+    stops: ClassVar[Sequence[str]] = ()
+    moderation: ModerationRequest
+
+    @classmethod
+    def of(cls, body: object) -> ModerationJob:
+        """A decoded JSON body as a job. Raises BadRequest naming the first field that is wrong."""
+        return cls(parse(ModerationRequest, body))
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """The model that scores, where it is named."""
+        return {} if self.moderation.model is None else {"model": self.moderation.model}
+
+    @property
+    def places(self) -> tuple[int, str]:
+        """One for each input."""
+        return len(self.moderation.inputs), "input"
+
+    def check(self, intake: Intake) -> None:
+        """Raise BadRequest where nothing can be scored."""
+        if intake.served.layer is None:
+            raise BadRequest("This server has no guard, so nothing can be scored.", code="no_guard")
+
+    def images(self, settings: Settings) -> Mapping[str, str]:
+        """The URLs of all inputs' images. Raises BadRequest if they are too many."""
+        return {
+            param: url
+            for parts in self.moderation.inputs
+            for param, url in Conversation.of_input(parts).image_urls(settings).items()
+        }
+
+    def prepare(self, intake: Intake, images: RequestImages) -> list[Request]:
+        """A request without a token for each input. Raises BadRequest."""
+        conversations = [Conversation.of_input(parts) for parts in self.moderation.inputs]
+        prompts = [conversation.prompt(intake.served, intake.settings, images) for conversation in conversations]
+        for prompt in prompts:
+            check_room(prompt, intake.served, "input")
+        scored = replace(intake, policy=replace(intake.policy, mode=Mode.MONITOR))
+        return requests_of(scored, [(prompt, 0) for prompt in prompts], 1, SamplingParams.GREEDY)
+
+    def answer(self, intake: Intake, choices: Choices) -> ModerationAnswer:
+        """As OpenAI's moderations object."""
+        return ModerationAnswer(intake.answer_id, choices, intake.served)
+
+
+class ModerationAnswer:
+    """The answer to a moderation request: a result for each input."""
+
+    stream: ClassVar[None] = None
+
+    def __init__(self, answer_id: str, choices: Choices, served: Served) -> None:
+        self.choices = choices
+        self.headers: dict[str, str] = {}
+        self._id = answer_id
+        self._served = served
+
+    def whole(self) -> ModerationsObject:
+        """The moderations object."""
+        results = [moderation_result(generation.request) for generation in self.choices.generations]
+        return {
+            "id": self._id,
+            "model": self._served.name,
+            "results": [_with_openai_s(each) for each in results if each],
+        }
+
+
+def _with_openai_s(result: ModerationResult) -> ModerationResult:
+    return {
+        "flagged": result["flagged"],
+        "categories": {**dict.fromkeys(OPENAI_CATEGORIES, False), **result["categories"]},
+        "category_scores": {**dict.fromkeys(OPENAI_CATEGORIES, 0.0), **result["category_scores"]},
+        "category_applied_input_types": {
+            **{category: [] for category in OPENAI_CATEGORIES},
+            **result["category_applied_input_types"],
+        },
+    }

@@ -1,0 +1,38 @@
+"""What every route for answers does with one HTTP request: read, admit, prepare, generate, respond."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from time import monotonic
+
+from fastapi import Request as HttpRequest
+from starlette.responses import Response
+
+from server.answer.deadline import Deadline
+from server.api.job import Intake, Job
+from server.http.streaming import respond, unless_gone
+from server.service import Service
+
+
+async def exchange(service: Service, http: HttpRequest, job_of: Callable[[object], Job]) -> Response:
+    """One request's answer; `job_of` validates its body. Raises ApiError, ClientGone."""
+    arrived, settings = monotonic(), service.settings
+    with service.admission(http) as admission:
+        job = job_of(await service.body(http))
+        for param, model in job.models.items():
+            service.check_model(model, param)
+        served = service.require_served()
+        policy = admission.policy(job.guard, served)
+        admission.widen(*job.places)
+        answer_id = job.prefix + secrets.token_hex(16)
+        intake = Intake(served, admission.terms, policy, settings, answer_id, arrived)
+        job.check(intake)
+        deadline = Deadline.of(http, arrived, settings.request_seconds)
+        choices = await unless_gone(http.receive, service.accept(admission, job, intake, deadline))
+    return await respond(
+        http,
+        job.answer(intake, choices),
+        stall_seconds=settings.stall_seconds,
+        keep_alive_seconds=settings.keep_alive_seconds,
+    )
