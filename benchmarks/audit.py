@@ -11,16 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from models.inputs import Prompt
-from models.sampling import RowSampler, SamplingParams
+from models.sampling import SamplingParams
 from server.access.keys import Clients
 from server.answer.choices import Choices
 from server.answer.pipeline import Pipeline
 from server.answer.text_decoder import TextDecoder
+from server.engine.wire import Parcel
 from server.record.audit.log import AuditLog
 from server.record.audit.sinks import make_sink
 from server.record.call import Call
 from server.record.describe import record_of
-from server.request import Finish, Request
+from server.request import Ask, Finish, Request
 from server.settings.schema import AuditSettings, Settings
 from server.watch.metrics import Metrics
 from steering.policy import Decision, Mode, Policy, Verdict
@@ -33,10 +34,10 @@ def ended_call() -> Call:
     """A call as it is when its answer has been sent."""
     prompt = Prompt(list(range(200)), {}, 50)
     policy = Policy("default", Mode.STEER, 0.5, 1.0, "No.")
-    request = Request("chatcmpl-0.0", prompt, RowSampler(SamplingParams.GREEDY, prompt.ids), 64, policy)
+    request = Request(Ask("chatcmpl-0.0", prompt, SamplingParams.GREEDY, 64, policy))
     request.decision = Decision(Verdict.PASS, 0.25, 0.0)
     decoder = TextDecoder(byte_tokenizer())
-    choices = Choices([request], None, lambda _: Pipeline(decoder), Metrics())  # type: ignore[arg-type]
+    choices = Choices(Parcel([request]), None, lambda _: Pipeline(decoder), Metrics())  # type: ignore[arg-type]
     choices.generations[0].close(Finish.STOP)
     call = Call("req-" + "0" * 32, route="POST /v1/chat/completions", status=200, choices=choices, policy=policy)
     call.client = Clients(Settings()).authenticate(None)

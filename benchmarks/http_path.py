@@ -13,7 +13,6 @@ import cProfile
 import pstats
 import sys
 from bisect import bisect
-from collections.abc import Sequence
 from itertools import cycle
 from statistics import median
 from time import monotonic, process_time
@@ -29,7 +28,9 @@ from transformers import PreTrainedTokenizerFast
 
 from models.demo import CHECKPOINT
 from server.cli.main import listen
-from server.engine.client import Deliver, Inputs
+from server.engine.host import Inputs
+from server.engine.live import Deliver
+from server.engine.wire import Parcel
 from server.http.server import HttpServer
 from server.request import Event, Finish, Request
 from server.settings.schema import Settings
@@ -63,9 +64,9 @@ class SteadyRunner(ScriptedRunner):
         """Requests that are not at their end."""
         return len(self._speaking)
 
-    def submit(self, requests: Sequence[Request], deliver: Deliver) -> None:
+    def submit(self, parcel: Parcel, deliver: Deliver) -> None:
         """Take requests, and begin once all streams are there."""
-        for request in requests:
+        for request in parcel.requests:
             request.timings.scheduled = monotonic()
             request.decision = Decision(Verdict.PASS, 0.25, 0.0)
             self._speaking[request.id] = request, deliver

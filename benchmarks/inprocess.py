@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from models.inputs import Prompt
-from models.sampling import RowSampler, SamplingParams
-from server.engine.engine import Engine
+from models.sampling import SamplingParams
+from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
-from server.request import Request
+from server.request import Ask, Request
 from steering.policy import Mode, Policy
 
 OFF = Policy("default", Mode.OFF, threshold=1.0, eps=0.0, refusal="")
@@ -27,28 +27,24 @@ OFF = Policy("default", Mode.OFF, threshold=1.0, eps=0.0, refusal="")
 class EngineRun:
     """An engine, and greedy requests given to it directly."""
 
-    engine: Engine
+    engine: OwnEngine
     policy: Policy = OFF
     _numbers: count[int] = field(default_factory=count)
 
     @classmethod
     def of(cls, backbone: Any, guard: Any = None, policy: Policy = OFF) -> EngineRun:  # noqa: ANN401
         """An engine that takes prompts of any length in one step."""
-        return cls(Engine(backbone, guard, Scheduler(backbone.max_rows, prefill_tokens=2**30)), policy)
+        return cls(OwnEngine(backbone, guard, Scheduler(backbone.max_rows, prefill_tokens=2**30)), policy)
 
-    def submit(self, prompts: Sequence[Prompt], tokens: int) -> list[Request]:
+    def submit(self, prompts: Sequence[Prompt], tokens: int) -> Sequence[Request]:
         """Queue requests."""
-        requests = [
-            Request(
-                str(next(self._numbers)), prompt, RowSampler(SamplingParams.GREEDY, prompt.ids), tokens, self.policy
-            )
-            for prompt in prompts
-        ]
+        asks = [Ask(str(next(self._numbers)), each, SamplingParams.GREEDY, tokens, self.policy) for each in prompts]
+        requests = self.engine.prepare(asks)
         for request in requests:
-            self.engine.scheduler.add(request)
+            self.engine.add(request)
         return requests
 
-    def start(self, prompts: Sequence[Prompt], tokens: int) -> list[Request]:
+    def start(self, prompts: Sequence[Prompt], tokens: int) -> Sequence[Request]:
         """Queue requests and step until each has its first token."""
         requests = self.submit(prompts, tokens)
         while not all(request.output_ids for request in requests):
@@ -66,7 +62,7 @@ class EngineRun:
         """Seconds from the first prompt to the last token of all."""
         requests = self.submit(prompts, tokens)
         begun = perf_counter()
-        while not self.engine.scheduler.idle:
+        while not self.engine.idle:
             self.engine.step()
         seconds = perf_counter() - begun
         assert all(len(request.output_ids) == tokens for request in requests), "an answer ended early"

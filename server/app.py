@@ -26,7 +26,7 @@ from server.record.call import Call, call_of
 from server.record.tracing import Tracing
 from server.routes import chat, completions, models, moderations, operations, tokens
 from server.routes.authentication import authentication
-from server.service import Runner, Service
+from server.service import EngineClient, Service
 from server.settings.schema import Settings
 from server.watch.logs import request_id
 
@@ -37,19 +37,19 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 def create_app(
     settings: Settings,
-    runner: Runner,
+    engine: EngineClient,
     *,
     name: str,
     images: Images | None = None,
     sink: Sink | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The application over a runner that its lifespan starts and stops.
+    """The application over an engine that its lifespan starts and stops.
 
     `name`: the served model's. `sink`: where audit records go, as `settings.audit` says.
     `tracing`: where spans go.
     """
-    service = Service(settings, runner, name, images, sink, tracing)
+    service = Service(settings, engine, name, images, sink, tracing)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

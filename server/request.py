@@ -1,4 +1,4 @@
-"""The nouns of a generation: `Request`, its `Timings`, and the `Event`s that leave the engine. Holds no torch."""
+"""The nouns of a generation: an `Ask`, the `Request` that it becomes, an engine's `Event`s. Holds no torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from models.backbone import Row
     from models.inputs import Prompt
-    from models.sampling import Logprobs, RowSampler
-    from server.engine.wire import Parcel
+    from models.sampling import Logprobs, SamplingParams
     from steering.policy import Decision, Policy, ShadowDecision
 
 
@@ -60,37 +58,64 @@ class Timings:
     guard_seconds: float = 0.0
 
 
-@dataclass(eq=False)
-class Request:
-    """One generation, from admission to its one terminal event. All per-request state is here.
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """What is wanted of an engine: one generation. Several choices of an answer are several of these, with one prompt.
 
-    An HTTP request that asks for several choices is several of these, with one prompt between them.
+    `leader`: the id of the first ask for the same prompt and answer, whose decision holds for this one too.
     """
 
     id: str
     prompt: Prompt
-    sampler: RowSampler
+    params: SamplingParams
     max_tokens: int
     policy: Policy
-    schema: str | None = None  # JSON schema that the answer follows: what the sampler's grammar is made of
-    leader: Request | None = None  # the first request of the same prompt and answer, whose decision holds for this one
-    parcel: Parcel | None = None  # with the first of those submitted together: all of them, packed and not yet sent
-    row: Row | None = None
+    schema: str | None = None  # JSON schema that the answer follows
+    leader: str | None = None
+    arrived: float = field(default_factory=monotonic)  # seconds of the monotonic clock
+
+
+@dataclass(eq=False)
+class Request:
+    """What has become of an ask, from admission to its one terminal event. All of a request's state is here.
+
+    An engine has its own of these, the HTTP process another: it holds what the engine has told.
+    """
+
+    ask: Ask
     output_ids: list[int] = field(default_factory=list)
     decision: Decision | None = None
     shadow: ShadowDecision | None = None  # never acted upon
-    cached_tokens: int | None = None  # of the prompt, which the cache knew when the request first ran
-    timings: Timings = field(default_factory=Timings)
+    cached_tokens: int | None = None  # of the prompt, which the engine knew when the request first ran
+    timings: Timings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.timings = Timings(arrived=self.ask.arrived)
 
     @property
-    def pending(self) -> int:
-        """Tokens to compute before the next one can be chosen."""
-        return len(self.prompt.ids) + len(self.output_ids) if self.row is None else self.row.pending
+    def id(self) -> str:
+        """The ask's id."""
+        return self.ask.id
 
     @property
-    def eps(self) -> float:
-        """Steering strength of this row, 0 where it is not steered."""
-        return self.decision.eps if self.decision else 0.0
+    def prompt(self) -> Prompt:
+        """The ask's prompt; without its images' tensors in the HTTP process, once they have left it."""
+        return self.ask.prompt
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of the answer; 0 where only a score is wanted."""
+        return self.ask.max_tokens
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that it is served under."""
+        return self.ask.policy
+
+    @property
+    def leader(self) -> str | None:
+        """The id of the first request of the same prompt and answer; None where this is it."""
+        return self.ask.leader
 
 
 @dataclass(frozen=True, slots=True)

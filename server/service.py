@@ -21,8 +21,10 @@ from server.answer.pipeline import Pipeline
 from server.api.answer_fields import GuardOptions
 from server.api.job import Intake, Job
 from server.api.served import Served
-from server.engine.client import Model, NotReady, QueueFull
-from server.engine.wire import Load
+from server.engine.client import NotReady, QueueFull
+from server.engine.host import Model
+from server.engine.protocol import Load
+from server.engine.wire import Parcel
 from server.errors import (
     ApiError,
     AuditUnavailable,
@@ -40,7 +42,7 @@ from server.record.audit.sink import Sink
 from server.record.call import Call, call_of
 from server.record.describe import record_of
 from server.record.tracing import Tracing
-from server.request import Request
+from server.request import Ask, Request
 from server.settings.schema import DEFAULT_POLICY, PolicySettings, Settings
 from server.watch.metrics import Metrics
 from steering.policy import Policy, PolicyError
@@ -48,8 +50,8 @@ from steering.policy import Policy, PolicyError
 T = TypeVar("T")
 
 
-class Runner(Submits, Protocol):
-    """What the application needs of a `Runner`."""
+class EngineClient(Submits, Protocol):
+    """What the application needs of an `EngineClient`."""
 
     model: Model | None
     load: Load
@@ -76,8 +78,8 @@ class Runner(Submits, Protocol):
     async def stop(self) -> None:
         """End what lives, then the engine."""
 
-    def pack(self, requests: Sequence[Request]) -> None:
-        """Make requests ready to be submitted, in a worker thread."""
+    def pack(self, asks: Sequence[Ask]) -> Parcel:
+        """Requests for asks, ready to be submitted; for worker threads."""
 
 
 class Admission:
@@ -127,14 +129,14 @@ class Service:
     def __init__(
         self,
         settings: Settings,
-        runner: Runner,
+        engine: EngineClient,
         name: str,
         images: Images | None = None,
         sink: Sink | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         self.rules = Rules.of(settings)
-        self.runner = runner
+        self.engine = engine
         self.tracing = tracing
         self.name = name
         self.metrics = Metrics()
@@ -171,8 +173,8 @@ class Service:
     @property
     def served(self) -> Served | None:
         """The model, once it is loaded."""
-        if self._served is None and self.runner.model is not None:
-            self._served = Served.of(self.runner.model, self.name)
+        if self._served is None and self.engine.model is not None:
+            self._served = Served.of(self.engine.model, self.name)
             self._tell(self._served)
         return self._served
 
@@ -200,26 +202,26 @@ class Service:
 
     def _ready(self) -> bool:
         recorded = self.audit is None or self.audit.refuses is None
-        return self.runner.ready and self.served is not None and recorded
+        return self.engine.ready and self.served is not None and recorded
 
     def _running(self) -> int:
-        return self.runner.load.running
+        return self.engine.load.running
 
     def _waiting(self) -> int:
-        return max(0, self.runner.live - self._running())
+        return max(0, self.engine.live - self._running())
 
     def _cache_usage(self) -> float:
-        return self.runner.load.cache_usage
+        return self.engine.load.cache_usage
 
     def start(self) -> None:
         """Begin to load the model, and to write the audit log."""
         if self.audit is not None:
             self.audit.start()
-        self.runner.start()
+        self.engine.start()
 
     async def stop(self) -> None:
         """End what lives, let the worker threads end, and write the last records."""
-        await self.runner.stop()
+        await self.engine.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.images.close()
         if self.audit is not None:
@@ -269,14 +271,14 @@ class Service:
 
     def require_served(self) -> Served:
         """The model; raises Unavailable while there is none."""
-        if not self.runner.ready or (served := self.served) is None:
+        if not self.engine.ready or (served := self.served) is None:
             raise self.unavailable()
         return served
 
     def unavailable(self) -> Unavailable:
         """Why no request is accepted now. The connection closes: the next one may lead to a server that is ready."""
         return Unavailable(
-            f"The server is not ready: {self.runner.state}.",
+            f"The server is not ready: {self.engine.state}.",
             code="not_ready",
             headers={"retry-after": "1", "connection": "close"},
         )
@@ -320,10 +322,10 @@ class Service:
 
     def hold(self, places: int) -> None:
         """Hold more places, or less. Raises TooManyRequests, and holds no more, if there are not as many."""
-        if places > 0 and self._held + self.runner.live + places > self.settings.max_live:
+        if places > 0 and self._held + self.engine.live + places > self.settings.max_live:
             raise TooManyRequests(
-                f"{self._held + self.runner.live} of at most {self.settings.max_live} requests are running or waiting.",
-                retry_after=self.runner.retry_after,
+                f"{self._held + self.engine.live} of at most {self.settings.max_live} requests are running or waiting.",
+                retry_after=self.engine.retry_after,
             )
         self._held += places
 
@@ -357,11 +359,11 @@ class Service:
         """What a job prepares in a worker thread, accepted by the engine, all or none. Raises ApiError."""
         call = admission.call
         prepare = partial(self._packed, job, intake)
-        requests = await self.prepared(admission, job.images(intake.settings), prepare, deadline)
-        self._reserve(call, requests)
+        parcel = await self.prepared(admission, job.images(intake.settings), prepare, deadline)
+        self._reserve(call, parcel.requests)
         pipeline = partial(Pipeline.of, decoder=intake.served.decoder, stops=job.stops)
         keep = self.audit is not None and self.audit.content
-        choices = Choices(requests, self.runner, pipeline, self.metrics, keep=keep)
+        choices = Choices(parcel, self.engine, pipeline, self.metrics, keep=keep)
         try:
             choices.start(deadline)
         except NotReady:
@@ -378,10 +380,8 @@ class Service:
             call.describe(images.fetched, keep=self.audit.content)
         return prepare(images)
 
-    def _packed(self, job: Job, intake: Intake, images: RequestImages) -> Sequence[Request]:
-        requests = job.prepare(intake, images)
-        self.runner.pack(requests)
-        return requests
+    def _packed(self, job: Job, intake: Intake, images: RequestImages) -> Parcel:
+        return self.engine.pack(job.prepare(intake, images))
 
     def _reserve(self, call: Call, requests: Sequence[Request]) -> None:
         """Hold as many tokens as the answer can take. Raises RateLimited."""

@@ -12,7 +12,8 @@ from server.answer.deadline import Deadline
 from server.answer.delta import Delta
 from server.answer.generation import Generation
 from server.answer.pipeline import Pipeline
-from server.engine.client import Deliver
+from server.engine.live import Deliver
+from server.engine.wire import Parcel
 from server.errors import ApiError, BadRequest, ServerFault, Unavailable
 from server.request import EngineFailed, Event, Finish, GrammarFailed, Request
 from server.watch.metrics import Metrics
@@ -26,10 +27,10 @@ Update = tuple[Generation, Delta | None]  # a delta of a choice; None: the choic
 
 
 class Submits(Protocol):
-    """What is needed of a `Runner`."""
+    """What is needed of an `EngineClient`."""
 
-    def submit(self, requests: Sequence[Request], deliver: Deliver) -> None:
-        """Accept all requests or none. Raises NotReady, QueueFull."""
+    def submit(self, parcel: Parcel, deliver: Deliver) -> None:
+        """Accept all of a parcel's requests or none. Raises NotReady, QueueFull."""
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step."""
@@ -43,18 +44,20 @@ class Choices:
 
     def __init__(
         self,
-        requests: Sequence[Request],
+        parcel: Parcel,
         engine: Submits,
         pipeline: Callable[[Request], Pipeline],
         metrics: Metrics,
         *,
         keep: bool = False,
     ) -> None:
+        requests = parcel.requests
         assert requests, "an answer has at least one choice"
         self.generations = [
             Generation(index, request, pipeline(request), metrics, keep=keep) for index, request in enumerate(requests)
         ]
         self.failure: ApiError | None = None  # what the client is told if this ended without an answer
+        self._parcel: Parcel | None = parcel  # until it is submitted
         self._engine = engine
         self._metrics = metrics
         self._by_request = dict(zip(requests, self.generations, strict=True))
@@ -67,7 +70,9 @@ class Choices:
 
     def start(self, deadline: Deadline | None = None) -> None:
         """Hand the requests to the engine; the deadline ends what lives then. Raises NotReady, QueueFull."""
-        self._engine.submit([generation.request for generation in self.generations], self._deliver)
+        assert self._parcel is not None, "an answer is begun once"
+        self._engine.submit(self._parcel, self._deliver)
+        self._parcel = None
         if deadline is not None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(0.0, deadline.left), self._fail, deadline.exceeded(), Finish.TIMEOUT)

@@ -36,7 +36,7 @@ class Pipeline:
     @classmethod
     def of(cls, request: Request, decoder: TextDecoder, stops: Sequence[str]) -> Pipeline:
         """The stages that a request's answer passes."""
-        return cls(decoder, stops, logprobs=request.sampler.params.logprobs is not None)
+        return cls(decoder, stops, logprobs=request.ask.params.logprobs is not None)
 
     @property
     def stopped(self) -> bool:

@@ -13,12 +13,12 @@ from server.api.answer_fields import GuardOptions
 from server.api.chat_answer import ChatAnswer
 from server.api.chat_request import ChatCompletionRequest, Moderation, parse_chat_request
 from server.api.job import Intake
-from server.api.prepare import answer_limit, requests_of, sampling_params
+from server.api.prepare import answer_limit, asks_of, sampling_params
 from server.api.prompts import Conversation
 from server.api.served import Served
 from server.errors import BadRequest
 from server.media.images import RequestImages
-from server.request import Request
+from server.request import Ask
 from server.settings.schema import Settings
 from steering.policy import Mode, Policy
 
@@ -63,7 +63,7 @@ class ChatJob:
         """The URLs of the images in all messages. Raises BadRequest if they are too many."""
         return Conversation(self.chat.messages).image_urls(settings)
 
-    def prepare(self, intake: Intake, images: RequestImages) -> list[Request]:
+    def prepare(self, intake: Intake, images: RequestImages) -> list[Ask]:
         """One request for each choice of the one prompt. Raises BadRequest naming the field and the limit."""
         chat, served, settings = self.chat, intake.served, intake.settings
         sampling = sampling_params(chat, served)
@@ -71,7 +71,7 @@ class ChatJob:
         schema = answer_schema(chat, served)
         prompt = Conversation(chat.messages).prompt(served, settings, images)
         limit = answer_limit(chat, prompt, served, settings.default_max_tokens, "messages")
-        return requests_of(replace(intake, policy=policy), [(prompt, limit)], chat.choices, sampling, schema)
+        return asks_of(replace(intake, policy=policy), [(prompt, limit)], chat.choices, sampling, schema)
 
     def answer(self, intake: Intake, choices: Choices) -> ChatAnswer:
         """As a `chat.completion`, or its chunks."""

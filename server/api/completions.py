@@ -19,13 +19,13 @@ from server.api.events import DONE, HOLE, Template, event
 from server.api.fields import INT64, NotSupported, Text
 from server.api.job import Intake
 from server.api.objects import Completion, CompletionChoice, CompletionLogprobs
-from server.api.prepare import answer_limit, requests_of, sampling_params
+from server.api.prepare import answer_limit, asks_of, sampling_params
 from server.api.prompts import text_prompt
 from server.api.served import Served
 from server.api.validation import parse
 from server.errors import ApiError, BadRequest
 from server.media.images import RequestImages
-from server.request import Request
+from server.request import Ask
 from server.settings.schema import Settings
 
 MAX_PROMPTS = 128
@@ -132,13 +132,13 @@ class CompletionJob:
         """A completion has none."""
         return {}
 
-    def prepare(self, intake: Intake, images: RequestImages) -> list[Request]:  # noqa: ARG002
+    def prepare(self, intake: Intake, images: RequestImages) -> list[Ask]:  # noqa: ARG002
         """The choices of the first prompt, then those of the next. Raises BadRequest naming the field and the limit."""
         completion, served = self.completion, intake.served
         sampling = sampling_params(completion, served)
         prompts = [text_prompt(each, served, intake.settings) for each in completion.prompts]
         limits = [answer_limit(completion, prompt, served, DEFAULT_TOKENS, "prompt") for prompt in prompts]
-        return requests_of(intake, zip(prompts, limits, strict=True), completion.choices, sampling)
+        return asks_of(intake, zip(prompts, limits, strict=True), completion.choices, sampling)
 
     def answer(self, intake: Intake, choices: Choices) -> CompletionAnswer:
         """As a `text_completion`, or several of them."""

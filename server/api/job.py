@@ -11,7 +11,7 @@ from server.api.answer import Answer
 from server.api.answer_fields import GuardOptions
 from server.api.served import Served
 from server.media.images import RequestImages
-from server.request import Request
+from server.request import Ask
 from server.settings.schema import PolicySettings, Settings
 from steering.policy import Policy
 
@@ -55,7 +55,7 @@ class Job(Protocol):
     def images(self, settings: Settings) -> Mapping[str, str]:
         """The URL of each image by the path of its field. Raises BadRequest if they are too many."""
 
-    def prepare(self, intake: Intake, images: RequestImages) -> list[Request]:
+    def prepare(self, intake: Intake, images: RequestImages) -> list[Ask]:
         """A request for each generation. Blocks: for worker threads. Raises BadRequest naming field and limit."""
 
     def answer(self, intake: Intake, choices: Choices) -> Answer:

@@ -15,13 +15,13 @@ from server.api.fields import Strict, Text
 from server.api.job import Intake
 from server.api.messages import MAX_PARTS, ImagePart, TextPart
 from server.api.objects import ModerationResult, ModerationsObject
-from server.api.prepare import check_room, requests_of
+from server.api.prepare import asks_of, check_room
 from server.api.prompts import Conversation
 from server.api.served import Served
 from server.api.validation import parse
 from server.errors import BadRequest
 from server.media.images import RequestImages
-from server.request import Request
+from server.request import Ask
 from server.settings.schema import Settings
 from steering.policy import Mode
 
@@ -117,14 +117,14 @@ class ModerationJob:
             for param, url in Conversation.of_input(parts).image_urls(settings).items()
         }
 
-    def prepare(self, intake: Intake, images: RequestImages) -> list[Request]:
+    def prepare(self, intake: Intake, images: RequestImages) -> list[Ask]:
         """A request without a token for each input. Raises BadRequest."""
         conversations = [Conversation.of_input(parts) for parts in self.moderation.inputs]
         prompts = [conversation.prompt(intake.served, intake.settings, images) for conversation in conversations]
         for prompt in prompts:
             check_room(prompt, intake.served, "input")
         scored = replace(intake, policy=replace(intake.policy, mode=Mode.MONITOR))
-        return requests_of(scored, [(prompt, 0) for prompt in prompts], 1, SamplingParams.GREEDY)
+        return asks_of(scored, [(prompt, 0) for prompt in prompts], 1, SamplingParams.GREEDY)
 
     def answer(self, intake: Intake, choices: Choices) -> ModerationAnswer:
         """As OpenAI's moderations object."""

@@ -1,4 +1,4 @@
-"""Prompts and the fields of an answer -> the engine's `Request`s: limits, sampling. Blocks: for worker threads."""
+"""Prompts and the fields of an answer -> the engine's `Ask`s: limits, sampling. Blocks: for worker threads."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from collections.abc import Iterable
 from typing import Any
 
 from models.inputs import Prompt
-from models.sampling import RowSampler, SamplingParams
+from models.sampling import SamplingParams
 from server.api.answer_fields import AnswerFields
 from server.api.job import Intake
 from server.api.served import Served
 from server.errors import BadRequest, ContextLengthExceeded
-from server.request import Request, Timings
+from server.request import Ask
 
 
-def requests_of(
+def asks_of(
     intake: Intake,
     prompts: Iterable[tuple[Prompt, int]],
     choices: int,
     sampling: SamplingParams,
     schema: str | None = None,
-) -> list[Request]:
+) -> list[Ask]:
     """The choices of every prompt, each with its limit of tokens; those of one share it, and the decision on it."""
-    requests: list[Request] = []
+    asks: list[Ask] = []
     for prompt, max_tokens in prompts:
-        leader: Request | None = None
-        for choice in range(choices):
-            request = Request(
-                id=f"{intake.answer_id}.{len(requests)}",
+        leader: str | None = None
+        for _ in range(choices):
+            ask = Ask(
+                id=f"{intake.answer_id}.{len(asks)}",
                 prompt=prompt,
-                sampler=RowSampler(sampling.of_choice(len(requests)), prompt.ids),
+                params=sampling.of_choice(len(asks)),
                 max_tokens=max_tokens,
                 policy=intake.policy,
                 schema=schema,
                 leader=leader,
-                timings=Timings(arrived=intake.arrived),
+                arrived=intake.arrived,
             )
-            leader = request if choice == 0 else leader
-            requests.append(request)
-    return requests
+            leader = leader or ask.id
+            asks.append(ask)
+    return asks
 
 
 def check_room(prompt: Prompt, served: Served, field: str) -> int:

@@ -16,7 +16,7 @@ from steering.policy import Calibrated, Policy
 if TYPE_CHECKING:
     from models.backbone import BackboneInfo
     from models.inputs import InputBuilder
-    from server.engine.client import Model
+    from server.engine.host import Model
 
 
 def server_version() -> str:

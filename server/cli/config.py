@@ -11,7 +11,7 @@ from pydantic import BaseModel, SecretStr
 
 from server.cli.console import EXIT_MISTAKE, mistake
 from server.cli.options import with_settings
-from server.engine.launch import Plan
+from server.engine.launch import LaunchSpec
 from server.settings.schema import ShadowSettings
 from server.settings.sources import ConfigError, Loaded, load_settings
 
@@ -39,7 +39,7 @@ def _check_policies(loaded: Loaded) -> str:
     from steering.manifest import BundleError, load_manifest
     from steering.policy import PolicyError
 
-    guard = Plan.of(loaded.settings).guard
+    guard = LaunchSpec.of(loaded.settings).guard
     if guard is not None and not guard.exists():
         return f"its policies are not checked, for the guard bundle {guard} is not here"
     try:

@@ -24,7 +24,7 @@ from server.cli.evaluate import app as evaluation
 from server.cli.fit import app as fitting
 from server.cli.keys import app as keys_commands
 from server.cli.options import with_settings
-from server.engine.launch import Plan, explains_itself
+from server.engine.launch import LaunchSpec, explains_itself
 from server.engine.process import EngineProcess
 from server.record.audit.sink import Sink, SinkError
 from server.record.audit.sinks import make_sink
@@ -36,7 +36,7 @@ from server.watch.logs import configure
 
 if TYPE_CHECKING:
     from server.api.served import Served
-    from server.engine.client import Inputs
+    from server.engine.host import Inputs
     from steering.policy import Policy
 
 app = typer.Typer(
@@ -78,13 +78,13 @@ def serve(options: dict[str, object], config: Path | None) -> None:
     except (ConfigError, SinkError, TracingError) as error:
         mistake(error)
     configure(settings.log_format, access=settings.access_log)
-    plan = Plan.of(settings)
+    spec = LaunchSpec.of(settings)
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
         mistake(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
     with listener:
-        _serve(settings, load, plan, sink, tracing, listener)
+        _serve(settings, load, spec, sink, tracing, listener)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -96,28 +96,28 @@ def listen(host: str, port: int) -> socket.socket:
 def _serve(
     settings: Settings,
     load: Callable[[], Loaded],
-    plan: Plan,
+    spec: LaunchSpec,
     sink: Sink | None,
     tracing: Tracing | None,
     listener: socket.socket,
 ) -> None:
     """Run until a signal; exits with 2 if the model does not load."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
-    engine = EngineProcess(plan)  # it loads while this process imports what it serves with
+    host = EngineProcess(spec)  # it loads while this process imports what it serves with
     from server.access.policies import make_policies
     from server.app import create_app
-    from server.engine.client import Runner
+    from server.engine.client import EngineClient
     from server.http.server import HttpServer
     from server.reload import reload
 
-    runner = Runner(
-        engine,
-        lambda: _inputs(plan),
+    client = EngineClient(
+        host,
+        lambda: _inputs(spec),
         max_live=settings.max_live,
         step_seconds=settings.step_seconds,
         check=lambda facts: make_policies(settings, facts.guard),
     )
-    application = create_app(settings, runner, name=plan.name, sink=sink, tracing=tracing)
+    application = create_app(settings, client, name=spec.name, sink=sink, tracing=tracing)
     service = application.state.service
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -129,7 +129,7 @@ def _serve(
 
     server = HttpServer(
         application,
-        runner,
+        client,
         settings,
         announce=ready,
         reload=lambda: reload(service, load),
@@ -142,12 +142,12 @@ def _serve(
         mistake(failure)
 
 
-def _inputs(plan: Plan) -> Inputs:
+def _inputs(spec: LaunchSpec) -> Inputs:
     """What this process needs of the model."""
     import torch
 
     torch.set_num_threads(1)  # the cores are the engine's, and images are prepared side by side as it is
-    return plan.load_inputs()
+    return spec.load_inputs()
 
 
 def announce(served: Served, policy: Policy, url: str, form: LogFormat) -> None:

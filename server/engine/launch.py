@@ -11,14 +11,14 @@ from server.settings.schema import LogFormat, Settings, ShadowSettings
 
 if TYPE_CHECKING:
     from models.backbone import Backbone
-    from server.engine.client import Inputs
-    from server.engine.engine import Engine
+    from server.engine.host import Inputs
+    from server.engine.own import OwnEngine
 
 DEMO_NAME = "autosteer-demo"
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchSpec:
     """What is to be loaded, and how it is run: all that the engine's process is told of the settings.
 
     `guard` None: none. `threads` None: as many as torch takes.
@@ -43,7 +43,7 @@ class Plan:
     log_format: LogFormat
 
     @classmethod
-    def of(cls, settings: Settings) -> Plan:
+    def of(cls, settings: Settings) -> LaunchSpec:
         """The bundled demo model and its guard where the settings name no model."""
         from models import demo
 
@@ -70,14 +70,14 @@ class Plan:
             log_format=settings.log_format,
         )
 
-    def load(self) -> Engine:
+    def load(self) -> OwnEngine:
         """Load model and guard; for the engine's process. Raises LoadError, BundleError, PolicyError."""
         # On a CPU every length of a batch of prompts makes kernels of its own. The default keeps 1,024 of them, which
         # fills up slowly and looks like a leak (150 MB with the demo model); these do for all sizes of a decode step.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
         _quiet_libraries(self.log_format)
         from models.load import load_backbone
-        from server.engine.engine import Engine
+        from server.engine.own import OwnEngine
         from server.engine.scheduler import Scheduler
         from server.engine.shadow import load_shadow
         from steering.bundle import load_guard
@@ -98,13 +98,13 @@ class Plan:
             backbone.capture()
         guard = None if self.guard is None else load_guard(self.guard, backbone.info)
         shadow = None if self.shadow is None else load_shadow(self.shadow, guard, backbone.info)
-        return Engine(backbone, guard, Scheduler(self.max_rows, self.prefill_tokens, self.prefill_slowdown), shadow)
+        return OwnEngine(backbone, guard, Scheduler(self.max_rows, self.prefill_tokens, self.prefill_slowdown), shadow)
 
     def load_inputs(self) -> Inputs:
         """Load what prompts and texts are made with; for the HTTP process. Raises LoadError."""
         _quiet_libraries(self.log_format)
         from models.load import load_inputs
-        from server.engine.client import Inputs
+        from server.engine.host import Inputs
 
         return Inputs(*load_inputs(self.model, self.revision, image_memory_bytes=self.image_cache_mib * 2**20))
 
@@ -121,12 +121,12 @@ def explains_itself(error: BaseException) -> bool:
 SMALL_MODEL = 8_000_000  # parameters: below, threads cost more to bring together than they save
 
 
-def set_threads(plan: Plan, backbone: Backbone) -> None:
+def set_threads(spec: LaunchSpec, backbone: Backbone) -> None:
     """How many threads a step computes with. Where nothing says it one for a small model, else torch decides."""
     import torch
 
-    if plan.threads is not None:
-        torch.set_num_threads(plan.threads)
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
     elif backbone.info.parameters < SMALL_MODEL:
         torch.set_num_threads(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -11,12 +10,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any
 
-from models.grammar import GrammarCompiler, JsonGrammar, SchemaError
-from server.engine import wire
-from server.engine.engine import Engine
-from server.engine.wire import Facts, Kind, Load, News, State
-from server.request import EngineFailed, Event, Finish, GrammarFailed, Request, RequestFailed
+from server.engine import buffers, wire
+from server.engine.protocol import Engine
+from server.engine.wire import Kind, State, Update
+from server.request import EngineFailed, Event, Finish, Request, RequestFailed
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class _Gone(Exception):
 class EngineLoop:
     """Runs one engine for whoever is at the other end of a socket.
 
-    A thread of its own receives: requests are unpacked, and their grammars compiled, beside the steps. A step never
+    A thread of its own receives: requests are unpacked and prepared beside the steps. A step never
     waits for the other side to read: what the socket does not take is kept and sent with the next. That is bounded by
     the tokens which the live requests may still have.
 
@@ -59,7 +58,7 @@ class EngineLoop:
     """
 
     def __init__(
-        self, connection: socket.socket, load: Callable[[], Engine], leave: Callable[[], object] = lambda: None
+        self, connection: socket.socket, load: Callable[[], Engine[Any]], leave: Callable[[], object] = lambda: None
     ) -> None:
         self._connection = connection
         self._load = load
@@ -68,7 +67,7 @@ class EngineLoop:
         self._unsent = bytearray()
         self._new: dict[Request, int] = {}  # numbers of the requests of which nothing has been told yet
         self._begun: dict[Request, int] = {}  # of those whose decision has been told
-        self._grammars: GrammarCompiler | None = None  # None until the model is loaded
+        self._engine: Engine[Any] | None = None  # None until it is loaded
 
     def run(self) -> None:
         """Load, then serve until it is told to stop, the engine fails, or the other side has gone."""
@@ -88,14 +87,13 @@ class EngineLoop:
 
     def _serve(self) -> None:
         try:
-            engine = self._load()
+            self._engine = engine = self._load()
         except BaseException as error:  # noqa: BLE001  whatever loading raises is told to those who wait for it
             self._send(wire.not_loaded(error), wait=True)
             return
+        failure: EngineFailed | None = None
         try:
-            backbone = engine.backbone
-            self._grammars = GrammarCompiler(backbone.tokenizer, backbone.info.vocab_size, backbone.info.eos_ids)
-            self._send(wire.loaded(Facts.of(engine)), wait=True)
+            self._send(wire.loaded(engine.facts), wait=True)
             while engine.failure is None and self._take_commands(engine):
                 self._report(engine, engine.step())
         except _Gone:
@@ -103,32 +101,32 @@ class EngineLoop:
             raise
         except Exception as error:
             logger.critical("the engine failed", exc_info=True)
-            engine.failure = EngineFailed(f"{type(error).__name__}: {error}")
-        if engine.failure is not None:
+            failure = EngineFailed(f"{type(error).__name__}: {error}")
+        if (failure := failure or engine.failure) is not None:
             try:
-                self._send(wire.failed(engine.failure), wait=True)
+                self._send(wire.failed(failure), wait=True)
             finally:
-                self._free_rows(engine, engine.failure)
+                self._free_rows(engine, failure)
 
-    def _take_commands(self, engine: Engine) -> bool:
+    def _take_commands(self, engine: Engine[Any]) -> bool:
         """Apply what has arrived, waiting for it while the engine is idle; False once the loop must end."""
-        while engine.scheduler.idle or not self._inbox.empty():
+        while engine.idle or not self._inbox.empty():
             match self._inbox.get():
                 case _Submit(number, request):
                     self._new[request] = number
-                    engine.scheduler.add(request)
+                    engine.add(request)
                 case _Refuse(number, error):
-                    self._tell(engine, [], [News(number, finish=Finish.ERROR, error=error)])
+                    self._tell(engine, [], [Update(number, finish=Finish.ERROR, error=error)])
                 case _Abort(request_id):
                     if (event := engine.abort(request_id)) is not None:
                         self._report(engine, [event])
                 case _Stop():
-                    ended = [engine.abort(request.id) for request in engine.scheduler.live()]
+                    ended = [engine.abort(request.id) for request in (*self._begun, *self._new)]
                     self._report(engine, [event for event in ended if event is not None])
                     return False
         return True
 
-    def _free_rows(self, engine: Engine, failure: EngineFailed) -> None:
+    def _free_rows(self, engine: Engine[Any], failure: EngineFailed) -> None:
         """What is left to do for an engine that nobody hears any more."""
         try:
             engine.fail_all(failure)
@@ -137,20 +135,20 @@ class EngineLoop:
 
     # what is told ----------------------------------------------------------------------------------------------
 
-    def _report(self, engine: Engine, events: Sequence[Event]) -> None:
+    def _report(self, engine: Engine[Any], events: Sequence[Event]) -> None:
         """Tell what a step did; also that it did nothing, which shows that the engine lives."""
         tokens: list[int] = []
-        news: list[News] = []
+        updates: list[Update] = []
         begun = self._begun
         for event in events:
             number = begun.get(event.request)
             if number is None or event.token is None or event.finish is not None or event.logprobs is not None:
-                news.append(self._news(event))
+                updates.append(self._update(event))
             else:
                 tokens += (number, event.token)
-        self._tell(engine, tokens, news)
+        self._tell(engine, tokens, updates)
 
-    def _news(self, event: Event) -> News:
+    def _update(self, event: Event) -> Update:
         request, state = event.request, None
         if (number := self._new.pop(request, None)) is not None:
             self._begun[request] = number
@@ -159,12 +157,12 @@ class EngineLoop:
         if event.finish is not None:
             del self._begun[request]
             state = _state(request)
-        return News(number, event.token, event.logprobs, event.finish, event.error, state)
+        return Update(number, event.token, event.logprobs, event.finish, event.error, state)
 
-    def _tell(self, engine: Engine, tokens: Sequence[int], news: Sequence[News]) -> None:
+    def _tell(self, engine: Engine[Any], tokens: Sequence[int], updates: Sequence[Update]) -> None:
         # Steps that did nothing are not kept for a server that does not read.
-        new = tokens or news or not self._unsent
-        self._send(wire.step(_load_of(engine), tokens, news) if new else b"", wait=engine.scheduler.idle)
+        new = tokens or updates or not self._unsent
+        self._send(wire.step(engine.load, tokens, updates) if new else b"", wait=engine.idle)
 
     def _send(self, data: bytes, *, wait: bool) -> None:
         """`wait` where there is nothing to compute meanwhile. Raises _Gone."""
@@ -218,16 +216,17 @@ class EngineLoop:
         submission = wire.read_submit(body)
         numbers = range(submission.first, submission.first + submission.count)
         try:
-            buffers: list[memoryview] = []
+            tensors: list[memoryview] = []
             if submission.lengths:
                 descriptor = descriptors.popleft()
                 try:
-                    buffers = wire.mapped(descriptor, submission.lengths)
+                    tensors = buffers.mapped(descriptor, submission.lengths)
                 finally:
                     os.close(descriptor)
-            requests = wire.unpack(submission.data, buffers, self._grammar_maker())
-        except SchemaError as error:
-            self._refuse(numbers, GrammarFailed(str(error)))
+            assert self._engine is not None, "nothing is submitted before the model is loaded"
+            requests = self._engine.prepare(wire.unpack(submission.data, tensors))
+        except RequestFailed as error:
+            self._refuse(numbers, error)
         except Exception as error:
             logger.exception("requests could not be unpacked")
             self._refuse(numbers, RequestFailed(f"{type(error).__name__}: {error}"))
@@ -239,23 +238,6 @@ class EngineLoop:
         for number in numbers:
             self._inbox.put(_Refuse(number, error))
 
-    def _grammar_maker(self) -> Callable[[str], JsonGrammar]:
-        """Compiles each schema once, for all rows of a submission."""
-        compiled: dict[str, JsonGrammar] = {}
-
-        def grammar(schema: str) -> JsonGrammar:
-            assert self._grammars is not None, "nothing is submitted before the model is loaded"
-            if schema not in compiled:
-                compiled[schema] = self._grammars.compile(json.loads(schema))
-            return compiled[schema].fresh()
-
-        return grammar
-
 
 def _state(request: Request) -> State:
-    return request.decision, request.shadow, request.timings, request.cached_tokens
-
-
-def _load_of(engine: Engine) -> Load:
-    scheduler = engine.scheduler
-    return Load(len(scheduler.running), len(scheduler.waiting), engine.backbone.cache_usage)
+    return State(request.decision, request.shadow, request.timings, request.cached_tokens)

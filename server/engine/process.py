@@ -20,12 +20,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from server.engine.launch import Plan, explains_itself
+from server.engine.launch import LaunchSpec, explains_itself
 from server.watch.logs import configure
 from server.workers.launch import python_command, without_import_variables
 
 if TYPE_CHECKING:
-    from server.engine.engine import Engine
+    from server.engine.own import OwnEngine
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ HUB_TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})  # weights may be
 class EngineProcess:
     """An `EngineLoop` in a process, which begins to load at once."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, spec: LaunchSpec) -> None:
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  our own module
@@ -52,7 +52,7 @@ class EngineProcess:
             )
         assert self._process.stdin is not None
         with suppress(BrokenPipeError), self._process.stdin as file:
-            file.write(pickle.dumps(plan))
+            file.write(pickle.dumps(spec))
 
     @property
     def pid(self) -> int:
@@ -96,19 +96,19 @@ def main() -> None:
     """The process: serve until the other side has gone."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)  # sent to all of a service's processes, they are the server's to handle
-    plan: Plan = pickle.load(sys.stdin.buffer)  # noqa: S301  of the process that has started this one
-    configure(plan.log_format, access=False)
+    spec: LaunchSpec = pickle.load(sys.stdin.buffer)  # noqa: S301  of the process that has started this one
+    configure(spec.log_format, access=False)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each image that waits has one
     from server.engine.loop import EngineLoop
 
-    EngineLoop(socket.socket(fileno=int(sys.argv[1])), lambda: _load(plan), leave=_leave).run()
+    EngineLoop(socket.socket(fileno=int(sys.argv[1])), lambda: _load(spec), leave=_leave).run()
     _leave()
 
 
-def _load(plan: Plan) -> Engine:
+def _load(spec: LaunchSpec) -> OwnEngine:
     try:
-        engine = plan.load()
+        engine = spec.load()
     except BaseException as error:
         if not explains_itself(error):
             logger.exception("the model could not be loaded")

@@ -26,7 +26,7 @@ CLOSE_SECONDS = 5  # for streams to send their last event once the engine has en
 
 
 class Loads(Protocol):
-    """What is needed of a `Runner`."""
+    """What is needed of an `EngineClient`."""
 
     async def loaded(self) -> object:
         """Wait for the model; raises what loading raised."""

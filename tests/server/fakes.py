@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +14,8 @@ from torch import Tensor
 from models.backbone import OutOfRows
 from models.inputs import Prompt
 from models.sampling import RowSampler, SamplingParams
-from server.request import Request
+from server.engine.own_request import OwnRequest
+from server.request import Ask
 from steering.policy import Mode, Policy
 
 VOCAB = 50
@@ -143,10 +144,30 @@ def policy(mode: Mode = Mode.STEER, threshold: float = 0.5) -> Policy:
     return Policy(name="default", mode=mode, threshold=threshold, eps=1.0, refusal="I can't help with that.")
 
 
-def request(name: str, ids: Sequence[int], *, max_tokens: int = 5, mode: Mode = Mode.STEER, **sampling: Any) -> Request:
-    prompt = Prompt(ids=list(ids), features={}, image_tokens=0)
+def ask(
+    name: str,
+    ids: Sequence[int],
+    *,
+    max_tokens: int = 5,
+    mode: Mode = Mode.STEER,
+    schema: str | None = None,
+    leader: str | None = None,
+    features: Mapping[str, Tensor] | None = None,
+    **sampling: Any,
+) -> Ask:
+    """What is asked: greedy, where `sampling` says nothing else."""
+    prompt = Prompt(ids=list(ids), features=features or {}, image_tokens=0)
     params = SamplingParams(**{"temperature": 0.0, **sampling})
-    return Request(name, prompt, RowSampler(params, prompt.ids), max_tokens, policy(mode))
+    return Ask(name, prompt, params, max_tokens, policy(mode), schema, leader)
+
+
+def request(name: str, ids: Sequence[int], **options: Any) -> OwnRequest:
+    """A request of that, as the engine takes it."""
+    return own(ask(name, ids, **options))
+
+
+def own(asked: Ask) -> OwnRequest:
+    return OwnRequest(asked, sampler=RowSampler(asked.params, asked.prompt.ids))
 
 
 def as_any(value: object) -> Any:

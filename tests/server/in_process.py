@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from server.settings.schema import LogFormat
 
 if TYPE_CHECKING:
-    from server.engine.engine import Engine
+    from server.engine.own import OwnEngine
 
 
 @dataclass(frozen=True)
-class FakePlan:
-    """Stands in for `Plan` in the engine's process."""
+class FakeSpec:
+    """Stands in for `LaunchSpec` in the engine's process."""
 
     log_format: LogFormat = "json"
     fault: BaseException | None = None
@@ -23,13 +23,13 @@ class FakePlan:
     seconds: float = 0.0  # that loading takes
     slow: bool = False  # its first step does not end
 
-    def load(self) -> Engine:
+    def load(self) -> OwnEngine:
         time.sleep(self.seconds)
         if self.signal is not None:
             os.kill(os.getpid(), self.signal)
         if self.fault is not None:
             raise self.fault
-        from server.engine.engine import Engine
+        from server.engine.own import OwnEngine
         from server.engine.scheduler import Scheduler
         from tests.server.fakes import FakeBackbone, as_any
 
@@ -39,4 +39,4 @@ class FakePlan:
                 return hidden
 
         backbone = Slow() if self.slow else FakeBackbone()
-        return Engine(as_any(backbone), None, Scheduler(4, 1000))
+        return OwnEngine(as_any(backbone), None, Scheduler(4, 1000))

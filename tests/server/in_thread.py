@@ -8,24 +8,25 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from server.engine.client import Inputs, Runner
-from server.engine.engine import Engine
+from server.engine.client import EngineClient
+from server.engine.host import Inputs
 from server.engine.loop import EngineLoop
+from server.engine.own import OwnEngine
 from tests.server.fakes import as_any
 
 
 class InThread:
     """Runs what `make` makes. A thread cannot be killed: once its connection is closed, it ends with its step."""
 
-    def __init__(self, make: Callable[[], Engine]) -> None:
+    def __init__(self, make: Callable[[], OwnEngine]) -> None:
         self._make = make
         self._connection, theirs = socket.socketpair()
         self.loop = EngineLoop(theirs, self._load)
         self.thread = threading.Thread(target=self.loop.run, name="engine", daemon=True)
         self._loaded = threading.Event()
-        self._made: Engine | BaseException | None = None
+        self._made: OwnEngine | BaseException | None = None
 
-    def _load(self) -> Engine:
+    def _load(self) -> OwnEngine:
         try:
             self._made = made = self._make()
         except BaseException as error:
@@ -58,7 +59,7 @@ class InThread:
         return Inputs(as_any(getattr(backbone, "inputs", None)), backbone.tokenizer)
 
 
-def runner_of(make: Callable[[], Engine], **options: Any) -> Runner:
-    """A runner of an engine that is made in a thread; `options` are its own."""
+def engine_client(make: Callable[[], OwnEngine], **options: Any) -> EngineClient:
+    """A client of an engine that is made in a thread; `options` are its own."""
     host = InThread(make)
-    return Runner(host, host.inputs, **{"max_live": 100, **options})
+    return EngineClient(host, host.inputs, **{"max_live": 100, **options})

@@ -25,9 +25,12 @@ from models.inputs import Prompt, PromptError
 from models.pixels import ImageFile
 from models.sampling import Logprobs
 from server.app import create_app
-from server.engine.client import Deliver, Inputs, Model, NotReady, QueueFull
-from server.engine.wire import Facts, Load
-from server.request import EngineError, Event, Finish, Request
+from server.engine.client import NotReady, QueueFull
+from server.engine.host import Inputs, Model
+from server.engine.live import Deliver
+from server.engine.protocol import Facts, Load
+from server.engine.wire import Parcel
+from server.request import Ask, EngineError, Event, Finish, Request
 from server.settings.schema import Settings
 from steering.policy import Decision, Mode, Policy, Verdict
 from tests.exposition import metric_of
@@ -78,7 +81,7 @@ class Script:
 
 def logprobs_of(request: Request, token: int) -> Logprobs | None:
     """What the engine reports of a token where its request asks for it."""
-    count = request.sampler.params.logprobs
+    count = request.ask.params.logprobs
     if count is None:
         return None
     return Logprobs(-token / 256, [(other % 256, -(other % 256) / 256) for other in range(token, token + count)])
@@ -155,7 +158,7 @@ def backbone_info(**more: Any) -> SimpleNamespace:
 
 @dataclass(eq=False)
 class ScriptedRunner:
-    """Stands in for `Runner`: answers every request by a script chosen from the prompt's text."""
+    """Stands in for `EngineClient`: answers every request by a script chosen from the prompt's text."""
 
     answer: Callable[[str], Script] = lambda text: Script.saying(text)
     guarded: bool = True
@@ -206,10 +209,11 @@ class ScriptedRunner:
     def live(self) -> int:
         return len(self._tasks)
 
-    def pack(self, requests: Sequence[Request]) -> None:
-        pass
+    def pack(self, asks: Sequence[Ask]) -> Parcel:
+        return Parcel([Request(each) for each in asks])
 
-    def submit(self, requests: Sequence[Request], deliver: Deliver) -> None:
+    def submit(self, parcel: Parcel, deliver: Deliver) -> None:
+        requests = parcel.requests
         if not self.ready:
             raise NotReady(self.state)
         if self.live + len(requests) > self.max_live:

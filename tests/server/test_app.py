@@ -82,12 +82,12 @@ async def test_every_honoured_field_reaches_the_engine() -> None:
         await chat(client, top_k=-1)
         await chat(client, max_completion_tokens=3)
     first, second, third = runner.requests
-    params = first.sampler.params
+    params = first.ask.params
     assert {name: getattr(params, name) for name in sampling} == sampling
     assert params.logit_bias == {65: -5.0}
     choice = response.json()["choices"][0]
     assert (first.max_tokens, choice["message"]["content"], choice["finish_reason"]) == (2, "ab", "length")
-    assert (second.sampler.params.top_k, second.sampler.params.temperature, third.max_tokens) == (0, 1.0, 3)
+    assert (second.ask.params.top_k, second.ask.params.temperature, third.max_tokens) == (0, 1.0, 3)
 
 
 async def test_messages_and_images_reach_the_template_in_order() -> None:

@@ -18,10 +18,10 @@ from torch.nn.functional import one_hot
 
 from models.grammar import JsonGrammar
 from models.sampling import GrammarError
-from server.engine.engine import Engine
+from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from tests.server.fakes import EOS, REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, FakeRow, as_any, next_token
-from tests.server.in_thread import runner_of
+from tests.server.in_thread import engine_client
 from tests.server.scripted import (
     CONTEXT,
     REFUSAL,
@@ -78,18 +78,18 @@ class Guard(FakeGuard, ScriptedGuard):
 
 
 def application_on(backbone: Backbone, load: Callable[[], object] = lambda: None, **options: str) -> FastAPI:
-    def make() -> Engine:
+    def make() -> OwnEngine:
         load()
-        return Engine(as_any(backbone), as_any(Guard()), Scheduler(4, 1000))
+        return OwnEngine(as_any(backbone), as_any(Guard()), Scheduler(4, 1000))
 
-    return application(runner_of(make), **options)
+    return application(engine_client(make), **options)
 
 
 @asynccontextmanager
 async def loaded(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a server whose model has loaded."""
     async with client_of(app) as client:
-        await app.state.service.runner.loaded()
+        await app.state.service.engine.loaded()
         yield client
 
 
@@ -135,7 +135,7 @@ async def test_alive_while_loading_and_ready_after() -> None:
         assert "loading the model" in error_of(await client.get("/ready"), 503)["message"]
         error_of(await greedy(client, HARMLESS), 503)
         go.set()
-        await app.state.service.runner.loaded()
+        await app.state.service.engine.loaded()
         assert (await client.get("/ready")).status_code == 200
         assert (await greedy(client, HARMLESS, max_tokens=1)).status_code == 200
 
@@ -146,7 +146,7 @@ async def test_a_model_that_does_not_load_is_never_ready_and_says_why() -> None:
 
     app = application_on(Backbone(), load=load)
     async with client_of(app) as client:
-        await asyncio.gather(app.state.service.runner.loaded(), return_exceptions=True)
+        await asyncio.gather(app.state.service.engine.loaded(), return_exceptions=True)
         assert "failed: no checkpoint" in error_of(await client.get("/ready"), 503)["message"]
         error_of(await greedy(client, HARMLESS), 503)
         assert (await client.get("/health")).status_code == 200
@@ -196,7 +196,7 @@ async def test_a_reader_who_leaves_frees_the_row_of_the_model() -> None:
         await connection.has_sent(3)
         await connection.leave()
         left.set()
-        assert await app.state.service.runner.drain(10)
+        assert await app.state.service.engine.drain(10)
         assert backbone.rows == []
         assert await metric(client, "autosteer_request_success_total", finished_reason="abort") == 1
         assert await metric(client, "autosteer_generation_tokens_total") == 1
@@ -316,6 +316,6 @@ async def test_requests_that_end_in_every_way_leave_no_task_and_no_row() -> None
             data = orjson.dumps(body(HARMLESS, stream=stream, max_tokens=CONTEXT - 10))
             connections = [Connection(app, each) for each in (None, data, data, data)]
             await asyncio.gather(*(connection.leave() for connection in connections))
-        assert await app.state.service.runner.drain(10)
+        assert await app.state.service.engine.drain(10)
         assert asyncio.all_tasks() <= before
         assert backbone.rows == []

@@ -9,12 +9,12 @@ from typing import Any
 import orjson
 import pytest
 
-from models.sampling import SamplingParams
-from server.engine.engine import Engine
+from models.sampling import RowSampler, SamplingParams
+from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.request import Finish, RequestFailed
 from steering.policy import Verdict
-from tests.server.fakes import FakeBackbone, FakeGuard, as_any, request
+from tests.server.fakes import FakeBackbone, FakeGuard, as_any, ask
 from tests.server.scripted import (
     Connection,
     Script,
@@ -144,7 +144,8 @@ async def test_the_choices_of_a_seed_differ_and_come_again() -> None:
         for _ in range(2):
             await chat(client, n=3, seed=7)
         await chat(client, seed=7)
-    drawn = [[each.sampler.draw() for _ in range(4)] for each in runner.requests]
+    samplers = [RowSampler(each.ask.params, each.prompt.ids) for each in runner.requests]
+    drawn = [[sampler.draw() for _ in range(4)] for sampler in samplers]
     assert drawn[0:3] == drawn[3:6]
     assert len({tuple(numbers) for numbers in drawn[0:3]}) == 3
     assert drawn[6] == drawn[0]  # the first choice is what one choice would be
@@ -164,13 +165,11 @@ def test_all_choices_of_a_prompt_have_the_decision_of_the_first() -> None:
             return scores
 
     backbone = FakeBackbone()
-    engine = Engine(as_any(backbone), as_any(Wavering()), Scheduler(2, 1000))
-    requests = [request(str(number), [10]) for number in range(4)]
-    for follower in requests[1:]:
-        follower.leader = requests[0]
+    engine = OwnEngine(as_any(backbone), as_any(Wavering()), Scheduler(2, 1000))
+    requests = engine.prepare([ask(str(number), [10], leader="0" if number else None) for number in range(4)])
     for each in requests:
-        engine.scheduler.add(each)
-    while not engine.scheduler.idle:
+        engine.add(each)
+    while not engine.idle:
         engine.step()
     decisions = [each.decision for each in requests]
     assert len({id(decision) for decision in decisions}) == 1

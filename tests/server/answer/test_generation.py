@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from server.answer.choices import Choices
 from server.answer.pipeline import Pipeline
 from server.answer.text_decoder import TextDecoder
-from server.engine.client import Deliver, QueueFull
+from server.engine.client import QueueFull
+from server.engine.live import Deliver
+from server.engine.wire import Parcel
 from server.errors import ServerFault, Unavailable
-from server.request import EngineFailed, Event, Finish, Request, RequestFailed
+from server.request import EngineFailed, Event, Finish, RequestFailed
 from server.watch.metrics import Metrics
 from steering.policy import Decision, Mode, Verdict
 from tests.server.fakes import request
@@ -31,7 +33,7 @@ class Engine:
         self.deliver: Deliver = lambda events: None
         self.aborted: list[str] = []
 
-    def submit(self, requests: Sequence[Request], deliver: Deliver) -> None:
+    def submit(self, parcel: Parcel, deliver: Deliver) -> None:
         self.deliver = deliver
 
     def abort(self, request_id: str) -> None:
@@ -39,7 +41,7 @@ class Engine:
 
 
 class Full(Engine):
-    def submit(self, requests: Sequence[Request], deliver: Deliver) -> None:
+    def submit(self, parcel: Parcel, deliver: Deliver) -> None:
         raise QueueFull(2, 2, 1)
 
 
@@ -49,7 +51,7 @@ def started(
     engine, metrics = Engine(), Metrics()
     made = request("r", [1, 2, 3], max_tokens=1000, mode=mode)
     made.decision = Decision(verdict, 0.75, 1.0 if verdict is Verdict.STEERED else 0.0)
-    answer = Choices([made], engine, lambda _: Pipeline(DECODER, stops), metrics)
+    answer = Choices(Parcel([made]), engine, lambda _: Pipeline(DECODER, stops), metrics)
     answer.start()
     return answer, engine, metrics
 
@@ -233,7 +235,7 @@ async def test_special_tokens_have_no_text() -> None:
 
 async def test_a_request_the_engine_does_not_take_is_not_counted() -> None:
     metrics = Metrics()
-    answer = Choices([request("r", [1, 2, 3])], Full(), lambda _: Pipeline(DECODER), metrics)
+    answer = Choices(Parcel([request("r", [1, 2, 3])]), Full(), lambda _: Pipeline(DECODER), metrics)
     with pytest.raises(QueueFull):
         answer.start()
     assert value(metrics, "prompt_tokens_total") == 0

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
-from models.sampling import Logprobs, RowSampler, SamplingParams
+from models.sampling import Logprobs
 from server.answer.delta import Delta, Kind, joined
 from server.answer.generation import Generation
 from server.answer.pipeline import Pipeline
@@ -64,8 +64,7 @@ def tokens_of(data: bytes, by_bytes: dict[bytes, int], rng: random.Random) -> li
 
 def heard(decoder: TextDecoder, tokens: list[int], stops: list[str]) -> tuple[list[Delta], Generation]:
     """What a reader gets after each token, and the generation at its end."""
-    made = request("r", [1], max_tokens=1000)
-    made.sampler = RowSampler(SamplingParams(logprobs=1), [])
+    made = request("r", [1], max_tokens=1000, logprobs=1)
     generation = Generation(0, made, Pipeline.of(made, decoder, stops), METRICS)
     pieces: list[Delta] = []
     for token in tokens:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -14,16 +15,18 @@ import torch
 from torch import Tensor
 
 from models.inputs import Prompt
-from server.engine.client import NotReady, Pace, QueueFull, Runner
-from server.engine.engine import Engine
+from server.engine.client import EngineClient, NotReady, QueueFull
 from server.engine.loop import EngineLoop
+from server.engine.own import OwnEngine
+from server.engine.pace import Pace
+from server.engine.protocol import Facts, Load
 from server.engine.scheduler import Scheduler
-from server.engine.wire import MAX_DESCRIPTORS, Facts, Load
-from server.request import EngineFailed, Event, Finish, GrammarFailed, Request, RequestFailed
+from server.engine.wire import MAX_DESCRIPTORS, pack
+from server.request import Ask, EngineFailed, Event, Finish, GrammarFailed, RequestFailed
 from steering.policy import Mode, PolicyError
 from steering.shadow import Shadow
-from tests.server.fakes import REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, as_any, next_token, request
-from tests.server.in_thread import InThread, runner_of
+from tests.server.fakes import REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, as_any, ask, next_token, request
+from tests.server.in_thread import InThread, engine_client
 
 
 class Inbox:
@@ -44,15 +47,15 @@ class Inbox:
         return [e.finish for e in self.events if e.finish is not None]
 
 
-async def started(backbone: FakeBackbone, **options: Any) -> Runner:
-    runner = runner_of(lambda: Engine(as_any(backbone), None, Scheduler(4, 1000)), **options)
+async def started(backbone: FakeBackbone, **options: Any) -> EngineClient:
+    runner = engine_client(lambda: OwnEngine(as_any(backbone), None, Scheduler(4, 1000)), **options)
     runner.start()
     await runner.loaded()
     return runner
 
 
-def endless(name: str) -> Request:
-    return request(name, [1, 2], max_tokens=1_000_000)
+def endless(name: str) -> Ask:
+    return ask(name, [1, 2], max_tokens=1_000_000)
 
 
 async def test_many_requests_each_end_once() -> None:
@@ -60,7 +63,7 @@ async def test_many_requests_each_end_once() -> None:
     runner = await started(backbone)
     inboxes = [Inbox() for _ in range(40)]
     for number, inbox in enumerate(inboxes):
-        runner.submit([request(str(number), [number + 1])], inbox)
+        runner.submit(pack([ask(str(number), [number + 1])]), inbox)
     await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
     assert all(inbox.finishes == [Finish.LENGTH] for inbox in inboxes)
     assert all(len(inbox.events) == 5 for inbox in inboxes)
@@ -73,7 +76,7 @@ async def test_abort_while_running_and_while_waiting() -> None:
     runner = await started(backbone)
     inboxes = {name: Inbox() for name in "abcdef"}
     for name, inbox in inboxes.items():
-        runner.submit([endless(name)], inbox)
+        runner.submit(pack([endless(name)]), inbox)
     for name in inboxes:
         runner.abort(name)
         runner.abort(name)
@@ -86,14 +89,14 @@ async def test_abort_while_running_and_while_waiting() -> None:
 async def test_stop_ends_what_lives_and_drain_waits_for_it() -> None:
     runner = await started(FakeBackbone())
     short, long = Inbox(), Inbox()
-    runner.submit([request("short", [1])], short)
+    runner.submit(pack([ask("short", [1])]), short)
     assert await runner.drain(30)
     assert short.finishes == [Finish.LENGTH]
     with pytest.raises(NotReady, match="stopping"):
-        runner.submit([endless("late")], long)
+        runner.submit(pack([endless("late")]), long)
 
     runner = await started(FakeBackbone())
-    runner.submit([endless("long")], long)
+    runner.submit(pack([endless("long")]), long)
     assert not await runner.drain(0.01)
     await runner.stop()
     assert long.finishes == [Finish.ABORT]
@@ -103,9 +106,9 @@ async def test_too_many_live_requests_are_refused() -> None:
     runner = await started(FakeBackbone(), max_live=2)
     inboxes = [Inbox(), Inbox()]
     for number, inbox in enumerate(inboxes):
-        runner.submit([endless(str(number))], inbox)
+        runner.submit(pack([endless(str(number))]), inbox)
     with pytest.raises(QueueFull, match="limit is 2"):
-        runner.submit([endless("third")], Inbox())
+        runner.submit(pack([endless("third")]), Inbox())
     await runner.stop()
 
 
@@ -114,21 +117,21 @@ async def test_an_engine_failure_ends_everything_and_readiness() -> None:
     runner = await started(backbone)
     inboxes = [Inbox() for _ in range(6)]
     for number, inbox in enumerate(inboxes):
-        runner.submit([endless(str(number))], inbox)
+        runner.submit(pack([endless(str(number))]), inbox)
     backbone.broken = True
     await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
     assert all(inbox.finishes == [Finish.ERROR] for inbox in inboxes)
     with pytest.raises(NotReady, match="failed"):
-        runner.submit([endless("late")], Inbox())
+        runner.submit(pack([endless("late")]), Inbox())
     assert not runner.ready
     await runner.stop()
 
 
 async def test_a_failed_load_is_told_to_those_who_wait() -> None:
-    def load() -> Engine:
+    def load() -> OwnEngine:
         raise OSError("no checkpoint")
 
-    runner = runner_of(load)
+    runner = engine_client(load)
     runner.start()
     with pytest.raises((OSError, EngineFailed), match="no checkpoint"):
         await runner.loaded()
@@ -139,11 +142,11 @@ async def test_a_failed_load_is_told_to_those_who_wait() -> None:
 async def test_alive_but_not_ready_while_loading() -> None:
     go = threading.Event()
 
-    def load() -> Engine:
+    def load() -> OwnEngine:
         go.wait()
-        return Engine(as_any(FakeBackbone()), None, Scheduler(1, 1000))
+        return OwnEngine(as_any(FakeBackbone()), None, Scheduler(1, 1000))
 
-    runner = runner_of(load)
+    runner = engine_client(load)
     runner.start()
     assert (runner.ready, runner.state) == (False, "loading the model")
     go.set()
@@ -162,32 +165,33 @@ def tokens_of(events: Sequence[Event]) -> list[int]:
 async def test_events_are_those_of_an_engine_that_is_asked_directly() -> None:
     """Seeds, penalties, biases, log-probabilities, decisions and choices come through as they were."""
 
-    def requests() -> list[Request]:
-        sampled = request("sampled", [3], temperature=1.5, seed=7, logprobs=2)
-        shaped = request("shaped", [4], temperature=0.9, seed=8, repetition_penalty=1.7, logit_bias={9: 2.0})
-        flagged = request("flagged", [45, 1], logprobs=0)
-        blocked = request("blocked", [46], mode=Mode.BLOCK)
-        choice = request("choice", [5], temperature=2.0, seed=9)
-        other = request("other", [5], temperature=2.0, seed=10)
-        other.leader = choice
-        return [sampled, shaped, flagged, blocked, choice, other, request("scored", [6], max_tokens=0)]
+    def asks() -> list[Ask]:
+        sampled = ask("sampled", [3], temperature=1.5, seed=7, logprobs=2)
+        shaped = ask("shaped", [4], temperature=0.9, seed=8, repetition_penalty=1.7, logit_bias={9: 2.0})
+        flagged = ask("flagged", [45, 1], logprobs=0)
+        blocked = ask("blocked", [46], mode=Mode.BLOCK)
+        choice = ask("choice", [5], temperature=2.0, seed=9)
+        other = ask("other", [5], temperature=2.0, seed=10, leader="choice")
+        return [sampled, shaped, flagged, blocked, choice, other, ask("scored", [6], max_tokens=0)]
 
-    def make() -> Engine:
+    def make() -> OwnEngine:
         guard = as_any(Guard())
-        return Engine(as_any(Noisy()), guard, Scheduler(9, 1000), Shadow("next", guard, threshold=0.1))
+        return OwnEngine(as_any(Noisy()), guard, Scheduler(9, 1000), Shadow("next", guard, threshold=0.1))
 
-    engine, direct = make(), requests()
+    engine = make()
+    direct = engine.prepare(asks())
     for each in direct:
-        engine.scheduler.add(each)
+        engine.add(each)
     events: list[Event] = []
-    while not engine.scheduler.idle:
+    while not engine.idle:
         events += engine.step()
 
-    runner = runner_of(make)
+    runner = engine_client(make)
     runner.start()
     await runner.loaded()
-    crossed, inbox = requests(), Inbox()
-    runner.submit(crossed, inbox)
+    parcel, inbox = runner.pack(asks()), Inbox()
+    crossed = parcel.requests
+    runner.submit(parcel, inbox)
     assert await runner.drain(30)
     await runner.stop()
     for before, after in zip(direct, crossed, strict=True):
@@ -220,7 +224,8 @@ class Noisy(FakeBackbone):
 async def test_decision_and_times_are_there_with_the_first_event() -> None:
     seen: list[tuple[bool, ...]] = []
     ended = asyncio.Event()
-    one = request("a", [1])
+    parcel = pack([ask("a", [1])])
+    (one,) = parcel.requests
 
     def deliver(events: Sequence[Event]) -> None:
         seen.append((one.decision is not None, one.timings.prefilled is not None, one.timings.finished is not None))
@@ -228,7 +233,7 @@ async def test_decision_and_times_are_there_with_the_first_event() -> None:
             ended.set()
 
     runner = await started(FakeBackbone())
-    runner.submit([one], deliver)
+    runner.submit(parcel, deliver)
     await ended.wait()
     assert seen == [(True, True, False)] * 4 + [(True, True, True)]
     await runner.stop()
@@ -252,13 +257,13 @@ async def test_pictures_reach_the_engine_however_many_come_at_once() -> None:
     runner = await started(backbone, max_live=1000)
     inboxes = [Inbox() for _ in range(5 * MAX_DESCRIPTORS)]
     for number, inbox in enumerate(inboxes):
-        each = request(str(number), [number % 50], max_tokens=1)
-        each.prompt = Prompt([1, 2], {"pixels": torch.full((10_000,), number / 10_000)}, 1)
-        runner.pack([each])
-        runner.submit([each], inbox)
-        assert each.prompt.features == {}
+        pixels = torch.full((10_000,), number / 10_000)
+        parcel = runner.pack([ask(str(number), [number % 50], max_tokens=1, features={"pixels": pixels})])
+        runner.submit(parcel, inbox)
+        assert parcel.requests[0].prompt.features == {}
         if number % 3 == 0:
-            runner.submit([request(f"{number}-text", [1] * 5000, max_tokens=1)], Inbox())
+            runner.submit(pack([ask(f"{number}-text", [1] * 5000, max_tokens=1)]), Inbox())
+    del parcel  # it holds its tensors
     await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
     assert [round(value) for value in backbone.sums] == [float(number) for number in range(len(inboxes))]
     assert await runner.drain(30)
@@ -267,13 +272,13 @@ async def test_pictures_reach_the_engine_however_many_come_at_once() -> None:
 
 
 async def test_a_prompt_larger_than_the_sockets_buffers() -> None:
-    runner = runner_of(lambda: Engine(as_any(FakeBackbone()), None, Scheduler(4, 1_000_000)))
+    runner = engine_client(lambda: OwnEngine(as_any(FakeBackbone()), None, Scheduler(4, 1_000_000)))
     runner.start()
     await runner.loaded()
     long, short = Inbox(), Inbox()
     ids = [i % 40 for i in range(500_000)]
-    runner.submit([request("long", ids, max_tokens=1)], long)
-    runner.submit([request("short", [1])], short)
+    runner.submit(pack([ask("long", ids, max_tokens=1)]), long)
+    runner.submit(pack([ask("short", [1])]), short)
     await asyncio.gather(long.ended.wait(), short.ended.wait())
     assert tokens_of(long.events) == [next_token(ids)]
     await runner.stop()
@@ -282,13 +287,11 @@ async def test_a_prompt_larger_than_the_sockets_buffers() -> None:
 async def test_a_request_that_cannot_be_made_of_what_arrives_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = await started(FakeBackbone())
     bad, odd, good = Inbox(), Inbox(), Inbox()
-    constrained, broken = request("bad", [1]), [request("odd", [1]), request("even", [2])]
-    constrained.schema = json.dumps({"type": "string", "pattern": "(a{1000}){1000}"})
-    runner.submit([constrained], bad)
-    for each in broken:
-        each.sampler.params = as_any(None)
-    runner.submit(broken, odd)
-    runner.submit([request("good", [1])], good)
+    constrained = ask("bad", [1], schema=json.dumps({"type": "string", "pattern": "(a{1000}){1000}"}))
+    broken = [replace(each, params=as_any(None)) for each in (ask("odd", [1]), ask("even", [2]))]
+    runner.submit(pack([constrained]), bad)
+    runner.submit(pack(broken), odd)
+    runner.submit(pack([ask("good", [1])]), good)
     await asyncio.gather(*(inbox.ended.wait() for inbox in (bad, odd, good)))
     assert isinstance(bad.events[0].error, GrammarFailed)
     assert [type(event.error) for event in odd.events] == [RequestFailed] * 2
@@ -302,8 +305,8 @@ async def test_an_event_loop_that_stands_still_holds_up_no_step_and_misses_nothi
     runner = await started(backbone, step_seconds=0.1)
     inboxes = [Inbox() for _ in range(4)]
     for number, inbox in enumerate(inboxes):
-        runner.submit([request(str(number), [number + 1], max_tokens=2500)], inbox)
-    runner._flush()
+        runner.submit(pack([ask(str(number), [number + 1], max_tokens=2500)]), inbox)
+    as_any(runner._outbox).flush()
     until = time.monotonic() + 60
     while (backbone.rows or not backbone.prefills) and time.monotonic() < until:
         time.sleep(0.01)  # noqa: ASYNC251  the event loop is what stands still
@@ -315,8 +318,8 @@ async def test_an_event_loop_that_stands_still_holds_up_no_step_and_misses_nothi
 
 
 def test_steps_that_did_nothing_are_not_kept_for_a_server_that_does_not_read() -> None:
-    engine = Engine(as_any(FakeBackbone()), None, Scheduler(4, 1000))
-    engine.scheduler.add(request("waits", [1]))
+    engine = OwnEngine(as_any(FakeBackbone()), None, Scheduler(4, 1000))
+    engine.add(request("waits", [1]))
     ours, theirs = socket.socketpair()
     with ours, theirs:
         loop = EngineLoop(theirs, lambda: engine)
@@ -331,7 +334,7 @@ async def test_what_the_engine_has_to_do_is_told_with_every_step() -> None:
     assert runner.load == Load()
     inboxes = [Inbox() for _ in range(6)]
     for number, inbox in enumerate(inboxes):
-        runner.submit([endless(str(number))], inbox)
+        runner.submit(pack([endless(str(number))]), inbox)
     await inboxes[3].begun.wait()
     assert runner.load == Load(4, 2, 0.25)
     for number in range(6):
@@ -343,13 +346,13 @@ async def test_what_the_engine_has_to_do_is_told_with_every_step() -> None:
 
 async def test_a_connection_that_breaks_ends_everything(caplog: pytest.LogCaptureFixture) -> None:
     backbone = FakeBackbone()
-    host = InThread(lambda: Engine(as_any(backbone), None, Scheduler(4, 1000)))
-    runner = Runner(host, host.inputs, max_live=9)
+    host = InThread(lambda: OwnEngine(as_any(backbone), None, Scheduler(4, 1000)))
+    runner = EngineClient(host, host.inputs, max_live=9)
     runner.start()
     await runner.loaded()
     inboxes = [Inbox() for _ in range(6)]
     for number, inbox in enumerate(inboxes):
-        runner.submit([endless(str(number))], inbox)
+        runner.submit(pack([endless(str(number))]), inbox)
     await inboxes[0].begun.wait()
     host.loop._connection.shutdown(socket.SHUT_RDWR)
     await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
@@ -365,7 +368,7 @@ async def test_what_is_loaded_and_cannot_be_served_is_a_failed_load() -> None:
         assert facts.info.vocab_size == VOCAB
         raise PolicyError("eps needs a guard")
 
-    runner = runner_of(lambda: Engine(as_any(FakeBackbone()), None, Scheduler(4, 1000)), check=check)
+    runner = engine_client(lambda: OwnEngine(as_any(FakeBackbone()), None, Scheduler(4, 1000)), check=check)
     runner.start()
     with pytest.raises(PolicyError, match="eps needs a guard"):
         await runner.loaded()
@@ -398,9 +401,9 @@ class Hung:
 
         monkeypatch.setattr(self.backbone, "forward", hang)
 
-    async def runner(self, step_seconds: float) -> Runner:
-        self.host = InThread(lambda: Engine(as_any(self.backbone), None, Scheduler(1, 1000)))
-        runner = Runner(self.host, self.host.inputs, max_live=9, step_seconds=step_seconds)
+    async def runner(self, step_seconds: float) -> EngineClient:
+        self.host = InThread(lambda: OwnEngine(as_any(self.backbone), None, Scheduler(1, 1000)))
+        runner = EngineClient(self.host, self.host.inputs, max_live=9, step_seconds=step_seconds)
         runner.start()
         await runner.loaded()
         return runner
@@ -410,15 +413,15 @@ async def test_a_step_that_does_not_end_fails_everything_and_readiness(monkeypat
     hung = Hung(monkeypatch)
     runner = await hung.runner(0.2)
     running, waiting = Inbox(), Inbox()
-    runner.submit([endless("running")], running)
-    runner.submit([endless("waiting")], waiting)
+    runner.submit(pack([endless("running")]), running)
+    runner.submit(pack([endless("waiting")]), waiting)
     await asyncio.gather(running.ended.wait(), waiting.ended.wait())
     assert running.finishes == waiting.finishes == [Finish.ERROR]
     assert isinstance(running.events[-1].error, EngineFailed)
     assert (runner.ready, runner.live) == (False, 0)
     assert "did not end within 0.2 seconds" in runner.state
     with pytest.raises(NotReady):
-        runner.submit([endless("late")], Inbox())
+        runner.submit(pack([endless("late")]), Inbox())
     hung.release.set()  # the step ends after all: nobody hears of it, its rows are freed, and the thread ends
     await asyncio.to_thread(hung.host.thread.join)
     assert running.finishes == [Finish.ERROR]
@@ -427,12 +430,12 @@ async def test_a_step_that_does_not_end_fails_everything_and_readiness(monkeypat
 
 
 async def test_stopping_does_not_wait_for_a_step_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Runner, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(EngineClient, "STOP_SECONDS", 0.05)
     monkeypatch.setattr("server.engine.client.END_SECONDS", 0.05)
     hung = Hung(monkeypatch)
     runner = await hung.runner(300)
     inbox = Inbox()
-    runner.submit([endless("a")], inbox)
+    runner.submit(pack([endless("a")]), inbox)
     await asyncio.to_thread(hung.entered.wait)
     await runner.stop()
     assert inbox.finishes == [Finish.ABORT]
@@ -455,7 +458,7 @@ async def test_a_device_that_fails_ends_everything_even_where_its_rows_cannot_be
     monkeypatch.setattr(backbone, "close_row", fail_device)
     inboxes = [Inbox() for _ in range(6)]
     for number, inbox in enumerate(inboxes):
-        runner.submit([endless(str(number))], inbox)
+        runner.submit(pack([endless(str(number))]), inbox)
     await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
     assert all(inbox.finishes == [Finish.ERROR] for inbox in inboxes)
     assert not runner.ready
@@ -467,7 +470,7 @@ async def test_a_single_row_that_meets_a_failed_device_fails_the_engine(monkeypa
     runner = await started(backbone)
     monkeypatch.setattr(backbone, "forward", fail_device)
     inbox = Inbox()
-    runner.submit([endless("alone")], inbox)
+    runner.submit(pack([endless("alone")]), inbox)
     await inbox.ended.wait()
     assert isinstance(inbox.events[-1].error, EngineFailed)
     assert not runner.ready
@@ -479,10 +482,10 @@ def fail_device(*_: Any) -> Any:
 
 
 async def test_a_failure_is_told_in_one_line_of_bounded_length() -> None:
-    def load() -> Engine:
+    def load() -> OwnEngine:
         raise OSError("no\ncheckpoint " + "x" * 10_000)
 
-    runner = runner_of(load)
+    runner = engine_client(load)
     runner.start()
     await asyncio.gather(runner.loaded(), return_exceptions=True)
     assert runner.state.startswith("failed: no checkpoint xxx")
@@ -495,7 +498,7 @@ async def test_a_failure_is_told_in_one_line_of_bounded_length() -> None:
 
 def test_a_full_queue_is_come_back_to_when_half_of_it_should_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("server.engine.client.monotonic", lambda: now[0])
+    monkeypatch.setattr("server.engine.pace.monotonic", lambda: now[0])
     pace = Pace()
     assert pace.seconds_for(50) == 1
     for _ in range(10):

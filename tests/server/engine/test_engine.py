@@ -5,30 +5,33 @@ from collections import defaultdict
 import pytest
 
 from models.sampling import SamplingParams
-from server.engine.engine import Engine
+from server.engine.own import OwnEngine
+from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Scheduler
-from server.request import Event, Finish, Request
+from server.request import Event, Finish
 from steering.policy import Mode, Verdict
-from tests.server.fakes import EOS, REFUSAL_TOKEN, FakeBackbone, FakeGuard, as_any, next_token, request
+from tests.server.fakes import EOS, REFUSAL_TOKEN, FakeBackbone, FakeGuard, as_any, ask, next_token, own, request
 
 HARMFUL = [40, 3]  # the fake guard reads its score, 40 / 50, from the first token
 HARMLESS = [10, 3]
 
 
-def engine_of(backbone: FakeBackbone, guard: FakeGuard | None = None, max_running: int = 8) -> Engine:
-    return Engine(as_any(backbone), as_any(guard), Scheduler(max_running, prefill_tokens=1000))
+def engine_of(backbone: FakeBackbone, guard: FakeGuard | None = None, max_running: int = 8) -> OwnEngine:
+    return OwnEngine(as_any(backbone), as_any(guard), Scheduler(max_running, prefill_tokens=1000))
 
 
-def run(engine: Engine, *requests: Request, joining: dict[int, Request] | None = None) -> dict[str, list[Event]]:
+def run(
+    engine: OwnEngine, *requests: OwnRequest, joining: dict[int, OwnRequest] | None = None
+) -> dict[str, list[Event]]:
     """Step until nothing lives; `joining` maps a step number to a request that arrives then."""
     for r in requests:
-        engine.scheduler.add(r)
+        engine.add(r)
     waiting = dict(joining or {})
     events: dict[str, list[Event]] = defaultdict(list)
     step = 0
-    while waiting or not engine.scheduler.idle:
+    while waiting or not engine.idle:
         if step in waiting:
-            engine.scheduler.add(waiting.pop(step))
+            engine.add(waiting.pop(step))
         for event in engine.step():
             events[event.request.id].append(event)
         step += 1
@@ -107,13 +110,13 @@ def test_end_of_sequence_ends_a_row_without_a_token() -> None:
     assert (stopped.output_ids, events["a"][0].finish, events["a"][0].token) == ([], Finish.STOP, None)
 
 
-def test_a_batch_that_fails_beside_streaming_rows_lets_no_harmful_prompt_through() -> None:
-    """Rows are then run one by one; the streaming ones need no tap, the new ones still do."""
+def test_a_batch_that_fails_beside_decoding_rows_lets_no_harmful_prompt_through() -> None:
+    """Rows are then run one by one; the decoding ones need no tap, the new ones still do."""
     backbone = FakeBackbone()
     backbone.poison = 34
     engine = engine_of(backbone, FakeGuard())
-    streaming = request("streaming", HARMLESS, max_tokens=6)
-    engine.scheduler.add(streaming)
+    decoding = request("decoding", HARMLESS, max_tokens=6)
+    engine.add(decoding)
     engine.step()
     bad, harmful = request("bad", [34]), request("harmful", HARMFUL)
     events = run(engine, bad, harmful)
@@ -121,7 +124,7 @@ def test_a_batch_that_fails_beside_streaming_rows_lets_no_harmful_prompt_through
     assert harmful.decision is not None
     assert harmful.decision.verdict is Verdict.STEERED
     assert harmful.output_ids == [REFUSAL_TOKEN] * 5
-    assert streaming.output_ids == expected(HARMLESS, 6)
+    assert decoding.output_ids == expected(HARMLESS, 6)
 
 
 @pytest.mark.parametrize("when", ["prefill", "decode"])
@@ -141,8 +144,8 @@ def test_a_failing_row_fails_alone(when: str) -> None:
 def test_a_batch_whose_rows_all_fail_ends_the_engine_after_their_events() -> None:
     backbone = FakeBackbone()
     engine = engine_of(backbone)
-    engine.scheduler.add(request("a", [1]))
-    engine.scheduler.add(request("b", [2]))
+    engine.add(request("a", [1]))
+    engine.add(request("b", [2]))
     backbone.broken = True
     events = engine.step()
     assert [(e.request.id, e.finish) for e in events] == [("a", Finish.ERROR), ("b", Finish.ERROR)]
@@ -165,12 +168,39 @@ def test_a_request_that_fits_nowhere_fails_instead_of_waiting_for_ever() -> None
 def test_abort_frees_the_row_at_once() -> None:
     backbone = FakeBackbone()
     engine = engine_of(backbone, max_running=1)
-    engine.scheduler.add(request("a", [1]))
-    engine.scheduler.add(request("b", [2]))
+    engine.add(request("a", [1]))
+    engine.add(request("b", [2]))
     engine.step()
     for name in "ba":
         event = engine.abort(name)
         assert event is not None
         assert event.finish is Finish.ABORT
     assert engine.abort("a") is None
-    assert (backbone.rows, engine.scheduler.idle) == ([], True)
+    assert (backbone.rows, engine.idle) == ([], True)
+
+
+def test_prepared_requests_draw_as_their_seeds_say_and_follow_grammars_of_their_own() -> None:
+    schema = '{"type": "object"}'
+    first = ask("a", [1, 2, 3], temperature=0.7, seed=11)
+    second = ask("b", [1, 2, 3], temperature=1.0, seed=12, leader="a", repetition_penalty=1.3)
+    compiled: list[object] = []
+
+    class Grammars:
+        def compile(self, schema: object) -> "Grammars":
+            compiled.append(schema)
+            return self
+
+        def fresh(self) -> str:
+            return f"grammar {len(compiled)}"
+
+    engine = engine_of(FakeBackbone())
+    engine._grammars = as_any(Grammars())
+    shaped = [ask(name, [1], schema=schema) for name in "cd"]
+    made = engine.prepare([first, second, *shaped])
+    assert [[each.sampler.draw() for _ in range(3)] for each in made[:2]] == [
+        [each.sampler.draw() for _ in range(3)] for each in (own(first), own(second))
+    ]
+    assert made[1].sampler.seen == {1, 2, 3}
+    assert (made[0].source, made[1].source) == (None, made[0])
+    assert [as_any(each.sampler.grammar) for each in made] == [None, None, "grammar 1", "grammar 1"]
+    assert compiled == [{"type": "object"}]

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from models.sampling import RowSampler, Sample, SamplingParams, sample
-from server.engine.engine import Engine
+from server.engine.own import OwnEngine
+from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Scheduler
-from server.request import Request
+from server.request import Ask
 from steering.guard import Guard
 from steering.policy import Mode, Policy, Verdict
 from steering.shadow import Shadow
+from tests.server.fakes import own
 from tests.server.guards import random_guard
 from tests.tiny import CHATS, pictures
 
@@ -27,7 +29,7 @@ TOKENS = 12
 class Recorder:
     """Keeps the logits that each request's tokens were chosen from."""
 
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, engine: OwnEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.logits: dict[str, list[Tensor]] = {}
         self._names: list[str] = []
 
@@ -37,34 +39,36 @@ class Recorder:
                 self.logits.setdefault(name, []).append(row.clone())
             return sample(logits, samplers)
 
-        monkeypatch.setattr("server.engine.engine.sample", keep)
+        monkeypatch.setattr("server.engine.own.sample", keep)
 
 
-def chat_request(backbone: Backbone, name: str, policy: Policy, *, row: str | None = None, **sampling: Any) -> Request:
+def chat_request(
+    backbone: Backbone, name: str, policy: Policy, *, row: str | None = None, **sampling: Any
+) -> OwnRequest:
     prompt = backbone.inputs.build(CHATS[name], pictures(CHATS[name]))
     params = SamplingParams(**{"temperature": 0.0, **sampling})
-    return Request(row or name, prompt, RowSampler(params, prompt.ids), TOKENS, policy)
+    return own(Ask(row or name, prompt, params, TOKENS, policy))
 
 
 def serve(
     backbone: Backbone,
     guard: Guard | None,
     monkeypatch: pytest.MonkeyPatch,
-    arrivals: Sequence[tuple[int, Request]],
+    arrivals: Sequence[tuple[int, OwnRequest]],
     shadow: Shadow | None = None,
 ) -> dict[str, Tensor]:
     """Run requests that arrive at given steps; their logits `[T, V]`."""
-    engine = Engine(backbone, guard, Scheduler(max_running=8, prefill_tokens=100_000), shadow)
+    engine = OwnEngine(backbone, guard, Scheduler(max_running=8, prefill_tokens=100_000), shadow)
     with monkeypatch.context() as patch:
         recorder = Recorder(engine, patch)
         waiting = sorted(arrivals, key=lambda arrival: arrival[0])
         for step in range(200):
             while waiting and waiting[0][0] <= step:
-                engine.scheduler.add(waiting.pop(0)[1])
+                engine.add(waiting.pop(0)[1])
             engine.step()
-            if not waiting and engine.scheduler.idle:
+            if not waiting and engine.idle:
                 break
-    assert engine.scheduler.idle
+    assert engine.idle
     assert backbone.open_rows == 0
     return {name: torch.stack(rows) for name, rows in recorder.logits.items()}
 
@@ -83,7 +87,7 @@ def test_a_mixed_batch_gives_each_row_what_it_gets_alone(
 ) -> None:
     """Lengths, images, sampling and policies side by side, rows joining and leaving between steps."""
 
-    def requests() -> list[tuple[int, Request]]:
+    def requests() -> list[tuple[int, OwnRequest]]:
         names = list(CHATS)
         modes = [policy(Mode.STEER), policy(Mode.STEER, flag=False), policy(Mode.MONITOR), policy(Mode.OFF)]
         sampling: list[dict[str, Any]] = [
@@ -129,7 +133,7 @@ def test_a_shadow_changes_no_token_and_no_bit(
     own = random_guard(backbone.info, seed=1, layer=1) if bundle == "another" else guard
     shadow = Shadow("candidate", own, threshold=0.0)
 
-    def requests() -> list[tuple[int, Request]]:
+    def requests() -> list[tuple[int, OwnRequest]]:
         modes = [policy(Mode.STEER), policy(Mode.STEER, flag=False), policy(Mode.MONITOR), policy(Mode.OFF)]
         return [(i, chat_request(backbone, name, modes[i % 4], row=str(i))) for i, name in enumerate(list(CHATS) * 2)]
 
@@ -203,14 +207,14 @@ def test_a_row_that_is_aborted_between_steps_leaves_the_others_as_they_are(
     first, second = list(CHATS)[:2]
     alone = chat_request(backbone, second, policy(Mode.MONITOR))
     serve(backbone, guard, monkeypatch, [(0, alone)])
-    engine = Engine(backbone, guard, Scheduler(max_running=8, prefill_tokens=100_000))
+    engine = OwnEngine(backbone, guard, Scheduler(max_running=8, prefill_tokens=100_000))
     gone, stays = (chat_request(backbone, name, policy(Mode.MONITOR)) for name in (first, second))
     for request in (gone, stays):
-        engine.scheduler.add(request)
+        engine.add(request)
     engine.step()
     assert engine.abort(gone.id) is not None
     assert backbone.open_rows == 1
-    while not engine.scheduler.idle:
+    while not engine.idle:
         engine.step()
     assert engine.failure is None
     assert stays.output_ids == alone.output_ids

@@ -20,14 +20,16 @@ import pytest
 import torch
 
 from models.load import LoadError
-from server.engine.client import Inputs, NotReady, Runner
+from server.engine.client import EngineClient, NotReady
+from server.engine.host import Inputs
 from server.engine.launch import SMALL_MODEL, set_threads
 from server.engine.process import EngineProcess, engine_environment
+from server.engine.wire import pack
 from server.request import EngineFailed, Finish
 from server.workers import launch
 from tests.server.engine.test_client import Inbox, endless
-from tests.server.fakes import as_any, request
-from tests.server.in_process import FakePlan
+from tests.server.fakes import as_any, ask
+from tests.server.in_process import FakeSpec
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,19 +40,19 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "PACKAGES", (*launch.PACKAGES, "tests"))
 
 
-def runner_of(plan: FakePlan, **options: Any) -> Runner:
-    return Runner(EngineProcess(as_any(plan)), lambda: Inputs(as_any(None), None), **{"max_live": 100, **options})
+def engine_client(spec: FakeSpec, **options: Any) -> EngineClient:
+    return EngineClient(EngineProcess(as_any(spec)), lambda: Inputs(as_any(None), None), **{"max_live": 100, **options})
 
 
-def process_of(runner: Runner) -> EngineProcess:
+def process_of(runner: EngineClient) -> EngineProcess:
     assert isinstance(runner._host, EngineProcess)
     return runner._host
 
 
 @asynccontextmanager
-async def running(plan: FakePlan | None = None, **options: Any) -> AsyncIterator[tuple[Runner, psutil.Process]]:
-    """A runner of a process that has loaded, and the process."""
-    runner = runner_of(plan or FakePlan(), **options)
+async def running(spec: FakeSpec | None = None, **options: Any) -> AsyncIterator[tuple[EngineClient, psutil.Process]]:
+    """A client of a process that has loaded, and the process."""
+    runner = engine_client(spec or FakeSpec(), **options)
     runner.start()
     pid = process_of(runner).pid
     try:
@@ -70,15 +72,15 @@ async def test_it_knows_no_secrets_answers_and_ends_when_it_is_told_to(monkeypat
         assert os.getsid(process.pid) == process.pid
         assert process.num_fds() <= 6
         for number, inbox in enumerate(inboxes):
-            runner.submit([request(str(number), [number + 1])], inbox)
+            runner.submit(pack([ask(str(number), [number + 1])]), inbox)
         await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
         assert all(inbox.finishes == [Finish.LENGTH] and len(inbox.events) == 5 for inbox in inboxes)
         last = Inbox()
-        runner.submit([endless("last")], last)
+        runner.submit(pack([endless("last")]), last)
         for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             process.send_signal(sent)  # what is sent to all processes of a service is for the server to handle
         began = time.monotonic()
-    assert time.monotonic() - began < Runner.STOP_SECONDS
+    assert time.monotonic() - began < EngineClient.STOP_SECONDS
     assert last.finishes == [Finish.ABORT]
 
 
@@ -88,7 +90,7 @@ async def test_one_that_dies_ends_every_request_once_and_nothing_is_accepted_aft
     async with running() as (runner, process):
         inboxes = [Inbox() for _ in range(9)]
         for number, inbox in enumerate(inboxes):
-            runner.submit([endless(str(number))], inbox)
+            runner.submit(pack([endless(str(number))]), inbox)
         await inboxes[0].begun.wait()
         process.kill()
         await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
@@ -97,7 +99,7 @@ async def test_one_that_dies_ends_every_request_once_and_nothing_is_accepted_aft
         assert runner.state == "failed: the engine's process was ended by SIGKILL"
         assert (runner.ready, runner.live) == (False, 0)
         with pytest.raises(NotReady, match="SIGKILL"):
-            runner.submit([endless("late")], Inbox())
+            runner.submit(pack([endless("late")]), Inbox())
     assert "was ended by SIGKILL; nothing more is served" in caplog.text
 
 
@@ -106,7 +108,7 @@ async def test_one_that_stands_still_is_killed() -> None:
         await asyncio.sleep(0.8)  # idle, it has nothing to tell
         assert runner.ready
         inbox = Inbox()
-        runner.submit([endless("a")], inbox)
+        runner.submit(pack([endless("a")]), inbox)
         await inbox.begun.wait()
         process.suspend()
         await inbox.ended.wait()
@@ -116,19 +118,19 @@ async def test_one_that_stands_still_is_killed() -> None:
 
 
 async def test_stopping_kills_one_whose_step_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Runner, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(EngineClient, "STOP_SECONDS", 0.1)
     inbox = Inbox()
-    async with running(FakePlan(slow=True)) as (runner, _):
-        runner.submit([endless("a")], inbox)
+    async with running(FakeSpec(slow=True)) as (runner, _):
+        runner.submit(pack([endless("a")]), inbox)
         await asyncio.sleep(0.1)
     assert inbox.finishes == [Finish.ABORT]
 
 
 async def test_why_a_model_does_not_load_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     faults = [LoadError("no such model folder: /nowhere"), MemoryError("cannot allocate")]
-    plans = [FakePlan(fault=faults[0]), FakePlan(fault=faults[1]), FakePlan(signal=signal.SIGKILL)]
+    specs = [FakeSpec(fault=faults[0]), FakeSpec(fault=faults[1]), FakeSpec(signal=signal.SIGKILL)]
     async with AsyncExitStack() as stack:
-        runners = [runner_of(plan) for plan in plans]
+        runners = [engine_client(spec) for spec in specs]
         for runner in runners:
             runner.start()
             stack.push_async_callback(runner.stop)
@@ -146,7 +148,7 @@ async def test_why_a_model_does_not_load_is_told(capfd: pytest.CaptureFixture[st
 
 
 async def test_a_load_is_given_up_when_the_server_stops() -> None:
-    runner = runner_of(FakePlan(seconds=600))
+    runner = engine_client(FakeSpec(seconds=600))
     runner.start()
     await runner.stop()
     assert not psutil.pid_exists(process_of(runner).pid)
@@ -160,21 +162,23 @@ def test_they_end_by_themselves_whatever_they_do_when_their_server_is_killed() -
     program = """
 import asyncio
 from server.engine.process import EngineProcess
-from server.engine.client import Inputs, Runner
+from server.engine.client import EngineClient
+from server.engine.host import Inputs
+from server.engine.wire import pack
 from server.workers import launch
-from tests.server.fakes import request
-from tests.server.in_process import FakePlan
+from tests.server.fakes import ask
+from tests.server.in_process import FakeSpec
 
 launch.PACKAGES = (*launch.PACKAGES, "tests")
 
 async def main():
-    hosts = [EngineProcess(plan) for plan in (FakePlan(seconds=600), FakePlan(), FakePlan(slow=True))]
-    runners = [Runner(host, lambda: Inputs(None, None), max_live=9) for host in hosts]
+    hosts = [EngineProcess(spec) for spec in (FakeSpec(seconds=600), FakeSpec(), FakeSpec(slow=True))]
+    runners = [EngineClient(host, lambda: Inputs(None, None), max_live=9) for host in hosts]
     for runner in runners:
         runner.start()
     for runner in runners[1:]:
         await runner.loaded()
-        runner.submit([request("a", [1], max_tokens=1_000_000)], lambda events: None)
+        runner.submit(pack([ask("a", [1], max_tokens=1_000_000)]), lambda events: None)
     await asyncio.sleep(0.1)
     print(*(host.pid for host in hosts), flush=True)
     await asyncio.sleep(600)

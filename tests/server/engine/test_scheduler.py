@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.budget import FLOOR, Budget
-from server.engine.scheduler import NoRoom, Plan, Scheduler, Work
-from server.request import Request
+from server.engine.own_request import OwnRequest
+from server.engine.scheduler import NoRoom, Scheduler, StepPlan, Work
+from server.request import Ask
 
 
 class Row:
@@ -36,7 +37,7 @@ class Memory:
     def held(self) -> int:
         return sum(row.held for row in self.rows)
 
-    def open(self, request: Request) -> None:
+    def open(self, request: OwnRequest, *, alone: bool) -> None:
         if request.id in self.broken:
             raise ValueError(f"{request.id} is broken")
         if self.rows and self.held + len(request.prompt.ids) > self.room:
@@ -45,32 +46,27 @@ class Memory:
         request.row = cast(Any, row)
         self.rows.append(row)
 
-    def chunk(self, request: Request, count: int) -> int:
+    def chunk(self, request: OwnRequest, count: int) -> int:
         return min(count, request.pending)
 
-    def reserve(self, request: Request, count: int) -> bool:
+    def reserve(self, request: OwnRequest, count: int) -> bool:
         row = cast(Any, request.row)
         if self.held - row.held + row.length + count > self.room:
             return False
         row.held = row.length + count
         return True
 
-    def release(self, request: Request) -> None:
+    def release(self, request: OwnRequest) -> None:
         self.rows.remove(cast(Any, request.row))
         request.row = None
 
 
-def request(name: str, tokens: int = 4) -> Request:
-    return Request(
-        id=name,
-        prompt=cast(Any, SimpleNamespace(ids=[0] * tokens)),
-        sampler=cast(Any, None),
-        max_tokens=8,
-        policy=cast(Any, None),
-    )
+def request(name: str, tokens: int = 4) -> OwnRequest:
+    prompt = SimpleNamespace(ids=[0] * tokens)
+    return OwnRequest(Ask(name, cast(Any, prompt), cast(Any, None), 8, cast(Any, None)), sampler=cast(Any, None))
 
 
-def computed(plan: Plan) -> list[Request]:
+def computed(plan: StepPlan) -> list[OwnRequest]:
     """Do a plan's work; the requests that have got a token."""
     ready = []
     for each, count in plan.work:
@@ -85,11 +81,11 @@ def computed(plan: Plan) -> list[Request]:
     return ready
 
 
-def parts(plan: Plan) -> list[tuple[str, int]]:
+def parts(plan: StepPlan) -> list[tuple[str, int]]:
     return [(each.id, count) for each, count in plan.work]
 
 
-def names(requests: Sequence[Request]) -> list[str]:
+def names(requests: Sequence[OwnRequest]) -> list[str]:
     return [each.id for each in requests]
 
 
@@ -106,7 +102,7 @@ def test_a_new_request_joins_beside_running_ones() -> None:
     assert parts(scheduler.schedule(memory)) == [("b", 1), ("c", 4)]
 
 
-def test_the_budget_cuts_prompts_into_chunks_and_streams_go_on() -> None:
+def test_the_budget_cuts_prompts_into_chunks_and_decoding_rows_go_on() -> None:
     scheduler, memory = Scheduler(max_running=8, prefill_tokens=10), Memory()
     for name, tokens in [("a", 3), ("long", 25), ("b", 6)]:
         scheduler.add(request(name, tokens))
@@ -128,7 +124,7 @@ def test_the_youngest_makes_room_and_is_the_next_to_come_back() -> None:
     for name in "abc":
         scheduler.add(request(name, 4))
     assert parts(scheduler.schedule(memory)) == [("a", 4), ("b", 4)]
-    computed(Plan([Work(each, each.pending) for each in scheduler.running.values()]))
+    computed(StepPlan([Work(each, each.pending) for each in scheduler.running.values()]))
     plan = scheduler.schedule(memory)
     assert parts(plan) == [("a", 1), ("b", 1)]
     computed(plan)
@@ -223,7 +219,7 @@ class TestBudget:
         budget.observe(9.0, 8, 10)
         assert budget.tokens(8) == 100
 
-    def test_beside_streams_a_step_takes_about_so_many_times_as_long(self) -> None:
+    def test_beside_decoding_rows_a_step_takes_about_so_many_times_as_long(self) -> None:
         budget = Budget(1000, slowdown=2.0)
         assert budget.tokens(8) == 1000, "nothing is known yet"
         for _ in range(30):

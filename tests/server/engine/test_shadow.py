@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from models.backbone import Backbone as RealBackbone
 from server.app import create_app
-from server.engine.engine import Engine
+from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.engine.shadow import load_shadow
 from server.settings.schema import Settings, ShadowSettings
@@ -21,7 +21,7 @@ from steering.shadow import Shadow
 from tests.exposition import metric_of
 from tests.server.fakes import as_any
 from tests.server.guards import random_guard
-from tests.server.in_thread import runner_of
+from tests.server.in_thread import engine_client
 from tests.server.records import MemorySink, audit_settings
 from tests.server.scripted import MODEL, chat
 from tests.server.test_app_on_engine import HARMFUL, HARMLESS, Backbone, Guard, loaded
@@ -82,12 +82,12 @@ async def test_metrics_and_audit_tell_what_a_shadow_would_have_decided() -> None
     guard = Guard()
     sink = MemorySink()
 
-    def make() -> Engine:
+    def make() -> OwnEngine:
         shadow = Shadow("candidate", as_any(guard), threshold=0.999)  # flags nothing that the model can score
-        return Engine(as_any(Backbone()), as_any(guard), Scheduler(4, 1000), shadow)
+        return OwnEngine(as_any(Backbone()), as_any(guard), Scheduler(4, 1000), shadow)
 
     settings = Settings(audit=audit_settings())
-    app = create_app(settings, runner_of(make), name=MODEL, sink=sink)
+    app = create_app(settings, engine_client(make), name=MODEL, sink=sink)
     async with loaded(app) as client:
         plain = {"temperature": 0, "max_tokens": 3}
         answers = [await chat(client, text + "hello", **plain) for text in (HARMFUL, HARMLESS)]
@@ -108,10 +108,10 @@ async def test_metrics_and_audit_tell_what_a_shadow_would_have_decided() -> None
 async def test_without_a_shadow_nothing_is_told_of_one() -> None:
     sink = MemorySink()
 
-    def make() -> Engine:
-        return Engine(as_any(Backbone()), as_any(Guard()), Scheduler(4, 1000))
+    def make() -> OwnEngine:
+        return OwnEngine(as_any(Backbone()), as_any(Guard()), Scheduler(4, 1000))
 
-    runner = runner_of(make)
+    runner = engine_client(make)
     async with loaded(create_app(Settings(audit=audit_settings()), as_any(runner), name=MODEL, sink=sink)) as client:
         await chat(client, HARMLESS, temperature=0, max_tokens=3)
         text = (await client.get("/metrics")).text

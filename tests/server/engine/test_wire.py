@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
@@ -14,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.backbone import BackboneInfo
-from models.inputs import Prompt
 from models.sampling import Logprobs, SamplingParams
-from server.engine import wire
-from server.engine.wire import Facts, Frames, Kind, Load, News
-from server.request import EngineFailed, Finish, GrammarFailed, Timings
+from server.engine import buffers, wire
+from server.engine.own import OwnEngine
+from server.engine.protocol import Facts, Load
+from server.engine.scheduler import Scheduler
+from server.engine.wire import Frames, Kind, State, Update
+from server.request import Ask, EngineFailed, Finish, GrammarFailed, Timings
 from steering.policy import Decision, ShadowDecision, Verdict
-from tests.server.fakes import as_any, request
+from tests.server.fakes import as_any, ask
 from tests.server.guards import random_guard
 
 
@@ -37,23 +38,23 @@ def test_frames_that_arrive_in_any_pieces(sent: list[tuple[Kind, bytes]], data: 
 
 
 def test_a_step() -> None:
-    state = (
+    state = State(
         Decision(Verdict.STEERED, float("inf"), 2.5),
         ShadowDecision(Verdict.PASS, 0.5, 0.0, "next"),
         Timings(1.0, 2.0, 3.0, 4.0, None, 0.25),
         64,
     )
-    news = [
-        News(2**40, 7, Logprobs(-0.5, [(7, -0.5), (8, -1.0)]), None, None, state),
-        News(5, None, None, Finish.ERROR, GrammarFailed("it leads nowhere")),
+    updates = [
+        Update(2**40, 7, Logprobs(-0.5, [(7, -0.5), (8, -1.0)]), None, None, state),
+        Update(5, None, None, Finish.ERROR, GrammarFailed("it leads nowhere")),
     ]
     load, tokens = Load(3, 4, 0.5), [(2**40 + 1, 128_000), (9, 0)]
-    frame = wire.step(load, [number for pair in tokens for number in pair], news)
+    frame = wire.step(load, [number for pair in tokens for number in pair], updates)
     ((kind, body),) = Frames().feed(frame)
     step = wire.read_step(body)
     assert (kind, step.load, list(step.tokens)) == (Kind.STEP, load, tokens)
-    first, second = step.news
-    assert first == news[0]
+    first, second = step.updates
+    assert first == updates[0]
     assert (type(second.error), str(second.error), second.finish) == (GrammarFailed, "it leads nowhere", Finish.ERROR)
 
 
@@ -66,7 +67,9 @@ def test_facts_and_failures() -> None:
         "name", None, "Some", "llava", 8, 4, 50, 4096, torch.bfloat16, torch.device("cpu"), frozenset({2}), "", 9, ""
     )
     guard = random_guard(info)
-    facts = Facts.of(as_any(SimpleNamespace(backbone=SimpleNamespace(info=info), guard=guard)))
+    backbone = SimpleNamespace(info=info, tokenizer=None)
+    facts = OwnEngine(as_any(backbone), guard, Scheduler(1, 1)).facts
+    assert facts == Facts(info, guard.manifest, guard.layer, guard.calibration_scores)
     ((_, body),) = Frames().feed(wire.loaded(facts))
     assert wire.read_loaded(body) == facts
     ((_, body),) = Frames().feed(wire.not_loaded(OSError("no\ncheckpoint \udc80")))
@@ -78,42 +81,32 @@ def test_facts_and_failures() -> None:
 # requests ----------------------------------------------------------------------------------------------------------
 
 
-def crossed(*requests: Any) -> list[Any]:
-    """Requests as they arrive."""
-    parcel = wire.pack(requests)
+def crossed(*asks: Ask) -> list[Ask]:
+    """Asks as they arrive."""
+    parcel = wire.pack(asks)
+    assert [each.id for each in parcel.requests] == [each.id for each in asks]
     ((kind, body),) = Frames().feed(wire.submit(5, parcel))
     submission = wire.read_submit(body)
-    assert (kind, submission.first, submission.count) == (Kind.SUBMIT, 5, len(requests))
-    buffers = [] if parcel.memory is None else wire.mapped(parcel.memory.descriptor, submission.lengths)
-    return wire.unpack(submission.data, buffers, lambda schema: as_any(f"a grammar of {schema}"))
+    assert (kind, submission.first, submission.count) == (Kind.SUBMIT, 5, len(asks))
+    tensors = [] if parcel.buffer is None else buffers.mapped(parcel.buffer.descriptor, submission.lengths)
+    return wire.unpack(submission.data, tensors)
 
 
-def test_requests_arrive_with_all_that_the_engine_reads() -> None:
-    first = request("a", [1, 2, 3], max_tokens=9, temperature=0.7, seed=11, logit_bias={4: -1.5}, logprobs=3)
-    second = request("b", [1, 2, 3], seed=12, repetition_penalty=1.3, temperature=1.0)
-    first.schema = '{"type": "object"}'
-    second.leader, second.prompt = first, first.prompt
-    expected = [[each.sampler.draw() for _ in range(3)] for each in (first, second)]
+def test_asks_arrive_as_they_were() -> None:
+    first = ask(
+        "a", [1, 2, 3], max_tokens=9, temperature=0.7, seed=11, logit_bias={4: -1.5}, logprobs=3,
+        schema='{"type": "object"}',
+    )  # fmt: skip
+    second = replace(first, id="b", params=SamplingParams(seed=12, repetition_penalty=1.3), schema=None, leader="a")
     arrived = crossed(first, second)
     for before, after in zip((first, second), arrived, strict=True):
-        for field in ("id", "max_tokens", "policy", "decision"):
-            assert getattr(after, field) == getattr(before, field)
-        assert after.sampler.params == before.sampler.params
-        assert after.prompt.ids == before.prompt.ids
-        assert after.timings.arrived == before.timings.arrived
-    assert [[each.sampler.draw() for _ in range(3)] for each in arrived] == expected
-    assert arrived[1].sampler.seen == {1, 2, 3}
-    assert arrived[1].leader is arrived[0]
+        assert {each.name: getattr(after, each.name) for each in fields(Ask)} == {
+            each.name: getattr(before, each.name) for each in fields(Ask)
+        }
     assert arrived[1].prompt is arrived[0].prompt
-    assert [each.sampler.grammar for each in arrived] == ['a grammar of {"type": "object"}', None]
-    assert arrived[0].sampler.params is not SamplingParams.GREEDY
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
-
-
-def pictures(**tensors: torch.Tensor) -> Prompt:
-    return Prompt([1, 2], tensors, 1)
 
 
 def test_tensors_of_every_kind_arrive_bit_for_bit_and_leave_the_sender() -> None:
@@ -126,40 +119,38 @@ def test_tensors_of_every_kind_arrive_bit_for_bit_and_leave_the_sender() -> None
         "empty": torch.zeros(0, 4),
         "gradient": torch.rand(3, requires_grad=True),
     }
-    sent = request("a", [1])
-    sent.prompt = pictures(**tensors)
+    sent = ask("a", [1, 2], features=tensors)
     (arrived,) = crossed(sent)
     assert list(arrived.prompt.features) == list(tensors)
     for name, tensor in tensors.items():
         found = arrived.prompt.features[name]
         assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape), name
         assert torch.equal(found, tensor), name
-    assert sent.prompt == replace(pictures(), features={})
+    (kept,) = wire.pack([sent]).requests
+    assert kept.prompt == replace(sent.prompt, features={})
 
 
 def test_the_pictures_of_several_choices_are_sent_once() -> None:
-    requests = [request(str(i), [1]) for i in range(8)]
-    prompt = pictures(pixels=torch.rand(1000))
-    for each in requests:
-        each.prompt = prompt
-    parcel = wire.pack(requests)
+    first = ask("0", [1], features={"pixels": torch.rand(1000)})
+    parcel = wire.pack([first, *(replace(first, id=str(number), leader="0") for number in range(1, 8))])
     assert list(parcel.lengths) == [4000]
-    assert parcel.memory is not None
-    assert os.fstat(parcel.memory.descriptor).st_size == 4000
-    assert len({id(each.prompt) for each in requests}) == 1
+    assert parcel.buffer is not None
+    assert os.fstat(parcel.buffer.descriptor).st_size == 4000
+    assert len({id(each.prompt) for each in parcel.requests}) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="counts descriptors")
 def test_memory_is_given_back_with_the_last_tensor() -> None:
     process = psutil.Process()
-    sent = request("a", [1])
-    sent.prompt = pictures(pixels=torch.rand(5_000_000), grid=torch.tensor([1, 2]))
-    crossed(sent)  # what is opened once
+
+    def sent() -> Ask:
+        return ask("a", [1], features={"pixels": torch.rand(5_000_000), "grid": torch.tensor([1, 2])})
+
+    crossed(sent())  # what is opened once
     before, size = process.num_fds(), process.memory_info().shared
     kept = []
     for _ in range(5):
-        sent.prompt = pictures(pixels=torch.rand(5_000_000), grid=torch.tensor([1, 2]))
-        kept += crossed(sent)
+        kept += crossed(sent())
     assert process.num_fds() > before
     del kept
     assert process.num_fds() == before

@@ -19,13 +19,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pydantic import ValidationError
 
 from server.app import create_app
-from server.engine.engine import Engine
+from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.record.tracing import Tracing, TracingError, make_tracing
 from server.settings.schema import Settings
 from tests.end_to_end.processes import free_port
 from tests.server.fakes import as_any
-from tests.server.in_thread import runner_of
+from tests.server.in_thread import engine_client
 from tests.server.scripted import MODEL, ScriptedRunner, body, chat, client_of, data_url, png
 from tests.server.test_app_on_engine import HARMFUL, HARMLESS, Backbone, Guard, loaded
 
@@ -47,10 +47,10 @@ def memory() -> tuple[Tracing, InMemorySpanExporter]:
 
 
 def app_on_engine(tracing: Tracing | None) -> Any:
-    def make() -> Engine:
-        return Engine(as_any(Backbone()), as_any(Guard()), Scheduler(4, 1000))
+    def make() -> OwnEngine:
+        return OwnEngine(as_any(Backbone()), as_any(Guard()), Scheduler(4, 1000))
 
-    return create_app(Settings(), runner_of(make), name=MODEL, tracing=tracing)
+    return create_app(Settings(), engine_client(make), name=MODEL, tracing=tracing)
 
 
 def named(spans: tuple[ReadableSpan, ...]) -> dict[str, ReadableSpan]:

@@ -89,8 +89,8 @@ async def test_choices_of_several_prompts_are_in_order_and_each_prompt_counts_on
         assert await metric(client, "autosteer_request_success_total") == 1
     assert texts(answer) == ["ab", "ab", "cde", "cde"]
     assert answer.json()["usage"]["prompt_tokens"] == 5
-    assert [each.leader for each in runner.requests] == [None, runner.requests[0], None, runner.requests[2]]
-    assert len({each.sampler.params.seed for each in runner.requests}) == 4
+    assert [each.leader for each in runner.requests] == [None, runner.requests[0].id, None, runner.requests[2].id]
+    assert len({each.ask.params.seed for each in runner.requests}) == 4
 
 
 async def test_the_default_limit_is_openai_s() -> None:

@@ -11,11 +11,11 @@ import pytest
 
 from models.backbone import Backbone
 from models.cache import BLOCK
-from server.engine.engine import Engine
+from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from tests.end_to_end.processes import data_url
 from tests.reference import stock
-from tests.server.in_thread import runner_of
+from tests.server.in_thread import engine_client
 from tests.server.scripted import MODEL, content_of, events_of, serving
 from tests.tiny import CHATS, TinyModels, pictures
 
@@ -25,7 +25,7 @@ TOKENS = 24
 @pytest.fixture
 async def client(backbone: Backbone) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client of the application over a real engine."""
-    runner = runner_of(lambda: Engine(backbone, None, Scheduler(8, 4096)))
+    runner = engine_client(lambda: OwnEngine(backbone, None, Scheduler(8, 4096)))
     async with serving(runner) as http:
         await runner.loaded()
         yield http
@@ -67,7 +67,7 @@ async def test_streamed_and_whole_text_are_those_of_generate(
 async def test_usage_tells_what_of_a_prompt_was_known(tiny_models: TinyModels) -> None:
     backbone = tiny_models.backbone("llava", remembers=True)
     backbone.forget()
-    runner = runner_of(lambda: Engine(backbone, None, Scheduler(8, 4096)))
+    runner = engine_client(lambda: OwnEngine(backbone, None, Scheduler(8, 4096)))
     text = " ".join(f"word {number}" for number in range(60))
     body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 1, "n": 2}
     async with serving(runner) as http:

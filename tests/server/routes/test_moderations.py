@@ -10,7 +10,7 @@ import pytest
 from openai.types import Moderation
 
 from models.inputs import PromptError
-from server.engine.engine import Engine
+from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.request import Finish
 from steering.policy import Mode, Verdict
@@ -146,11 +146,11 @@ async def test_without_a_guard_there_is_nothing_to_ask() -> None:
 
 def test_the_engine_ends_a_scored_prompt_with_its_prefill_beside_rows_that_go_on() -> None:
     backbone = FakeBackbone()
-    engine = Engine(as_any(backbone), as_any(FakeGuard()), Scheduler(4, 1000))
+    engine = OwnEngine(as_any(backbone), as_any(FakeGuard()), Scheduler(4, 1000))
     scored = [request(f"scored{i}", [10 + 30 * i], max_tokens=0, mode=Mode.MONITOR) for i in range(2)]
     going = request("going", [10])
     for each in (scored[0], going, scored[1]):
-        engine.scheduler.add(each)
+        engine.add(each)
     events = engine.step()
     assert {(event.request.id, event.token is None, event.finish) for event in events} == {
         ("scored0", True, Finish.STOP),
@@ -159,7 +159,7 @@ def test_the_engine_ends_a_scored_prompt_with_its_prefill_beside_rows_that_go_on
     }
     assert [each.decision.verdict for each in scored if each.decision] == [Verdict.PASS, Verdict.MONITORED]
     assert (backbone.prefills, len(backbone.rows)) == ([3], 1)
-    while not engine.scheduler.idle:
+    while not engine.idle:
         engine.step()
     assert backbone.decodes == [1] * 4
 

@@ -42,10 +42,10 @@ MISTAKES: list[Callable[[random.Random], dict[str, Any]]] = [
 class Runner(ScriptedRunner):
     """Answers as the prompt's first character says, with a shadow beside it."""
 
-    def submit(self, requests: Any, deliver: Any) -> None:
-        for request in requests:
+    def submit(self, parcel: Any, deliver: Any) -> None:
+        for request in parcel.requests:
             request.shadow = ShadowDecision(Verdict.MONITORED, 0.7, 0.0, "candidate")
-        super().submit(requests, deliver)
+        super().submit(parcel, deliver)
         self.requests.clear()
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.inputs import Prompt
 from server.errors import rejection_reasons
 from server.request import Finish, Request
 from server.watch.metrics import ITL_BUCKETS, Metrics
 from steering.policy import Decision, Mode, Policy, Verdict
-from tests.server.fakes import request
+from tests.server.fakes import ask, own, request
 
 FAMILIES = {
     "autosteer_time_to_first_token_seconds": "histogram",
@@ -57,8 +58,8 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def judged(decision: Decision, image_tokens: int = 0, mode: Mode = Mode.STEER) -> Request:
-    made = request("r", [1, 2, 3], mode=mode)
-    made.prompt = Prompt([1, 2, 3], {}, image_tokens)
+    asked = ask("r", [1, 2, 3], mode=mode)
+    made = own(replace(asked, prompt=replace(asked.prompt, image_tokens=image_tokens)))
     made.decision = decision
     made.timings.arrived, made.timings.scheduled = 10.0, 10.5
     made.timings.guard_seconds = 0.002

@@ -1,0 +1,233 @@
+"""Our own engine: one step is schedule -> run -> postprocess. Token ids and tensors only, no HTTP, no text."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from models.backbone import Backbone
+from models.grammar import GrammarCompiler, JsonGrammar, SchemaError
+from models.sampling import GrammarError, Logprobs, RowSampler, sample
+from server.engine.judge import Judge
+from server.engine.own_request import OwnRequest
+from server.engine.protocol import Facts, Load
+from server.engine.rows import BackboneRows, row_of
+from server.engine.scheduler import Scheduler, Work
+from server.request import Ask, EngineFailed, Event, Finish, GrammarFailed, RequestFailed
+from steering.guard import Guard
+from steering.policy import Verdict
+from steering.shadow import Shadow
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Computed:
+    """What a pass found: requests, the hidden states `[B, d]` of their last tokens, and the tapped states of these."""
+
+    requests: list[OwnRequest]
+    hidden: Tensor
+    tapped: Tensor | None
+
+    def of(self, kept: Sequence[bool]) -> Computed:
+        """That of some of the requests."""
+        if all(kept):
+            return self
+        places = torch.tensor([*compress(range(len(kept)), kept)], dtype=torch.long, device=self.hidden.device)
+        tapped = None if self.tapped is None else self.tapped[places]
+        return Computed(list(compress(self.requests, kept)), self.hidden[places], tapped)
+
+    @staticmethod
+    def joined(parts: Sequence[Computed]) -> Computed:
+        """Those of passes one after the other, all of which were tapped, or none."""
+        tapped = [part.tapped for part in parts if part.tapped is not None]
+        assert len(tapped) in (0, len(parts)), f"{len(tapped)} of {len(parts)} passes were tapped"
+        return Computed(
+            [request for part in parts for request in part.requests],
+            torch.cat([part.hidden for part in parts]),
+            torch.cat(tapped) if tapped else None,
+        )
+
+
+class OwnEngine:
+    """Continuous batching of a guarded backbone: an `Engine` of `OwnRequest`s."""
+
+    def __init__(
+        self, backbone: Backbone, guard: Guard | None, scheduler: Scheduler, shadow: Shadow | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.scheduler = scheduler
+        self.failure: EngineFailed | None = None
+        self._judge = Judge(guard, shadow)
+        self._rows = BackboneRows(backbone)
+        info = backbone.info
+        self._grammars = GrammarCompiler(backbone.tokenizer, info.vocab_size, info.eos_ids)
+
+    # what is asked ---------------------------------------------------------------------------------------------
+
+    @property
+    def facts(self) -> Facts:
+        """What is loaded."""
+        guard = self._judge.guard
+        if guard is None:
+            return Facts(self.backbone.info)
+        return Facts(self.backbone.info, guard.manifest, guard.layer, guard.calibration_scores)
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do."""
+        return Load(len(self.scheduler.running), len(self.scheduler.waiting), self.backbone.cache_usage)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would have nothing to do."""
+        return self.scheduler.idle
+
+    def prepare(self, asks: Sequence[Ask]) -> list[OwnRequest]:
+        """Requests with their samplers, for any thread. Raises GrammarFailed where a schema cannot be followed."""
+        grammars: dict[str, JsonGrammar] = {}
+        requests: dict[str, OwnRequest] = {}
+        for ask in asks:
+            if ask.schema is not None and ask.schema not in grammars:
+                try:
+                    grammars[ask.schema] = self._grammars.compile(json.loads(ask.schema))
+                except SchemaError as error:
+                    raise GrammarFailed(str(error)) from error
+            grammar = None if ask.schema is None else grammars[ask.schema].fresh()
+            sampler = RowSampler(ask.params, ask.prompt.ids, grammar)
+            source = None if ask.leader is None else requests[ask.leader]
+            requests[ask.id] = OwnRequest(ask, sampler=sampler, source=source)
+        return [*requests.values()]
+
+    def add(self, request: OwnRequest) -> None:
+        """Put a request at the end of the queue."""
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> Event | None:
+        """End a request now and free its row; None if it has ended."""
+        request = self.scheduler.find(request_id)
+        return None if request is None else self._end(request, Finish.ABORT)
+
+    def fail_all(self, error: EngineFailed) -> list[Event]:
+        """End every live request with the engine's failure."""
+        return [self._end(request, Finish.ERROR, error) for request in self.scheduler.live()]
+
+    # step ------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Compute what is scheduled; the events of the step, a token for each row that was ready for one.
+
+        `failure` is set when a batch and then all of its rows alone fail: nothing can be served any more.
+        """
+        began = monotonic()
+        plan = self.scheduler.schedule(self._rows)
+        events = [self._fail(request, error) for request, error in plan.refused]
+        # Decided for the whole step: where its rows are run one by one, all of them are tapped or none.
+        tapping = any(request.decision is None and request.pending == count for request, count in plan.work)
+        computed = self._run(plan.work, events, tapping=tapping)
+        if computed is None:
+            return events
+        computed = self._judged(computed.of([request.pending == 0 for request in computed.requests]), events)
+        if computed.requests:
+            logits = self.backbone.logits(self._judge.steer(computed.requests, computed.hidden))
+            tokens, logprobs = sample(logits, [request.sampler for request in computed.requests])
+            events.extend(
+                self._advance(request, token, logprobs.get(row))
+                for row, (request, token) in enumerate(zip(computed.requests, tokens, strict=True))
+            )
+        self.scheduler.budget.observe(monotonic() - began, plan.decoding, plan.prompt_tokens)
+        return events
+
+    def _run(self, work: Sequence[Work], events: list[Event], *, tapping: bool) -> Computed | None:
+        """One batched pass; where it raises, each row alone, so that one bad request fails by itself."""
+        if not work:
+            return None
+        try:
+            return self._forward(work, tapping=tapping)
+        except torch.AcceleratorError:
+            raise  # after an error of the device itself, nothing that it computes can be trusted
+        except Exception as error:  # noqa: BLE001  any other failure of a model's forward is contained here
+            if len(work) == 1:
+                events.append(self._fail(work[0].request, error))
+                return None
+            logger.warning("a batch of %d rows failed, running them one by one: %s", len(work), error)
+        alone = [computed for each in work if (computed := self._run([each], events, tapping=tapping)) is not None]
+        if alone:
+            return Computed.joined(alone)
+        self.failure = EngineFailed(f"every row of a batch of {len(work)} failed")
+        return None
+
+    def _forward(self, work: Sequence[Work], *, tapping: bool) -> Computed:
+        requests = [each.request for each in work]
+        rows, counts = [row_of(request) for request in requests], [each.tokens for each in work]
+        layers = self._judge.layers
+        if layers is None or not tapping:
+            return Computed(requests, self.backbone.forward(rows, counts), None)
+        with self.backbone.tap(layers) as tap:
+            hidden = self.backbone.forward(rows, counts)
+        return Computed(requests, hidden, tap.states)
+
+    def _judged(self, computed: Computed, events: list[Event]) -> Computed:
+        """Decide on the prompts that are computed now; those that want no token, or get none, end here."""
+        new = computed.of([request.decision is None for request in computed.requests])
+        if not new.requests:
+            return computed
+        self._judge.judge(new.requests, new.tapped)
+        ends = {request: end for request in new.requests if (end := _end_of_judged(request)) is not None}
+        events.extend(self._end(request, end) for request, end in ends.items())
+        return computed.of([request not in ends for request in computed.requests])
+
+    def _advance(self, request: OwnRequest, token: int, logprobs: Logprobs | None) -> Event:
+        """Give a request its token, and end it where it ends."""
+        if request.timings.first_token is None:
+            request.timings.first_token = monotonic()
+        ends = token in self.backbone.info.eos_ids
+        try:
+            if ends:
+                request.sampler.finish()
+            else:
+                request.sampler.observe(token)
+        except GrammarError as error:
+            return self._end(request, Finish.ERROR, GrammarFailed(str(error)))
+        steered = request.eps != 0
+        if ends:
+            return self._end(request, Finish.CONTENT_FILTER if steered else Finish.STOP)
+        request.output_ids.append(token)
+        row_of(request).append(token)
+        if len(request.output_ids) < request.max_tokens:
+            return Event(request, token=token, logprobs=logprobs)
+        return self._end(request, Finish.CONTENT_FILTER if steered else Finish.LENGTH, token=token, logprobs=logprobs)
+
+    def _fail(self, request: OwnRequest, cause: Exception) -> Event:
+        logger.error("request %s failed: %s: %s", request.id, type(cause).__name__, cause)
+        error = RequestFailed(f"{type(cause).__name__}: {cause}")
+        error.__cause__ = cause
+        return self._end(request, Finish.ERROR, error)
+
+    def _end(
+        self,
+        request: OwnRequest,
+        finish: Finish,
+        error: RequestFailed | EngineFailed | None = None,
+        token: int | None = None,
+        logprobs: Logprobs | None = None,
+    ) -> Event:
+        self.scheduler.finish(request)
+        self._rows.release(request)
+        request.timings.finished = monotonic()
+        return Event(request, token=token, logprobs=logprobs, finish=finish, error=error)
+
+
+def _end_of_judged(request: OwnRequest) -> Finish | None:
+    """Why a row ends with its prompt, if it does."""
+    if request.decision is not None and request.decision.verdict is Verdict.BLOCKED:
+        return Finish.CONTENT_FILTER
+    return Finish.STOP if request.max_tokens == 0 else None
