@@ -49,6 +49,8 @@ from steering.policy import Policy, PolicyError
 
 T = TypeVar("T")
 
+CONTENT_BYTES_PER_CHARACTER = 8  # a control character is 6 in JSON
+
 
 class EngineClient(Submits, Protocol):
     """What the application needs of an `EngineClient`."""
@@ -377,7 +379,9 @@ class Service:
     def _prepared(self, call: Call, prepare: Callable[[RequestImages], T], images: RequestImages) -> T:
         """In a worker thread: what was asked, for the audit log, then what is to be made of it."""
         if self.audit is not None:
-            call.describe(images.fetched, keep=self.audit.content)
+            # A prompt within the limit of characters fits, whatever JSON makes of them; one beyond it is refused.
+            limit = CONTENT_BYTES_PER_CHARACTER * self.settings.max_prompt_characters
+            call.describe(images.fetched, keep_bytes=limit if self.audit.content else 0)
         return prepare(images)
 
     def _packed(self, job: Job, intake: Intake, images: RequestImages) -> Parcel:

@@ -23,7 +23,7 @@ from server.api.prepare import answer_limit, asks_of, sampling_params
 from server.api.prompts import text_prompt
 from server.api.served import Served
 from server.api.validation import parse
-from server.errors import ApiError, BadRequest
+from server.errors import ApiError, BadRequest, Forbidden
 from server.media.images import RequestImages
 from server.request import Ask
 from server.settings.schema import Settings
@@ -126,7 +126,19 @@ class CompletionJob:
         return self.completion.stop or ()
 
     def check(self, intake: Intake) -> None:
-        """Every server answers completions."""
+        """Raise Forbidden where the client's policy has no completions, or none of token ids.
+
+        Ids can spell what no text can: the special tokens that begin an assistant's turn. A prompt that forges one is
+        none that the guard was fitted on, so under a guard ids have to be allowed by the settings.
+        """
+        allowed = intake.terms.completions or ("on" if intake.served.layer is None else "text")
+        where = f"the setting 'completions' of the policy {intake.policy.name!r} is {allowed!r}"
+        if allowed == "off":
+            raise Forbidden(f"This server offers no completions here: {where}.", code="completions_off")
+        if allowed == "text" and not all(isinstance(prompt, str) for prompt in self.completion.prompts):
+            raise Forbidden(
+                f"A prompt of token ids is not accepted here, only text: {where}.", param="prompt", code="token_ids_off"
+            )
 
     def images(self, settings: Settings) -> Mapping[str, str]:  # noqa: ARG002  as every job
         """A completion has none."""

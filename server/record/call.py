@@ -46,14 +46,14 @@ class Call:
     trace_id: str | None = None
     clock_offset: int = 0  # nanoseconds from the monotonic clock to the time of day
 
-    def describe(self, fetched: Mapping[str, bytes], *, keep: bool) -> None:
-        """Hash what was asked, and keep it where that is wanted; let go of the rest. Slow: for a worker thread.
+    def describe(self, fetched: Mapping[str, bytes], *, keep_bytes: int) -> None:
+        """Hash what was asked, and keep it if it has at most `keep_bytes`. Slow: for a worker thread.
 
         `fetched`: the images that came from the network, by URL.
         """
         content, self.body = content_of(self.body, fetched), None
         self.content_hash = content_hash(content)
-        if keep:
+        if len(content) <= keep_bytes:
             self.content = content
 
 

@@ -83,6 +83,11 @@ class PolicySettings(_Frozen):
     )
     expose_scores: bool = Field(default=False, description="Show verdict and score in every answer.")
     may_loosen: bool = Field(default=False, description="Whether a request may loosen its policy.")
+    completions: Literal["on", "text", "off"] | None = Field(
+        default=None,
+        description="What `/v1/completions` takes: texts and token ids (`on`), only texts (`text`) or nothing (`off`); "
+        "`text` where there is a guard, else `on`.",
+    )
     requests_per_minute: Count | None = Field(
         default=None, description="Requests of one key per minute; unlimited if not given."
     )

@@ -14,6 +14,9 @@ import orjson
 from server.media.files import MediaError, read_data_url
 
 CONTENT_FIELDS = ("messages", "prompt", "input")
+TEXT_FIELDS = ("content", "text", "refusal", "prompt", "input")  # words, which are kept as they are
+FILE_FIELDS = ("url", "image_url", "data", "file_data")  # of images, audio and files
+MAX_WORD = 256  # characters of any other string: names, types, what nobody knows
 
 
 class Outcome(StrEnum):
@@ -62,9 +65,13 @@ class AuditRecord:
 
 
 def content_of(body: object, fetched: Mapping[str, bytes]) -> bytes:
-    """What was asked, as JSON with sorted keys; each image stands there as the SHA-256 of its bytes."""
+    """What was asked, as JSON with sorted keys; what is no text stands there as a hash.
+
+    An image's `url` is the SHA-256 of its bytes; what cannot be read as an image, and all else that is no text and is
+    long, the SHA-256 of the string as it was sent.
+    """
     asked = {name: body[name] for name in CONTENT_FIELDS if name in body} if isinstance(body, dict) else {}
-    return orjson.dumps(_without_images(asked, fetched), option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps(_without_files(asked, fetched, ""), option=orjson.OPT_SORT_KEYS)
 
 
 def content_hash(content: bytes) -> str:
@@ -72,21 +79,28 @@ def content_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _without_images(value: object, fetched: Mapping[str, bytes]) -> object:
+def _without_files(value: object, fetched: Mapping[str, bytes], name: str) -> object:
+    """`name`: of the field that the value stands in."""
     match value:
-        case {"image_url": {"url": str(url)} as image, **rest}:
-            return {**rest, "image_url": {**image, "url": _hashed(url, fetched)}}
         case dict():
-            return {name: _without_images(each, fetched) for name, each in value.items()}
+            return {key: _without_files(each, fetched, str(key)) for key, each in value.items()}
         case list():
-            return [_without_images(each, fetched) for each in value]
+            return [_without_files(each, fetched, name) for each in value]
+        case str() if name in FILE_FIELDS:
+            return _hashed(value, fetched)
+        case str() if name not in TEXT_FIELDS and len(value) > MAX_WORD:
+            return _hashed_as_sent(value)
     return value
 
 
 def _hashed(url: str, fetched: Mapping[str, bytes]) -> str:
-    """An image's bytes as their hash; what is none stays as it was sent."""
+    """An image's bytes as their hash; of what is none, the string's."""
     try:
         data = fetched[url] if url in fetched else read_data_url(url, len(url))
     except MediaError:
-        return url
+        return _hashed_as_sent(url)
     return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _hashed_as_sent(text: str) -> str:
+    return "sha256-as-sent:" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -82,7 +82,7 @@ def closed(schema: Any) -> Any:
 @pytest.mark.parametrize("name", GOOD)
 async def test_a_body_and_its_answer_are_as_documented(name: str) -> None:
     path, data = GOOD[name]
-    async with serving(ScriptedRunner(answer=answers)) as client:
+    async with serving(ScriptedRunner(answer=answers), completions="on") as client:
         documented = await operation(client, path)
         response = await client.post(path, json=data)
     check(data, documented["requestBody"]["content"]["application/json"]["schema"])
@@ -93,7 +93,7 @@ async def test_a_body_and_its_answer_are_as_documented(name: str) -> None:
 @pytest.mark.parametrize("name", STREAMS)
 async def test_every_event_of_a_stream_is_as_documented(name: str) -> None:
     path, data = GOOD[name]
-    async with serving(ScriptedRunner(answer=answers)) as client:
+    async with serving(ScriptedRunner(answer=answers), completions="on") as client:
         content = (await operation(client, path))["responses"]["200"]["content"]
         response = await client.post(path, json={**data, "stream": True, "stream_options": {"include_usage": True}})
     kind = response.headers["content-type"].split(";")[0]
@@ -138,7 +138,7 @@ async def test_every_error_is_as_documented(path: str, status: int, request_of: 
     "path", ["/v1/models", "/v1/models/{model}", "/health", "/ready", "/version", "/metrics", "/openapi.json"]
 )
 async def test_the_routes_without_a_body(path: str) -> None:
-    async with serving(ScriptedRunner()) as client:
+    async with serving(ScriptedRunner(), completions="on") as client:
         (await client.get("/v1/models")).raise_for_status()
         response = await client.get(path.format(model=MODEL))
         assert response.status_code == 200
@@ -172,7 +172,7 @@ NOT_ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", NOT_ACCEPTED)
 async def test_a_body_that_is_refused_is_refused_by_the_document_too(name: str) -> None:
     path, data = NOT_ACCEPTED[name]
-    async with serving(ScriptedRunner()) as client:
+    async with serving(ScriptedRunner(), completions="on") as client:
         schema = (await operation(client, path))["requestBody"]["content"]["application/json"]["schema"]
         assert (await client.post(path, json=data)).status_code == 400
     assert not jsonschema_rs.Draft202012Validator(schema).is_valid(data)

@@ -147,6 +147,56 @@ def test_the_hash_is_over_the_images_bytes_and_of_nothing_but_the_content() -> N
     assert content_of("no object", {}) == b"{}"
 
 
+BIG = "A" * 1_000_000
+NO_IMAGES = {
+    "tiff": data_url(b"II*\0" + bytes(1_000_000), "image/tiff"),
+    "heic": data_url(bytes(1_000_000), "image/heic"),
+    "broken base64": "data:image/png;base64," + BIG + "!",
+    "not encoded": "data:image/png," + BIG,
+    "no scheme": BIG,
+    "not fetched": "https://example.com/" + BIG,
+    "not an image": data_url(bytes(1_000_000)),
+}
+
+
+@pytest.mark.parametrize("name", NO_IMAGES)
+async def test_an_image_that_is_refused_is_kept_as_a_hash(name: str) -> None:
+    record = await one(None, NO_IMAGES[name], options={"audit": {"content": True}})
+    assert record.status == 400
+    if record.content is not None:  # refused once its images were to be read
+        url = json.loads(record.content)["messages"][0]["content"][0]["image_url"]["url"]
+        assert re.fullmatch("sha256(-as-sent)?:[0-9a-f]{64}", url)
+        assert hashlib.sha256(record.content.encode()).hexdigest() == record.content_hash
+    assert len(orjson.dumps(record)) < 2_000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": BIG},
+        {"type": "input_audio", "input_audio": {"data": BIG, "format": "wav"}},
+        {"type": "file", "file": {"file_data": BIG, "filename": BIG}},
+        {"type": "new", "new": {"deep": [{"blob": BIG}]}},
+        {"type": "image_url", "image_url": {"url": data_url(png()), "detail": BIG}, "more": BIG},
+    ],
+)
+def test_whatever_is_no_text_is_kept_as_hashes(part: dict[str, Any]) -> None:
+    content = content_of({"messages": [{"role": "user", "content": [part, {"type": "text", "text": "words"}]}]}, {})
+    assert len(content) < 600
+    assert BIG[:300].encode() not in content
+    assert b'"words"' in content
+
+
+async def test_a_prompt_beyond_the_limit_of_characters_is_not_kept_whole() -> None:
+    options: dict[str, Any] = {"audit": {"content": True}, "max_prompt_characters": 100}
+    assert (await one(None, options=options)).content is not None
+    sink = MemorySink()
+    async with serving(sink, **options) as client:
+        error_of(await chat(client, "x" * 5_000), 400)
+    [record] = sink.records
+    assert (record.content, len(record.content_hash or "")) == (None, 64)
+
+
 REFUSED = [
     ({"authorization": "Bearer wrong"}, {}, 401, "invalid_api_key", None),
     (HEADERS, {"model": "other"}, 404, "model_not_found", "shop"),

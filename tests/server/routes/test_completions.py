@@ -7,15 +7,18 @@ from typing import Any
 import httpx
 import pytest
 
+from server.access.keys import hash_key
 from server.api.completions import CompletionRequest
 from server.request import Finish
 from steering.policy import Verdict
 from tests.server.scripted import (
     CONTEXT,
+    EOS,
     MODEL,
     REFUSAL,
     Script,
     ScriptedRunner,
+    chat,
     error_of,
     events_of,
     metric,
@@ -75,7 +78,7 @@ async def test_a_whole_completion() -> None:
     ],
 )
 async def test_prompts_of_every_kind_whole_and_streamed(prompt: Any, expected: list[str]) -> None:
-    async with serving(ScriptedRunner()) as client:
+    async with serving(ScriptedRunner(), completions="on") as client:
         assert texts(await complete(client, prompt)) == expected
         assert streamed_texts(await complete(client, prompt, stream=True), len(expected)) == expected
 
@@ -102,7 +105,7 @@ async def test_the_default_limit_is_openai_s() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_prompt_is_echoed(stream: bool) -> None:
     runner = ScriptedRunner(answer=lambda _: Script.saying("!"))
-    async with serving(runner) as client:
+    async with serving(runner, completions="on") as client:
         answer = await complete(client, [[104, 105], [97]], echo=True, n=2, stream=stream)
     expected = ["hi!", "hi!", "a!", "a!"]
     assert (streamed_texts(answer, 4) if stream else texts(answer)) == expected
@@ -176,10 +179,53 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", BAD)
 async def test_what_is_not_supported_is_refused_by_name(name: str) -> None:
     options, param = BAD[name]
-    async with serving(ScriptedRunner()) as client:
+    async with serving(ScriptedRunner(), completions="on") as client:
         response = await client.post(COMPLETIONS, json={"model": MODEL, "prompt": "hello", **options})
         assert error_of(response, 400)["param"] == param
         assert await metric(client, "autosteer_prompt_tokens_total") == 0
+
+
+IDS = [[97], [97, EOS, 98]]  # an id can be that of a special token, which no text spells
+
+
+@pytest.mark.parametrize(
+    ("setting", "guarded", "text", "ids"),
+    [
+        (None, True, None, "token_ids_off"),  # nobody has said that ids are wanted
+        (None, False, None, None),
+        ("on", True, None, None),
+        ("text", False, None, "token_ids_off"),
+        ("off", True, "completions_off", "completions_off"),
+        ("off", False, "completions_off", "completions_off"),
+    ],
+)
+async def test_a_setting_says_whether_texts_or_ids_are_completed(
+    setting: str | None, guarded: bool, text: str | None, ids: str | None
+) -> None:
+    runner = ScriptedRunner(guarded=guarded)
+    async with serving(runner, completions=setting) as client:
+        for prompt, code in ((["a", "b"], text), (IDS, ids), (IDS[1], ids)):
+            response = await complete(client, prompt)
+            if code is None:
+                assert response.status_code == 200
+            else:
+                error = error_of(response, 403)
+                assert (error["code"], error["type"]) == (code, "permission_error")
+                assert "'completions'" in error["message"]
+        refused = sum(code is not None for code in (text, ids, ids))
+        assert await metric(client, "autosteer_admission_rejections_total", reason="forbidden") == refused
+        assert (await chat(client)).status_code == 200  # chats go on
+
+
+async def test_a_policy_says_it_for_its_keys() -> None:
+    keys = [{"name": name, "hash": hash_key(f"sk-{name}"), "policy": name} for name in ("lab", "shop")]
+    policies = {"lab": {"completions": "on"}, "shop": {}}
+    async with serving(ScriptedRunner(), completions="off", keys=keys, policies=policies) as client:
+        client.headers["authorization"] = "Bearer sk-lab"
+        assert texts(await complete(client, [97])) == ["a"]
+        client.headers["authorization"] = "Bearer sk-shop"
+        error = error_of(await complete(client), 403)
+    assert (error["code"], "'shop' is 'off'" in error["message"]) == ("completions_off", True)
 
 
 async def test_a_best_of_that_asks_for_nothing_more_is_accepted() -> None:
