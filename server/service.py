@@ -13,12 +13,12 @@ from typing import Protocol, TypeVar
 from fastapi import Request as HttpRequest
 
 from server.access.limits import RateLimiter
-from server.access.policies import make_policies, make_policy, wished_policy
+from server.access.policies import make_policies, make_policy
 from server.access.rules import Rules
+from server.admission import Admission, Places, counted
 from server.answer.choices import Choices, Submits
 from server.answer.deadline import Deadline
 from server.answer.pipeline import Pipeline
-from server.api.answer_fields import GuardOptions
 from server.api.job import Intake, Job
 from server.api.served import Served
 from server.engine.client import NotReady, QueueFull
@@ -26,10 +26,6 @@ from server.engine.host import Model
 from server.engine.protocol import Load
 from server.engine.wire import Parcel
 from server.errors import (
-    ApiError,
-    AuditUnavailable,
-    BadRequest,
-    ClientGone,
     NotFound,
     TooManyRequests,
     Unavailable,
@@ -40,16 +36,14 @@ from server.media.images import Images, RequestImages
 from server.record.audit.log import AuditLog
 from server.record.audit.sink import Sink
 from server.record.call import Call, call_of
-from server.record.describe import record_of
+from server.record.recorder import Recorder
 from server.record.tracing import Tracing
 from server.request import Ask, Request
-from server.settings.schema import DEFAULT_POLICY, PolicySettings, Settings
+from server.settings.schema import DEFAULT_POLICY, Settings
 from server.watch.metrics import Metrics
 from steering.policy import Policy, PolicyError
 
 T = TypeVar("T")
-
-CONTENT_BYTES_PER_CHARACTER = 8  # a control character is 6 in JSON
 
 
 class EngineClient(Submits, Protocol):
@@ -84,47 +78,6 @@ class EngineClient(Submits, Protocol):
         """Requests for asks, ready to be submitted; for worker threads."""
 
 
-class Admission:
-    """Places held for one HTTP request while it is read and prepared: one, until it is known to want more."""
-
-    def __init__(self, service: Service, call: Call) -> None:
-        self._service = service
-        self.call = call
-        self.places = 1
-
-    def widen(self, places: int, param: str) -> None:
-        """Hold as many places as the request has generations. Raises BadRequest if no queue could, TooManyRequests."""
-        limit = self._service.settings.max_live
-        if places > limit:
-            raise BadRequest(
-                f"'{param}' asks for {places} generations at once; this server runs and queues at most {limit}.",
-                param=param,
-            )
-        self._service.hold(places - self.places)
-        self.places = places
-
-    @property
-    def terms(self) -> PolicySettings:
-        """What the client's policy says."""
-        assert self.call.client is not None, "a request is authenticated before it is admitted"
-        return self.call.client.terms
-
-    def policy(self, wish: GuardOptions | None, served: Served) -> Policy:
-        """What this request is served under: its client's policy, as far as it may as it wishes. Raises ApiError."""
-        client = self.call.client
-        assert client is not None, "a request is authenticated before it is admitted"
-        policy = make_policy(client.policy, client.terms, served.guard)
-        if wish is not None:
-            policy = wished_policy(policy, wish, served.guard, may_loosen=client.terms.may_loosen)
-        self.call.policy = policy
-        return policy
-
-    def release(self) -> None:
-        """Hold none any more: the engine counts what it has accepted."""
-        self._service.hold(-self.places)
-        self.places = 0
-
-
 class Service:
     """One server's state: its rules, engine, metrics, rate limits, audit log and worker threads."""
 
@@ -139,17 +92,17 @@ class Service:
     ) -> None:
         self.rules = Rules.of(settings)
         self.engine = engine
-        self.tracing = tracing
         self.name = name
         self.metrics = Metrics()
         self.images = images or Images(settings)
         self.limiter = RateLimiter()
-        self.audit: AuditLog | None = None
+        audit = None
         if sink is not None:
             assert settings.audit is not None
-            self.audit = AuditLog(sink, settings.audit, self.metrics)
-            self.metrics.watch_audit(self.audit)
-        self._held = 0
+            audit = AuditLog(sink, settings.audit, self.metrics)
+            self.metrics.watch_audit(audit)
+        self.recorder = Recorder(audit, tracing)
+        self.places = Places(engine, settings.max_live)
         self._served: Served | None = None
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
         self.metrics.watch(self._running, self._waiting, self._cache_usage)
@@ -189,22 +142,10 @@ class Service:
         self.metrics.expect(policies.values())
         if served.guard is not None:
             self.metrics.watch_policies(policies, served.calibration)
-        policy = policies[DEFAULT_POLICY]
-        self.metrics.model_info.info(
-            {
-                "model": self.name,
-                "architecture": served.info.architecture,
-                "dtype": str(served.info.dtype).removeprefix("torch."),
-                "device": str(served.info.device),
-                "guarded_layer": str(served.layer),
-                "policy": policy.name,
-                "mode": policy.mode.value,
-            }
-        )
+        self.metrics.model_info.info(served.facts(policies[DEFAULT_POLICY]))
 
     def _ready(self) -> bool:
-        recorded = self.audit is None or self.audit.refuses is None
-        return self.engine.ready and self.served is not None and recorded
+        return self.engine.ready and self.served is not None and self.recorder.ready
 
     def _running(self) -> int:
         return self.engine.load.running
@@ -217,8 +158,7 @@ class Service:
 
     def start(self) -> None:
         """Begin to load the model, and to write the audit log."""
-        if self.audit is not None:
-            self.audit.start()
+        self.recorder.start()
         self.engine.start()
 
     async def stop(self) -> None:
@@ -226,10 +166,7 @@ class Service:
         await self.engine.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.images.close()
-        if self.audit is not None:
-            await self.audit.stop()
-        if self.tracing is not None:
-            await self.tracing.stop()
+        await self.recorder.stop()
 
     # requests --------------------------------------------------------------------------------------------------
 
@@ -237,11 +174,8 @@ class Service:
         """Find out who asks; from here on the request is recorded. Raises Unauthorized."""
         call = call_of(http)
         call.route = f"{http.method} {http.scope['route'].path}"
-        if self.tracing is not None:
-            self.tracing.begin(call, http.headers)
-        if self.audit is not None:
-            self.audit.begin()
-        with self._counted() if http.method == "POST" else nullcontext():
+        self.recorder.begin(call, http.headers)
+        with counted(self.metrics) if http.method == "POST" else nullcontext():
             call.client = self.rules.clients.authenticate(http.headers.get("authorization"))
 
     def headers(self, call: Call) -> dict[str, str]:
@@ -255,12 +189,7 @@ class Service:
             if call.choices is not None:
                 used = call.choices.tokens + sum(len(each.request.prompt.ids) for each in call.choices.leaders)
             call.reservation.settle(used)
-        if self.audit is not None and call.route is not None:
-            layer = None if self._served is None else self._served.layer
-            record = record_of(call, layer=layer, content=self.audit.content)
-            self.audit.end(record, spare=call.choices is None)
-        if self.tracing is not None:
-            self.tracing.end(call)
+        self.recorder.end(call, None if self._served is None else self._served.layer)
 
     def check_model(self, name: str, param: str | None) -> None:
         """Raise NotFound unless this is the served model."""
@@ -285,58 +214,30 @@ class Service:
             headers={"retry-after": "1", "connection": "close"},
         )
 
-    def check_audit(self) -> None:
-        """Raise AuditUnavailable where requests that cannot be recorded are not to be served."""
-        if self.audit is not None and (why := self.audit.refuses) is not None:
-            raise AuditUnavailable(f"The server is not ready: {why}.")
-
     @contextmanager
     def admission(self, http: HttpRequest) -> Iterator[Admission]:
         """Hold a place while a request is read and prepared, and count it if it never reaches the engine.
 
         Raises Unavailable, RateLimited and TooManyRequests before anything of the request is read.
         """
-        admission = Admission(self, call_of(http))
-        with self._counted():
+        call = call_of(http)
+        with counted(self.metrics):
             self.require_served()
-            self.check_audit()
-            assert admission.call.client is not None
-            self.limiter.admit(admission.call.client)
-            self.hold(admission.places)
+            self.recorder.check()
+            assert call.client is not None
+            self.limiter.admit(call.client)
+            admission = Admission(self.places, call)
             try:
                 yield admission
             finally:
                 admission.release()
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        try:
-            yield
-        except ApiError as error:
-            self.metrics.rejections.labels(error.reason).inc()
-            raise
-        except ClientGone:
-            self.metrics.rejections.labels("client_gone").inc()
-            raise
-        except Exception:
-            self.metrics.rejections.labels("internal_error").inc()
-            raise
-
-    def hold(self, places: int) -> None:
-        """Hold more places, or less. Raises TooManyRequests, and holds no more, if there are not as many."""
-        if places > 0 and self._held + self.engine.live + places > self.settings.max_live:
-            raise TooManyRequests(
-                f"{self._held + self.engine.live} of at most {self.settings.max_live} requests are running or waiting.",
-                retry_after=self.engine.retry_after,
-            )
-        self._held += places
 
     async def body(self, http: HttpRequest) -> object:
         """The decoded JSON body, within the limits. Raises ApiError, ClientGone."""
         body = await read_json(http, max_bytes=self.settings.max_body_bytes, seconds=self.settings.body_seconds)
         call = call_of(http)
         call.read = monotonic()
-        if self.audit is not None:
+        if self.recorder.keeps_bodies:
             call.body = body
         return body
 
@@ -364,8 +265,7 @@ class Service:
         parcel = await self.prepared(admission, job.images(intake.settings), prepare, deadline)
         self._reserve(call, parcel.requests)
         pipeline = partial(Pipeline.of, decoder=intake.served.decoder, stops=job.stops)
-        keep = self.audit is not None and self.audit.content
-        choices = Choices(parcel, self.engine, pipeline, self.metrics, keep=keep)
+        choices = Choices(parcel, self.engine, pipeline, self.metrics, keep=self.recorder.keeps_answers)
         try:
             choices.start(deadline)
         except NotReady:
@@ -378,10 +278,7 @@ class Service:
 
     def _prepared(self, call: Call, prepare: Callable[[RequestImages], T], images: RequestImages) -> T:
         """In a worker thread: what was asked, for the audit log, then what is to be made of it."""
-        if self.audit is not None:
-            # A prompt within the limit of characters fits, whatever JSON makes of them; one beyond it is refused.
-            limit = CONTENT_BYTES_PER_CHARACTER * self.settings.max_prompt_characters
-            call.describe(images.fetched, keep_bytes=limit if self.audit.content else 0)
+        self.recorder.describe(call, images.fetched, max_characters=self.settings.max_prompt_characters)
         return prepare(images)
 
     def _packed(self, job: Job, intake: Intake, images: RequestImages) -> Parcel:

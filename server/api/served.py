@@ -57,6 +57,18 @@ class Served:
             calibration=facts.calibration,
         )
 
+    def facts(self, policy: Policy) -> dict[str, str]:
+        """The model, and the policy that holds where nothing says otherwise, as labels of a metric."""
+        return {
+            "model": self.name,
+            "architecture": self.info.architecture,
+            "dtype": str(self.info.dtype).removeprefix("torch."),
+            "device": str(self.info.device),
+            "guarded_layer": str(self.layer),
+            "policy": policy.name,
+            "mode": policy.mode.value,
+        }
+
     def fingerprint(self, policy: Policy) -> str:
         """OpenAI's `system_fingerprint`: changes with whatever could change an answer."""
         parts = (self.version, self.info.name, self.info.revision, self.info.dtype, self.layer, policy)

@@ -25,7 +25,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/ready", **documented(Status))
     async def ready() -> Response:
         service.require_served()
-        service.check_audit()
+        service.recorder.check()
         return as_json({"status": "ready"})
 
     @router.get("/metrics", **documented(str, kind="text/plain"))
