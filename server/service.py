@@ -31,7 +31,7 @@ from server.errors import (
     Unavailable,
     shown,
 )
-from server.http.body import read_json
+from server.http.body import read_body, validated
 from server.media.images import Images, RequestImages
 from server.record.audit.log import AuditLog
 from server.record.audit.sink import Sink
@@ -105,6 +105,7 @@ class Service:
         self.places = Places(engine, settings.max_live)
         self._served: Served | None = None
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
+        self._parse_thread = ThreadPoolExecutor(1, thread_name_prefix="parse")  # one large body at a time
         self.metrics.watch(self._running, self._waiting, self._cache_usage)
         self.metrics.watch_ready(self._ready)
 
@@ -165,6 +166,7 @@ class Service:
         """End what lives, let the worker threads end, and write the last records."""
         await self.engine.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._parse_thread.shutdown(wait=False, cancel_futures=True)
         self.images.close()
         await self.recorder.stop()
 
@@ -232,14 +234,24 @@ class Service:
             finally:
                 admission.release()
 
-    async def body(self, http: HttpRequest) -> object:
-        """The decoded JSON body, within the limits. Raises ApiError, ClientGone."""
-        body = await read_json(http, max_bytes=self.settings.max_body_bytes, seconds=self.settings.body_seconds)
-        call = call_of(http)
+    async def read(self, http: HttpRequest, validate: Callable[[object], T]) -> T:
+        """What `validate` makes of the JSON body, within the limits. Raises ApiError, ClientGone."""
+        settings, call = self.settings, call_of(http)
+        body = await read_body(http, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
         call.read = monotonic()
-        if self.recorder.keeps_bodies:
-            call.body = body
-        return body
+
+        def kept(data: object) -> T:
+            if self.recorder.keeps_bodies:
+                call.body = data
+            return validate(data)
+
+        return await validated(
+            body,
+            kept,
+            max_values=settings.max_json_values,
+            max_containers=settings.max_json_containers,
+            threads=self._parse_thread,
+        )
 
     async def prepared(
         self, admission: Admission, images: Mapping[str, str], prepare: Callable[[RequestImages], T], deadline: Deadline

@@ -1,8 +1,15 @@
-"""JSON in and out: a body is read under limits of size and time, and not parsed before it is known to be small."""
+"""JSON in and out: a body is read under limits of size, time and values, and not parsed before it is known to be small.
+
+Parsing and validating hold the interpreter's lock, and with it every other request. A body of many values is therefore
+counted before it is parsed, parsed and validated in a thread of its own, and refused where that would take too long.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -10,9 +17,14 @@ from starlette.responses import Response
 
 from server.errors import BadRequest, BodyTooLarge, ClientGone, UnsupportedBody, shown
 
+T = TypeVar("T")
 
-async def read_json(request: Request, *, max_bytes: int, seconds: float) -> object:
-    """The decoded JSON body. Raises BadRequest, BodyTooLarge, UnsupportedBody, ClientGone."""
+FEW_VALUES = 1_000  # so many are parsed and validated in a few milliseconds, on the event loop
+COUNTED_AT_ONCE = 2**20  # bytes: counting these takes about a millisecond
+
+
+async def read_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
+    """The bytes of a JSON body. Raises BadRequest, BodyTooLarge, UnsupportedBody, ClientGone."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise UnsupportedBody(f"The content type must be application/json, not {shown(kind)}.")
@@ -20,17 +32,72 @@ async def read_json(request: Request, *, max_bytes: int, seconds: float) -> obje
         raise UnsupportedBody("The body must not be compressed.")
     try:
         async with asyncio.timeout(seconds):
-            body = await _read(request, max_bytes)
+            return await _read(request, max_bytes)
     except TimeoutError:
         raise BadRequest(
             f"The body did not arrive within {seconds:g} seconds.", headers={"connection": "close"}
         ) from None
     except ClientDisconnect:
         raise ClientGone from None
+
+
+async def validated(
+    body: bytes, validate: Callable[[object], T], *, max_values: int, max_containers: int, threads: Executor
+) -> T:
+    """What `validate` makes of a JSON body; one of many values is parsed and validated by `threads`.
+
+    `max_values`: commas and opening brackets, also those within texts, since nothing is parsed to count them.
+    `max_containers`: arrays and objects, counted exactly. Raises BadRequest, and what `validate` raises.
+    """
+    values = await count_values(body)
+    if values > max_values:
+        raise BadRequest(
+            f"The body holds {values} commas and brackets; the limit is {max_values} (max_json_values).",
+            code="too_many_values",
+        )
+    if values <= FEW_VALUES:
+        return validate(parsed(body))
+
+    def work() -> T:
+        data = parsed(body)
+        check_containers(data, max_containers)
+        return validate(data)
+
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+
+async def count_values(body: bytes) -> int:
+    """An upper bound of the values in a JSON body, found without parsing it; others run in between."""
+    found = 0
+    for begin in range(0, len(body), COUNTED_AT_ONCE):
+        part = body[begin : begin + COUNTED_AT_ONCE]
+        found += part.count(b",") + part.count(b"[") + part.count(b"{")
+        if begin:
+            await asyncio.sleep(0)
+    return found
+
+
+def parsed(body: bytes) -> object:
+    """The JSON value. Raises BadRequest."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+
+
+def check_containers(data: object, limit: int) -> None:
+    """Raise BadRequest if more than `limit` arrays and objects are within a JSON value."""
+    found, left = 0, [data]
+    while left:
+        value = left.pop()
+        if isinstance(value, (list, dict)):
+            found += 1
+            if found > limit:
+                raise BadRequest(
+                    f"The body holds more than {limit} arrays and objects (max_json_containers).",
+                    code="too_many_values",
+                )
+            left.extend(value if isinstance(value, list) else value.values())
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:

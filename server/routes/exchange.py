@@ -19,7 +19,7 @@ async def exchange(service: Service, http: HttpRequest, job_of: Callable[[object
     """One request's answer; `job_of` validates its body. Raises ApiError, ClientGone."""
     arrived, settings = monotonic(), service.settings
     with service.admission(http) as admission:
-        job = job_of(await service.body(http))
+        job = await service.read(http, job_of)
         for param, model in job.models.items():
             service.check_model(model, param)
         served = service.require_served()

@@ -26,7 +26,7 @@ def routes(service: Service) -> APIRouter:
     async def tokenize(http: HttpRequest) -> Response:
         arrived, settings = monotonic(), service.settings
         with service.admission(http) as admission:
-            wanted = parse_tokenize_request(await service.body(http))
+            wanted = await service.read(http, parse_tokenize_request)
             if wanted.model is not None:
                 service.check_model(wanted.model, "model")
             prepare = partial(tokenized, wanted, service.require_served(), settings)

@@ -244,6 +244,11 @@ class Settings(BaseSettings, PolicySettings):
 
     # input limits
     max_body_bytes: Count = Field(default=32 * MEBI, description="Size of a request's body.")
+    max_json_values: Count = Field(
+        default=200_000,
+        description="Commas and opening brackets of a request's body, texts included; counted before it is parsed.",
+    )
+    max_json_containers: Count = Field(default=20_000, description="Arrays and objects of a request's body.")
     max_prompt_characters: Count = Field(default=MEBI, description="Characters of all messages together.")
     max_images: Count = Field(default=16, description="Images of a request.")
     max_image_bytes: Count = _fixed(10 * MEBI, "Size of an image's file.")

@@ -1,0 +1,79 @@
+"""Bodies under limits: counted before they are parsed, and parsed beside the event loop where they hold much."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+import orjson
+import pytest
+
+from server.errors import BadRequest
+from server.http import body as bodies
+from server.http.body import FEW_VALUES, check_containers, count_values, validated
+
+
+@pytest.fixture(name="threads", scope="module")
+def make_threads() -> Iterator[Executor]:
+    with ThreadPoolExecutor(1) as threads:
+        yield threads
+
+
+def where(_: object) -> str:
+    return threading.current_thread().name
+
+
+async def test_few_values_are_validated_on_the_event_loop_and_many_beside_it(threads: Executor) -> None:
+    few, many = (orjson.dumps([1] * number) for number in (FEW_VALUES - 10, FEW_VALUES + 10))
+    here = threading.current_thread().name
+    assert await validated(few, where, max_values=10**6, max_containers=10, threads=threads) == here
+    assert await validated(many, where, max_values=10**6, max_containers=10, threads=threads) != here
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages":[' + b"[]," * 2**20 + b"[]]}",
+        b'{"prompt":[' + b"1," * 2**20 + b"1]}",
+        b'{"messages":[{"role":"user","content":[' + b'{"type":"text","text":""},' * 2**18 + b"1]}]}",
+        b"[" * 2**20,
+        b'{"a":' * 2**20,
+    ],
+    ids=["lists", "numbers", "parts", "deep lists", "deep objects"],
+)
+async def test_more_values_than_the_limit_are_refused_and_never_parsed(
+    body: bytes, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "parsed", lambda _: pytest.fail("it was parsed"))
+    with pytest.raises(BadRequest, match=r"commas and brackets; the limit is 200000 \(max_json_values\)"):
+        await validated(body, where, max_values=200_000, max_containers=20_000, threads=threads)
+
+
+async def test_the_loop_turns_while_a_body_is_counted() -> None:
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(turn())
+    assert await count_values(b"," * (8 * bodies.COUNTED_AT_ONCE)) == 8 * bodies.COUNTED_AT_ONCE
+    task.cancel()
+    assert turns >= 7
+
+
+def test_containers_are_counted_exactly() -> None:
+    data = {"a": [{"b": []}, {}], "c": "[{[{,,,,"}
+    check_containers(data, 5)
+    with pytest.raises(BadRequest, match=r"more than 4 arrays and objects \(max_json_containers\)"):
+        check_containers(data, 4)
+
+
+async def test_a_text_of_brackets_is_only_counted_as_values(threads: Executor) -> None:
+    body = orjson.dumps({"text": "[{," * 5000})
+    found = await validated(body, lambda data: data, max_values=20_000, max_containers=1, threads=threads)
+    assert found == {"text": "[{," * 5000}
