@@ -66,6 +66,10 @@ class PolicyError(ValueError):
 class Calibrated(Protocol):
     """What is needed of a guard bundle's manifest."""
 
+    @property
+    def eps(self) -> float:
+        """The strength at which steered answers were measured to refuse, and fluently."""
+
     def policy(
         self,
         name: str = ...,

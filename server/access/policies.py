@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from server.api.answer_fields import GuardOptions
@@ -11,6 +12,9 @@ from steering.policy import Calibrated, Mode, Policy, PolicyError
 
 # A blocked request is never decoded; a steered one is, and what steering fails on gets through.
 STRENGTH = {Mode.OFF: 0, Mode.MONITOR: 1, Mode.STEER: 2, Mode.BLOCK: 3}
+# Far above its calibrated strength the head drowns the model. Three refusals of the demo model have the same 12 tokens
+# at twice its bundle's eps; at 4 times one is "I'm'm'm'm sorry'm sorry'm", at 8 all go on so to their limit of tokens.
+MAX_EPS_FACTOR = 2
 
 
 def make_policy(name: str, terms: PolicySettings, guard: Calibrated | None) -> Policy:
@@ -52,7 +56,8 @@ def _path(name: str) -> str:
 def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, *, may_loosen: bool) -> Policy:
     """The policy as a request wants it. Raises BadRequest, or Forbidden where that is looser and it may not be.
 
-    Tighter is a stronger mode (off < monitor < steer < block), a lower threshold, or a higher eps.
+    Tighter is a stronger mode (off < monitor < steer < block), a lower threshold, or a higher eps. Where steering is
+    turned on its eps is at least the bundle's; no eps is above `max_eps`.
     """
     if guard is None:
         raise BadRequest("No guard is loaded, so there is nothing to change.", param="guard")
@@ -64,13 +69,21 @@ def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, 
             threshold = guard.threshold_for(wish.target_fpr)
         except ValueError as error:
             raise BadRequest(f"Invalid value for 'guard.target_fpr': {error}.", param="guard.target_fpr") from None
+    if wish.eps is not None and wish.eps > (bound := max_eps(policy, guard)):
+        raise BadRequest(
+            f"Invalid value for 'guard.eps': {wish.eps:g} is above {bound:g}, the most that may be asked for here.",
+            param="guard.eps",
+        )
+    mode = policy.mode if wish.mode is None else Mode(wish.mode)
+    least = least_eps(policy, mode, guard)
     new = replace(
         policy,
-        mode=policy.mode if wish.mode is None else Mode(wish.mode),
+        mode=mode,
         threshold=policy.threshold if threshold is None else threshold,
-        eps=policy.eps if wish.eps is None else wish.eps,
+        eps=least if wish.eps is None else wish.eps,
     )
-    if not may_loosen and (field := looser_in(new, policy)) is not None:
+    field = looser_in(new, policy) or ("eps" if mode is Mode.STEER and new.eps < least else None)
+    if not may_loosen and field is not None:
         if field == "threshold" and wish.target_fpr is not None:
             field = "target_fpr"
         raise Forbidden(
@@ -81,12 +94,30 @@ def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, 
     return new
 
 
+def max_eps(policy: Policy, guard: Calibrated) -> float:
+    """The highest eps that a request may ask for: a small multiple of the bundle's, or the policy's own if higher."""
+    return max(MAX_EPS_FACTOR * guard.eps, policy.eps)
+
+
+def least_eps(policy: Policy, mode: Mode, guard: Calibrated) -> float:
+    """The eps of a request in `mode` that names none, and the lowest that is not looser: the policy's.
+
+    A policy that does not steer may have any eps; so where its request turns steering on it is at least the bundle's.
+    """
+    turned_on = mode is Mode.STEER and STRENGTH[policy.mode] < STRENGTH[Mode.STEER]
+    return max(policy.eps, guard.eps) if turned_on else policy.eps
+
+
 def looser_in(new: Policy, policy: Policy) -> str | None:
     """The first field in which a policy is looser than another; None where it is as tight or tighter in all."""
+    return next(looser_fields(new, policy), None)
+
+
+def looser_fields(new: Policy, policy: Policy) -> Iterator[str]:
+    """Every field in which a policy is looser than another: mode, threshold, eps."""
     if STRENGTH[new.mode] < STRENGTH[policy.mode]:
-        return "mode"
+        yield "mode"
     if policy.mode is not Mode.OFF and new.threshold > policy.threshold:
-        return "threshold"
+        yield "threshold"
     if policy.mode is Mode.STEER and new.mode is Mode.STEER and new.eps < policy.eps:
-        return "eps"
-    return None
+        yield "eps"

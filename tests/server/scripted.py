@@ -126,6 +126,7 @@ class ScriptedInputs:
 
 class ScriptedGuard:
     layer = 3
+    eps = 1.0
     calibration_scores: Sequence[float] = ()  # where an engine has this guard
 
     @property
@@ -137,7 +138,7 @@ class ScriptedGuard:
         if options["target_fpr"] is not None:
             threshold = self.threshold_for(options["target_fpr"])
         return Policy(
-            name, mode, threshold, options["eps"] or 1.0, options["refusal"] or REFUSAL, options["expose_scores"]
+            name, mode, threshold, options["eps"] or self.eps, options["refusal"] or REFUSAL, options["expose_scores"]
         )
 
     def threshold_for(self, target_fpr: float) -> float:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.access.policies import looser_in, make_policies, make_policy, wished_policy
+from server.access.policies import MAX_EPS_FACTOR, looser_in, make_policies, make_policy, wished_policy
 from server.api.answer_fields import GuardOptions
 from server.errors import BadRequest, Forbidden
 from server.settings.schema import PolicySettings, Settings
@@ -17,7 +17,7 @@ from tests.server.scripted import THRESHOLDS, ScriptedGuard
 
 GUARD = ScriptedGuard()
 UNIT = st.floats(0, 1)
-STRENGTH = st.floats(0.01, 100)
+STRENGTH = st.floats(0.01, MAX_EPS_FACTOR * GUARD.eps)
 POLICIES = st.builds(
     lambda mode, threshold, eps: Policy("p", mode, threshold, eps, "No."), st.sampled_from(Mode), UNIT, STRENGTH
 )
@@ -51,6 +51,8 @@ def test_without_the_permission_no_wish_ends_in_a_looser_policy(
         assert after[0] >= before[0]
         if before[0] == after[0] == 2:
             assert new.mode is Mode.BLOCK or new.eps >= policy.eps
+        if new.mode is Mode.STEER is not policy.mode:  # what is told as steered is steered
+            assert new.eps >= GUARD.eps
 
 
 @given(POLICIES, WISHES)
@@ -59,7 +61,8 @@ def test_with_the_permission_every_wish_is_granted(policy: Policy, wish: GuardOp
     threshold = THRESHOLDS[wish.target_fpr] if wish.target_fpr is not None else wish.threshold
     assert new.mode == (wish.mode or policy.mode)
     assert new.threshold == (policy.threshold if threshold is None else threshold)
-    assert new.eps == (wish.eps or policy.eps)
+    turned_on = new.mode is Mode.STEER and policy.mode in (Mode.OFF, Mode.MONITOR)
+    assert new.eps == (wish.eps or (max(policy.eps, GUARD.eps) if turned_on else policy.eps))
 
 
 @given(POLICIES, POLICIES, POLICIES)
@@ -76,8 +79,30 @@ def test_steering_is_looser_than_blocking() -> None:
     """What steering fails on gets through, and what is blocked never does."""
     block = Policy("p", Mode.BLOCK, 0.5, 1.0, "No.")
     with pytest.raises(Forbidden, match=r"guard\.mode"):
-        wished_policy(block, GuardOptions(mode="steer", eps=3.0), GUARD, may_loosen=False)
+        wished_policy(block, GuardOptions(mode="steer", eps=2.0), GUARD, may_loosen=False)
     assert wished_policy(STEER, GuardOptions(mode="block"), GUARD, may_loosen=False).mode is Mode.BLOCK
+
+
+@pytest.mark.parametrize("mode", [Mode.OFF, Mode.MONITOR])
+@pytest.mark.parametrize("own", [0.25, 1.0, 2.0])
+def test_steering_that_a_request_turns_on_is_not_a_pretence(mode: Mode, own: float) -> None:
+    """With an eps of next to nothing the harmful answer would come unchanged, told and counted as steered."""
+    policy = Policy("p", mode, 0.5, own, "No.")
+    with pytest.raises(Forbidden, match=r"guard\.eps"):
+        wished_policy(policy, GuardOptions(mode="steer", eps=0.001), GUARD, may_loosen=False)
+    assert wished_policy(policy, GuardOptions(mode="steer"), GUARD, may_loosen=False).eps == max(GUARD.eps, own)
+    assert wished_policy(policy, GuardOptions(mode="steer", eps=2.0), GUARD, may_loosen=False).eps == 2.0
+
+
+@pytest.mark.parametrize("may_loosen", [True, False])
+def test_an_eps_of_many_times_the_bundles_is_refused_with_the_bound(may_loosen: bool) -> None:
+    """It is no tighter: noise up to the limit of tokens, and many times the work."""
+    with pytest.raises(BadRequest, match=r"guard\.eps.* 2\.1 is above 2,") as caught:
+        wished_policy(STEER, GuardOptions(eps=2.1), GUARD, may_loosen=may_loosen)
+    assert caught.value.param == "guard.eps"
+    assert wished_policy(STEER, GuardOptions(eps=2.0), GUARD, may_loosen=may_loosen).eps == 2.0
+    stronger = Policy("p", Mode.STEER, 0.5, 9.0, "No.")  # of one who knows why
+    assert wished_policy(stronger, GuardOptions(eps=9.0), GUARD, may_loosen=may_loosen).eps == 9.0
 
 
 @pytest.mark.parametrize(
