@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from server.access.limits import RateLimiter
 from server.access.policies import make_policy, wished_policy
 from server.api.answer_fields import GuardOptions
 from server.api.served import Served
@@ -50,9 +51,10 @@ class Places:
 class Admission:
     """Places held for one HTTP request while it is read and prepared: one, until it is known to want more."""
 
-    def __init__(self, places: Places, call: Call) -> None:
+    def __init__(self, places: Places, limiter: RateLimiter, call: Call) -> None:
         self.call = call
         self._places = places
+        self._limiter = limiter
         self._held = 0
         self._hold(1)
 
@@ -61,13 +63,18 @@ class Admission:
         self._held = places
 
     def widen(self, places: int, param: str) -> None:
-        """Hold as many places as the request has generations. Raises BadRequest if no queue could, TooManyRequests."""
+        """Hold and count as many places as the request has generations.
+
+        Raises BadRequest if no queue could, RateLimited, TooManyRequests.
+        """
         if places > self._places.limit:
             raise BadRequest(
                 f"'{param}' asks for {places} generations at once; this server runs and queues at most "
                 f"{self._places.limit}.",
                 param=param,
             )
+        assert self.call.client is not None, "a request is authenticated before it is admitted"
+        self._limiter.widen(self.call.client, places)
         self._hold(places)
 
     def release(self) -> None:

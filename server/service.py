@@ -228,7 +228,7 @@ class Service:
             self.recorder.check()
             assert call.client is not None
             self.limiter.admit(call.client)
-            admission = Admission(self.places, call)
+            admission = Admission(self.places, self.limiter, call)
             try:
                 yield admission
             finally:

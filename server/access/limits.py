@@ -81,6 +81,18 @@ class RateLimiter:
         if requests is not None:
             buckets.requests.add(requests, 1)
 
+    def widen(self, client: Client, requests: int) -> None:
+        """Count a request that `admit` has counted as so many. Raises RateLimited, and counts no more.
+
+        The one stays counted; the wait that is told is for all of them, since a client sends all of them again.
+        """
+        if (limit := client.terms.requests_per_minute) is None:
+            return
+        bucket = self._buckets(client.name).requests
+        if requests > limit or bucket.wait(limit, requests - 1) > 0:
+            raise _limited(bucket, limit, requests, "requests")
+        bucket.add(limit, requests - 1)
+
     def reserve(self, client: Client, tokens: int) -> Reservation | None:
         """Hold the most tokens that a request can take; None where nothing limits them. Raises RateLimited."""
         if (limit := client.terms.tokens_per_minute) is None:
@@ -124,14 +136,19 @@ def duration(seconds: float) -> str:
 
 
 def _check(bucket: Bucket, limit: int, amount: int, kind: str) -> None:
+    if bucket.wait(limit, amount) > 0:
+        raise _limited(bucket, limit, amount, kind)
+
+
+def _limited(bucket: Bucket, limit: int, amount: int, kind: str) -> RateLimited:
+    """The error of an amount that does not fit now, or never will."""
     wait = bucket.wait(limit, amount)
     if math.isinf(wait):
-        raise RateLimited(
+        return RateLimited(
             f"The request could take {amount} {kind}, which is more than the limit of {limit} per minute.",
             retry_after=None,
         )
-    if wait > 0:
-        raise RateLimited(
-            f"The limit of {limit} {kind} per minute is reached; try again in {duration(wait)}.",
-            retry_after=math.ceil(wait),
-        )
+    return RateLimited(
+        f"The limit of {limit} {kind} per minute is reached; try again in {duration(wait)}.",
+        retry_after=math.ceil(wait),
+    )

@@ -147,3 +147,23 @@ def test_no_window_of_a_minute_has_more_than_two_limits(steps: list[tuple[float,
         assert sum(amount for time, amount in taken if at <= time < at + MINUTE) <= 2 * limit
     total = sum(amount for _, amount in taken)
     assert total <= limit + math.ceil((clock.now - begin) * limit / MINUTE)
+
+
+def test_a_request_for_several_generations_counts_as_many() -> None:
+    """And whoever waits as long as it was told gets all of them."""
+    clock = Clock()
+    limiter, who = RateLimiter(clock), client(requests=20)
+    limiter.admit(who)
+    limiter.widen(who, 16)
+    assert limiter.headers(who)["x-ratelimit-remaining-requests"] == "4"
+    limiter.admit(who)
+    with pytest.raises(RateLimited) as caught:
+        limiter.widen(who, 16)
+    assert limiter.headers(who)["x-ratelimit-remaining-requests"] == "3"
+    clock.now += int((caught.value.headers or {})["retry-after"])
+    limiter.admit(who)
+    limiter.widen(who, 16)
+    with pytest.raises(RateLimited) as caught:
+        limiter.widen(who, 21)
+    assert caught.value.headers == {"x-should-retry": "false"}
+    limiter.widen(client("free"), 10**6)
