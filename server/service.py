@@ -117,7 +117,7 @@ class Service:
         return self.rules.settings
 
     def change(self, settings: Settings) -> list[str]:
-        """Put other settings in effect for requests to come; tells which were not. Raises PolicyError."""
+        """Put other settings in effect for requests to come; tells which were not. Raises as `Rules.changed`."""
         served = self.served
         if served is None:
             raise PolicyError("the model is not loaded yet; try again when the server is ready")

@@ -45,7 +45,8 @@ class Clients:
     def __init__(self, settings: Settings) -> None:
         terms = {name: settings.policy(name) for name in settings.policy_names}
         self._by_hash: Mapping[str, Client] = {
-            key.hash.get_secret_value(): Client(key.name, key.policy, terms[key.policy]) for key in settings.keys
+            key.hash.get_secret_value(): Client(key.name, key.policy, terms[key.policy])
+            for key in settings.accepted_keys
         }
         self._anonymous = None if settings.keys else Client(ANONYMOUS, DEFAULT_POLICY, terms[DEFAULT_POLICY])
 

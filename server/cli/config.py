@@ -12,7 +12,7 @@ from pydantic import BaseModel, SecretStr
 from server.cli.console import EXIT_MISTAKE, mistake
 from server.cli.options import with_settings
 from server.engine.launch import LaunchSpec
-from server.settings.schema import ShadowSettings
+from server.settings.schema import NoKeys, ShadowSettings
 from server.settings.sources import ConfigError, Loaded, load_settings
 
 if TYPE_CHECKING:
@@ -22,15 +22,44 @@ app = typer.Typer(help="The server's settings.", no_args_is_help=True)
 
 
 @app.command()
-def check(file: Annotated[Path, typer.Argument(help="YAML or TOML file of settings.")]) -> None:
+def check(
+    file: Annotated[Path, typer.Argument(help="YAML or TOML file of settings.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="The file in effect: tell also what a reload from it to the new one would loosen."),
+    ] = None,
+) -> None:
     """Validate a config file as `serve` would read it, against the guard bundle too where that is at hand."""
+    loaded = _load(file)
+    typer.echo(f"{file} is valid; {_check_policies(loaded)}")
+    if against is not None:
+        _check_reload(_load(against), loaded)
+
+
+def _load(file: Path) -> Loaded:
     try:
-        loaded = load_settings({}, file)
+        return load_settings({}, file)
     except ConfigError as error:
         for problem in error.problems:
             typer.echo(f"autosteer: {problem}", err=True)
         raise typer.Exit(EXIT_MISTAKE) from None
-    typer.echo(f"{file} is valid; {_check_policies(loaded)}")
+
+
+def _check_reload(old: Loaded, new: Loaded) -> None:
+    """Tell what a reload would loosen; a mistake where the new file does not say that it is meant."""
+    from server.access.loosening import change_id, losses_between
+    from steering.manifest import load_manifest
+
+    guard = LaunchSpec.of(old.settings).guard
+    if guard is not None and not guard.exists():
+        mistake(f"what a reload would loosen depends on the guard bundle {guard}, which is not here")
+    losses = losses_between(old.settings, new.settings, None if guard is None else load_manifest(guard))
+    for loss in losses:
+        typer.echo(f"a reload would loosen: {loss}")
+    if not losses:
+        typer.echo("a reload would loosen nothing")
+    elif new.settings.loosens != change_id(losses):
+        mistake(f"a reload would be refused; if all of it is meant, write `loosens: {change_id(losses)}`")
 
 
 def _check_policies(loaded: Loaded) -> str:
@@ -104,6 +133,8 @@ def plain(value: Any) -> Any:  # noqa: ANN401  any setting
             }
         case dict():
             return {key: plain(each) for key, each in value.items()}
+        case NoKeys():
+            return "none"
         case tuple():
             return [plain(each) for each in value]
         case SecretStr():

@@ -6,7 +6,16 @@ import re
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -112,6 +121,21 @@ class KeySettings(_Frozen):
     policy: Name = Field(default=DEFAULT_POLICY, description="The policy that its requests are served under.")
 
 
+class NoKeys(tuple[KeySettings, ...]):
+    """`keys: none`: that there are none is meant. An empty list may be what is left of a file."""
+
+    __slots__ = ()
+
+
+def _keys(value: object, validate: ValidatorFunctionWrapHandler) -> tuple[KeySettings, ...]:
+    if value == "none":
+        return NoKeys()
+    if not isinstance(value, (list, tuple)):
+        raise PydanticCustomError("keys", "must be a list, or `none` where everybody is to be served without a key")
+    found: tuple[KeySettings, ...] = validate(value)
+    return found
+
+
 class AuditSettings(_Frozen):
     """Where one record per request goes, and what happens if that fails."""
 
@@ -200,8 +224,15 @@ class Settings(BaseSettings, PolicySettings):
 
     # who may ask, and under what
     policies: dict[Name, PolicySettings] = Field(default={}, description="Named policies.")
-    keys: tuple[KeySettings, ...] = Field(
-        default=(), description="API keys; without any, everybody is served as `anonymous`."
+    keys: Annotated[tuple[KeySettings, ...], WrapValidator(_keys)] = Field(
+        default=(), description="API keys; without any everybody is served as `anonymous`, which `none` spells out."
+    )
+    revoked_keys: tuple[Name, ...] = Field(
+        default=(), description="Names of keys that are no longer accepted, whether `keys` still has them or not."
+    )
+    loosens: Annotated[str, Field(pattern=r"^change-[0-9a-f]{16}$")] | None = Field(
+        default=None,
+        description="The one change by which a reload may loosen what is in effect, as a refused one names it.",
     )
     metrics_key: bool = Field(default=False, description="Whether `/metrics` needs an API key too.")
     audit: AuditSettings | None = _fixed(None, "The audit log; none where not given.")
@@ -290,6 +321,11 @@ class Settings(BaseSettings, PolicySettings):
                         "keys", f"keys.{number}.{field} is that of keys.{values.index(value)} too; each needs its own"
                     )
         return self
+
+    @property
+    def accepted_keys(self) -> tuple[KeySettings, ...]:
+        """The keys that are not revoked."""
+        return tuple(key for key in self.keys if key.name not in self.revoked_keys)
 
     @property
     def max_live(self) -> int:

@@ -148,10 +148,15 @@ def read_file(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:  # its own text quotes the file, which may hold secrets
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError([f"{path}: {where}is not YAML as it is read here: {error.problem}"]) from None
-    except (yaml.YAMLError, RecursionError):
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+        TypeError,
+    ):  # the last two: a date that is none, a list as a name
         raise ConfigError([f"{path}: is not YAML"]) from None
-    if data is None:
-        return {}
+    if data is None or data == {}:
+        raise ConfigError([f"{path}: is empty; a config file says something, or none is given"])
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError([f"{path}: must be a mapping of setting: value"])
     return data

@@ -15,6 +15,7 @@ from server.settings.schema import Settings
 from steering.policy import Mode, PolicyError
 from tests.server.scripted import (
     IMAGE_TOKENS,
+    MODEL,
     Script,
     ScriptedRunner,
     application,
@@ -193,6 +194,25 @@ async def test_requests_beyond_the_limit_are_429(client: httpx.AsyncClient) -> N
     assert await metric(client, "autosteer_admission_rejections_total", reason="rate_limited") == 1
 
 
+@pytest.mark.parametrize(
+    ("route", "asked"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}], "n": 3}),
+        ("/v1/completions", {"prompt": ["a", "b", "c"]}),
+        ("/v1/completions", {"prompt": "a", "n": 3}),
+        ("/v1/moderations", {"input": ["a", "b", "c"]}),
+    ],
+)
+async def test_a_request_counts_as_many_times_as_it_has_generations(route: str, asked: dict[str, Any]) -> None:
+    runner = ScriptedRunner()
+    async with serving(runner, requests_per_minute=4) as client:
+        first = await client.post(route, json={"model": MODEL, **asked})
+        assert first.status_code == 200, first.text
+        assert first.headers["x-ratelimit-remaining-requests"] == "1"
+        error_of(await client.post(route, json={"model": MODEL, **asked}), 429)
+    assert len(runner.requests) == 3
+
+
 async def test_tokens_are_held_by_the_request_and_corrected_at_its_end(
     runner: ScriptedRunner, client: httpx.AsyncClient
 ) -> None:
@@ -257,6 +277,8 @@ async def test_settings_that_do_not_fit_the_guard_change_nothing(app: FastAPI, c
 
 async def test_a_key_that_is_taken_away_is_unknown_at_once(app: FastAPI, client: httpx.AsyncClient) -> None:
     assert (await chat(as_client(client, STRICT))).status_code == 200
+    service_of(app).change(Settings(**ACCESS, revoked_keys=("strict",)))
+    error_of(await chat(client), 401)
     service_of(app).change(Settings(**{**ACCESS, "keys": ACCESS["keys"][1:]}))
     error_of(await chat(client), 401)
     assert (await chat(as_client(client, FREE))).status_code == 200

@@ -156,9 +156,9 @@ def test_every_problem_is_told(tmp_path: Path) -> None:
 
 
 def test_options_and_variables_are_named_as_they_were_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert "(--max-rows)" in problems(tmp_path, "", max_rows="none")[0]
+    assert "(--max-rows)" in problems(tmp_path, "max_queue: 1", max_rows="none")[0]
     monkeypatch.setenv("AUTOSTEER_MAX_IMAGES", "-1")
-    assert "(environment AUTOSTEER_MAX_IMAGES)" in problems(tmp_path, "")[0]
+    assert "(environment AUTOSTEER_MAX_IMAGES)" in problems(tmp_path, "max_queue: 1")[0]
 
 
 @pytest.mark.parametrize(
