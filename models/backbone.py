@@ -123,6 +123,30 @@ class Backbone:
         self._place(row, prompt)
         return row
 
+    def copy_row(self, source: Row, prompt: Prompt, generated: Sequence[int] = ()) -> Row:
+        """A row for the prompt that an open one has computed: of it, the last token alone is computed again.
+
+        Raises OutOfRows.
+        """
+        assert source.length >= len(prompt.ids), f"{source.length} of {len(prompt.ids)} prompt tokens are computed"
+        if self.cache.rows >= self.max_rows:
+            raise OutOfRows(f"{self.cache.rows} rows are open, the limit is {self.max_rows}")
+        tokens = [*prompt.ids, *generated]
+        known = min(len(prompt.ids), len(tokens) - 1)
+        try:
+            table = self.cache.copy(source.table, known)
+        except OutOfBlocks as error:
+            raise OutOfRows(str(error)) from error
+        return source.like(prompt, tokens, table, known, place_pictures(prompt, self._image_token_id))
+
+    def take_over(self, source: Row, prompt: Prompt) -> Row:
+        """A row for the prompt of an open one, which ends: what that has computed of it is not computed again."""
+        known = min(source.length, len(prompt.ids) - 1)
+        table = source.close()
+        assert table is not None, "the row is closed"
+        self.cache.shrink(table, known)
+        return source.like(prompt, [*prompt.ids], table, known, place_pictures(prompt, self._image_token_id))
+
     def has_room(self, tokens: int) -> bool:
         """Whether one more row could hold so many tokens, and each open one some more."""
         return self.cache.pool.available >= self.cache.blocks_for(tokens) + self.cache.rows

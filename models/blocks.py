@@ -92,6 +92,27 @@ class BlockPool:
             table.blocks.append(target)
         return table
 
+    def copy(self, source: Table, full: int, partial: int) -> Table:
+        """A table that begins as another row's: its first `full` blocks, shared where rows may share, then `partial`.
+
+        `partial` more are copied, as the new row goes on within them. Raises OutOfBlocks, and changes nothing.
+        """
+        shared = [] if self._dense else source.blocks[:full]
+        copied = source.blocks[len(shared) : full + partial]
+        if len(copied) > self.available:
+            raise OutOfBlocks(f"{len(copied)} blocks wanted, {self.available} of {self.count} available")
+        for block in shared:
+            self._holders[block] += 1
+        targets = [self._take() for _ in copied]
+        self._move(copied, targets)
+        return Table([*shared, *targets], source.keys)
+
+    def shrink(self, table: Table, blocks: int) -> None:
+        """Let a row hold no more than `blocks`."""
+        rest = Table(table.blocks[blocks:])
+        del table.blocks[blocks:]
+        self.close(rest)
+
     def extend(self, table: Table, blocks: int) -> None:
         """Let a row hold `blocks` in all. Raises OutOfBlocks, and changes nothing."""
         wanted = blocks - len(table.blocks)

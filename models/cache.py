@@ -107,6 +107,18 @@ class PagedCache:
         self.tables.append(table)
         return table
 
+    def copy(self, source: Table, tokens: int) -> Table:
+        """A row that begins with the first `tokens` of another. Raises OutOfBlocks."""
+        full, rest = divmod(tokens, self.block_size)
+        table = self.pool.copy(source, full, int(rest > 0))
+        self.tables.append(table)
+        return table
+
+    def shrink(self, table: Table, tokens: int) -> None:
+        """Take back the blocks of a row that its first `tokens` do not need."""
+        self._closed = True
+        self.pool.shrink(table, self.blocks_for(tokens))
+
     def reserve(self, table: Table, tokens: int) -> None:
         """Let a row have room for `tokens` in all. Raises OutOfBlocks, and changes nothing."""
         blocks = self.blocks_for(tokens)

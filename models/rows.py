@@ -52,6 +52,13 @@ class Row:
         self.prompt = None
         self.pictures = []
 
+    def like(self, prompt: Prompt, tokens: list[int], table: Table, length: int, pictures: list[PlacedPicture]) -> Row:
+        """A row of the same prompt, whose first `length` tokens are in the blocks of `table`."""
+        row = Row(prompt, tokens, table)
+        row.length, row.pictures = length, pictures
+        row.image_numbers, row.positions, row.deltas = self.image_numbers, self.positions, self.deltas
+        return row
+
     def close(self) -> Table | None:
         """Give up the blocks; `None` if the row was closed before."""
         table, self._table = self._table, None

@@ -47,6 +47,12 @@ class Judge:
         scores = self._act(self.guard, requests, own)
         self._watch(self.shadow, requests, scores if self.shadow.guard is self.guard else shadowed)
 
+    def follow(self, request: OwnRequest, follower: OwnRequest) -> None:
+        """Decide on a request as on that which has computed its prompt: rounding differs, a verdict must not."""
+        follower.shadow = request.shadow
+        if request.decision is not None:
+            self._decide(follower, request.decision)
+
     def steer(self, requests: Sequence[OwnRequest], hidden: Tensor) -> Tensor:
         """Hidden states `[B, d]`, bent for the requests that are steered."""
         eps = [request.eps for request in requests]
@@ -80,7 +86,7 @@ class Judge:
             logger.exception("the shadow %s failed on a batch of %d rows", shadow.name, len(requests))
             return
         for request, own in zip(requests, shadow.judge(scores, modes), strict=True):
-            request.shadow = (request.source.shadow if request.source else None) or own
+            request.shadow = own
 
     def _set_prefilled(self, requests: Sequence[OwnRequest]) -> float:
         """The prompts are computed now."""
@@ -90,9 +96,10 @@ class Judge:
         return now
 
     def _set_decisions(self, requests: Sequence[OwnRequest], decisions: Sequence[Decision]) -> None:
-        for request, own in zip(requests, decisions, strict=True):
-            # The choices of one answer are judged once: rounding differs between batches, a verdict must not.
-            leading = request.source.decision if request.source else None
-            request.decision = decision = leading or own
-            if decision.verdict is Verdict.STEERED:
-                request.sampler = request.sampler.steered()
+        for request, decision in zip(requests, decisions, strict=True):
+            self._decide(request, decision)
+
+    def _decide(self, request: OwnRequest, decision: Decision) -> None:
+        request.decision = decision
+        if decision.verdict is Verdict.STEERED:
+            request.sampler = request.sampler.steered()

@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Submit:
-    number: int
-    request: Request
+    """Requests that were submitted together, numbered from `first`."""
+
+    first: int
+    requests: Sequence[Request]
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,10 @@ class EngineLoop:
         """Apply what has arrived, waiting for it while the engine is idle; False once the loop must end."""
         while engine.idle or not self._inbox.empty():
             match self._inbox.get():
-                case _Submit(number, request):
-                    self._new[request] = number
-                    engine.add(request)
+                case _Submit(first, requests):
+                    for number, request in enumerate(requests, first):
+                        self._new[request] = number
+                        engine.add(request)
                 case _Refuse(number, error):
                     self._tell(engine, [], [Update(number, finish=Finish.ERROR, error=error)])
                 case _Abort(request_id):
@@ -231,8 +234,7 @@ class EngineLoop:
             logger.exception("requests could not be unpacked")
             self._refuse(numbers, RequestFailed(f"{type(error).__name__}: {error}"))
         else:
-            for number, request in zip(numbers, requests, strict=True):
-                self._inbox.put(_Submit(number, request))
+            self._inbox.put(_Submit(submission.first, requests))
 
     def _refuse(self, numbers: Sequence[int], error: RequestFailed) -> None:
         for number in numbers:

@@ -181,14 +181,27 @@ class OwnEngine:
         if not new.requests:
             return computed
         self._judge.judge(new.requests, new.tapped)
+        for request in new.requests:
+            self._lead(request, events)
         ends = {request: end for request in new.requests if (end := _end_of_judged(request)) is not None}
         events.extend(self._end(request, end) for request, end in ends.items())
         return computed.of([request not in ends for request in computed.requests])
+
+    def _lead(self, request: OwnRequest, events: list[Event]) -> None:
+        """What is decided on a prompt holds for its other requests; those that want no token, or get none, end here."""
+        for follower in [*request.followers]:
+            self._judge.follow(request, follower)
+            if (end := _end_of_judged(follower)) is not None:
+                follower.timings.scheduled = request.timings.scheduled
+                follower.timings.prefilled = request.timings.prefilled
+                events.append(self._end(follower, end))
 
     def _advance(self, request: OwnRequest, token: int, logprobs: Logprobs | None) -> Event:
         """Give a request its token, and end it where it ends."""
         if request.timings.first_token is None:
             request.timings.first_token = monotonic()
+            if request.timings.prefilled is None:  # a follower, judged before it ran
+                request.timings.prefilled = request.timings.first_token
         ends = token in self.backbone.info.eos_ids
         try:
             if ends:
@@ -220,8 +233,11 @@ class OwnEngine:
         token: int | None = None,
         logprobs: Logprobs | None = None,
     ) -> Event:
-        self.scheduler.finish(request)
-        self._rows.release(request)
+        heir = self.scheduler.finish(request, hand_over=finish is not Finish.ERROR)
+        if heir is None:
+            self._rows.release(request)
+        else:
+            self._rows.hand_over(request, heir)
         request.timings.finished = monotonic()
         return Event(request, token=token, logprobs=logprobs, finish=finish, error=error)
 

@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class OwnRequest(Request):
-    """A request with its sampler and, while it runs, its row. `source`: its leader."""
+    """A request with its sampler and, while it runs, its row.
+
+    `source`: the first request of the same prompt, while that lives. Its `followers` have not begun: they wait for it
+    to compute the prompt, have its decision, and begin with copies of its blocks.
+    """
 
     sampler: RowSampler = field(kw_only=True)
     source: OwnRequest | None = field(default=None, kw_only=True)
+    followers: list[OwnRequest] = field(default_factory=list, init=False)
     row: Row | None = field(default=None, init=False)
 
     @property
@@ -28,7 +33,29 @@ class OwnRequest(Request):
     @property
     def decodes(self) -> bool:
         """Whether its row has the prompt, and lacks one token: a row's last token of a prompt is no such."""
-        return self.row is not None and self.row.pending == 1 and self.row.length >= len(self.prompt.ids)
+        return self.has_prompt and self.pending == 1
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether its row has all of the prompt."""
+        return self.row is not None and self.row.length >= len(self.prompt.ids)
+
+    @property
+    def waits(self) -> bool:
+        """Whether another computes its prompt, so that it must not."""
+        return self.source is not None and self.cached_tokens is None and not self.source.has_prompt
+
+    def leave(self) -> OwnRequest | None:
+        """Follow and lead no more: the first of its followers leads the others then; None if there is none."""
+        if self.source is not None and self in self.source.followers:
+            self.source.followers.remove(self)
+        if not self.followers:
+            return None
+        heir, *others = self.followers
+        self.followers, heir.source, heir.followers = [], None, others
+        for each in others:
+            each.source = heir
+        return heir
 
     @property
     def eps(self) -> float:

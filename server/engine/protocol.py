@@ -59,7 +59,7 @@ class Engine(Protocol[R]):
         """Requests, as `add` takes them, of all that is asked together; may take long. Raises RequestFailed."""
 
     def add(self, request: R) -> None:
-        """Put a request at the end of the queue."""
+        """Put a request at the end of the queue; no step is made between those that were prepared together."""
 
     def abort(self, request_id: str) -> Event | None:
         """End a request now; None if it has ended."""

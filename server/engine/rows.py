@@ -19,16 +19,29 @@ class BackboneRows:
         """Give a request its row. Raises NoRoom, or OutOfRows where it is `alone` and there never will be room."""
         if not alone and not self._backbone.has_room(len(request.prompt.ids) + len(request.output_ids)):
             raise NoRoom
+        source = request.source
         try:
-            request.row = self._backbone.open_row(request.prompt, request.max_tokens, request.output_ids)
+            if source is not None and source.has_prompt:
+                request.row = self._backbone.copy_row(row_of(source), request.prompt, request.output_ids)
+            else:
+                request.row = self._backbone.open_row(request.prompt, request.max_tokens, request.output_ids)
         except OutOfRows as error:
             if alone:
                 raise
             raise NoRoom from error
+        self._begin(request, request.row)
+
+    def hand_over(self, request: OwnRequest, heir: OwnRequest) -> None:
+        """Let another request of the same prompt go on in the place of one that ends."""
+        heir.row = self._backbone.take_over(row_of(request), heir.prompt)
+        request.row = None
+        self._begin(heir, heir.row)
+
+    def _begin(self, request: OwnRequest, row: Row) -> None:
         if request.timings.scheduled is None:
             request.timings.scheduled = monotonic()
         if request.cached_tokens is None:
-            request.cached_tokens = request.row.length
+            request.cached_tokens = row.length
 
     def chunk(self, request: OwnRequest, count: int) -> int:
         """How many tokens, of about `count`, may be computed in one step."""

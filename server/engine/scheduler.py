@@ -52,7 +52,8 @@ class Scheduler:
     """First come, first served continuous batching: a waiting request joins as soon as there is room.
 
     Every decoding row gets its token in each step. The budget goes to prompts, in chunks, oldest first.
-    Where memory runs out, the youngest row gives up its own and is computed again later.
+    Where memory runs out, the youngest row gives up its own and is computed again later. Of requests with the same
+    prompt one computes it, and the others join when it has.
     """
 
     def __init__(self, max_running: int, prefill_tokens: int, slowdown: float | None = None) -> None:
@@ -71,6 +72,8 @@ class Scheduler:
     def add(self, request: OwnRequest) -> None:
         """Put a request at the end of the queue."""
         self.waiting.append(request)
+        if request.source is not None:
+            request.source.followers.append(request)
 
     def schedule(self, rows: RowAllocator) -> StepPlan:
         """The next step: a token of each decoding row, and of prompts what the budget allows."""
@@ -80,8 +83,9 @@ class Scheduler:
         for request in [*self.running.values()]:
             if request.id in self.running:  # or it has made room for one before it
                 left -= self._run(request, left, plan, rows)
-        while self.waiting and len(self.running) < self.max_running and left > 0 and self.preemptions == before:
-            request = self.waiting[0]
+        for request in [each for each in self.waiting if not each.waits]:
+            if len(self.running) >= self.max_running or left <= 0 or self.preemptions != before:
+                break
             try:
                 rows.open(request, alone=not self.running)
             except NoRoom as error:
@@ -92,7 +96,10 @@ class Scheduler:
             except Exception as error:  # noqa: BLE001  whatever it is, it is this request's own
                 self._refuse(request, error, plan)
                 continue
-            self.running[self.waiting.popleft().id] = request
+            self.waiting.remove(request)
+            self.running[request.id] = request
+            if request.source is not None and request in request.source.followers:
+                request.source.followers.remove(request)
             left -= self._run(request, left, plan, rows)
         return plan
 
@@ -121,17 +128,27 @@ class Scheduler:
         self.preemptions += 1
 
     def _refuse(self, request: OwnRequest, error: Exception, plan: StepPlan) -> None:
-        self.waiting.popleft()
+        self.waiting.remove(request)
         plan.refused.append((request, error))
 
     def find(self, request_id: str) -> OwnRequest | None:
         """The live request of that id, or `None` if it has ended."""
         return self.running.get(request_id) or next((r for r in self.waiting if r.id == request_id), None)
 
-    def finish(self, request: OwnRequest) -> None:
-        """Forget a request that reached its end, wherever it is."""
-        if self.running.pop(request.id, None) is None and request in self.waiting:
+    def finish(self, request: OwnRequest, *, hand_over: bool = False) -> OwnRequest | None:
+        """Forget a request that reached its end, wherever it is.
+
+        Where it may `hand_over` its row and a follower waits for it, that runs in its place: the follower, else None.
+        """
+        ran = self.running.pop(request.id, None) is not None
+        if not ran and request in self.waiting:
             self.waiting.remove(request)
+        heir = request.leave()
+        if heir is None or not ran or not hand_over:
+            return None
+        self.waiting.remove(heir)
+        self.running[heir.id] = heir
+        return heir
 
     def live(self) -> Sequence[OwnRequest]:
         """Every request that has not ended, running ones first."""

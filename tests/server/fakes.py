@@ -59,6 +59,7 @@ class FakeBackbone:
         self.broken = False
         self.prefills: list[int] = []  # rows that began or went on with a prompt, by pass
         self.decodes: list[int] = []  # rows that added one token, by pass
+        self.computed = 0  # tokens, of prompts and answers
         self._states: Tensor | None = None
 
     @property
@@ -71,6 +72,20 @@ class FakeBackbone:
         if len(self.rows) >= self.max_rows:
             raise OutOfRows(f"{self.max_rows} rows are open")
         self.rows.append(row := FakeRow([*prompt.ids, *generated]))
+        return row
+
+    def copy_row(self, source: FakeRow, prompt: Prompt, generated: Sequence[int] = ()) -> FakeRow:
+        assert source.open
+        assert source.tokens[: source.length][: len(prompt.ids)] == prompt.ids
+        row = self.open_row(prompt, 0, generated)
+        row.length = min(len(prompt.ids), len(row.tokens) - 1)
+        return row
+
+    def take_over(self, source: FakeRow, prompt: Prompt) -> FakeRow:
+        known = min(source.length, len(prompt.ids) - 1)
+        self.close_row(source)
+        row = self.open_row(prompt, 0)
+        row.length = self.held[row] = known
         return row
 
     def has_room(self, tokens: int) -> bool:
@@ -101,6 +116,7 @@ class FakeBackbone:
             self.decodes.append(len(rows) - new)
         if self.broken or any(self.poison in row.tokens for row in rows):
             raise RuntimeError("poisoned")
+        self.computed += sum(counts)
         for row, count in zip(rows, counts, strict=True):
             row.length += count
         self._states = torch.tensor(
