@@ -28,9 +28,10 @@ from torch import Tensor
 from models.backbone import Backbone
 from models.load import load_backbone
 from steering.calibration import conformal_threshold
+from steering.data.questions import PictureFile, Question
 from steering.fitting.collect import collect_forced, collect_states
 from steering.fitting.layers import auroc, choose_layer, layer_figures
-from steering.fitting.offline import Question, batches
+from steering.fitting.offline import batches
 from steering.fitting.training import Forced, Optimisation, States, fit_head, fit_prober
 from steering.manifest import LayerFigures
 from tests.reference import stock
@@ -85,9 +86,9 @@ def questions(count: int, folder: Path) -> list[Question]:
     """Twins of many lengths; every second pair is about a picture of its own."""
     found = []
     for pair in range(count // 2):
-        images = [folder / f"{pair}.png"] if pair % 2 else []
+        images = [PictureFile(folder / f"{pair}.png")] if pair % 2 else []
         for file in images:
-            picture(pair, (40 + pair % 24, 64 - pair % 24)).save(file)
+            picture(pair, (40 + pair % 24, 64 - pair % 24)).save(file.path)
         about = "Please describe the image, then compare. " * (1 + pair // 2 % 4)
         found += [Question(f"{about}{word} {pair}", images) for word in ("Compare the", "Answer the")]
     return found

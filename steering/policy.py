@@ -108,17 +108,22 @@ class ShadowDecision(Decision):
     shadow: str
 
 
-def decide(scores: Sequence[float], policies: Sequence[Policy]) -> list[Decision]:
-    """One decision per row, from its own score and its own policy.
+def is_flagged(score: float, threshold: float) -> bool:
+    """Whether a score reaches the threshold.
 
     A score that is no number is flagged: a guard that cannot read a state must not wave it through.
     """
+    return not score < threshold
+
+
+def decide(scores: Sequence[float], policies: Sequence[Policy]) -> list[Decision]:
+    """One decision per row, from its own score and its own policy."""
     return [_decide(score, policy) for score, policy in zip(scores, policies, strict=True)]
 
 
 def _decide(score: float, policy: Policy) -> Decision:
     if policy.mode is Mode.OFF:
         return Decision(Verdict.PASS, None, 0.0)
-    if score < policy.threshold:
+    if not is_flagged(score, policy.threshold):
         return Decision(Verdict.PASS, score, 0.0)
     return Decision(_FLAGGED[policy.mode], score, policy.eps if policy.mode is Mode.STEER else 0.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from steering.guard import Guard
-from steering.policy import Mode, ShadowDecision, Verdict
+from steering.policy import Mode, ShadowDecision, Verdict, is_flagged
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class Shadow:
     def judge(self, scores: Sequence[float], modes: Sequence[Mode]) -> list[ShadowDecision | None]:
         """What this would flag; None for a row whose policy has it not scored. A score that is no number is flagged."""
         return [
-            None
-            if mode is Mode.OFF
-            else ShadowDecision(Verdict.PASS if score < self.threshold else Verdict.MONITORED, score, 0.0, self.name)
+            None if mode is Mode.OFF else ShadowDecision(self._verdict(score), score, 0.0, self.name)
             for score, mode in zip(scores, modes, strict=True)
         ]
+
+    def _verdict(self, score: float) -> Verdict:
+        return Verdict.MONITORED if is_flagged(score, self.threshold) else Verdict.PASS
 
 
 def _layers(guard: Guard) -> list[int]:

@@ -23,7 +23,8 @@ from benchmarks.workloads import picture, words
 from models.backbone import Backbone
 from models.inputs import Prompt
 from steering.bundle import load_guard
-from steering.fitting.offline import Question, prompt_of
+from steering.data.questions import Question
+from steering.fitting.offline import prompt_of
 from steering.guard import Guard
 from steering.policy import Mode, Policy
 

@@ -13,7 +13,8 @@ from benchmarks.report import Goal, Report
 from benchmarks.roofline import Costs, machine
 from benchmarks.workloads import picture, words
 from models.inputs import Prompt
-from steering.fitting.offline import Question, prompt_of
+from steering.data.questions import Question
+from steering.fitting.offline import prompt_of
 
 ROWS = 16
 

@@ -24,7 +24,8 @@ from models.demo.dialogue import pairs, utility
 from models.inputs import Prompt
 from models.load import load_backbone
 from steering.bundle import load_guard
-from steering.fitting.offline import Question, prompt_of
+from steering.data.questions import Question
+from steering.fitting.offline import prompt_of
 from steering.guard import Guard
 
 CLIENTS = (1, 16)

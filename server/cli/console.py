@@ -33,9 +33,7 @@ def mistakes() -> Iterator[None]:
     """What the user can put right is one line; anything else is ours, with its traceback."""
     from models.inputs import PromptError
     from models.load import LoadError
-    from steering.evaluation.store import RunError
-    from steering.fitting.pairs import FitError
-    from steering.fitting.tables import DataError
+    from steering.errors import DataError, FitError, RunError
     from steering.manifest import BundleError
 
     try:

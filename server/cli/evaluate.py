@@ -65,7 +65,7 @@ def evaluate(
     """Attack success, over-refusal, accuracy, detection and cost of a guard, or of any server, in one table."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with mistakes():
-        from steering.evaluation.evaluate import Plan
+        from steering.evaluation.evaluate import EvaluationPlan
         from steering.evaluation.evaluate import evaluate as run
         from steering.evaluation.suite import load_rows, load_suite
 
@@ -84,7 +84,7 @@ def evaluate(
             guarded = _guarded(model, guard, modes, batch, device, dtype, revision, (threshold, target_fpr, eps))
             guarded = replace(guarded, eps_sweep=sweep if guarded.guard is not None else ())
         with progress_bar() as progress:
-            found = run(Plan(chosen, loaded, guarded, remotes, judges, cost), out, progress)
+            found = run(EvaluationPlan(chosen, loaded, guarded, remotes, judges, cost), out, progress)
     from steering.evaluation.report import sections
 
     for heading, _, rows in sections(found, brief=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from steering.fitting.fit import Fitted
-    from steering.fitting.pairs import Item, Problem
+    from steering.fitting.items import Item
+    from steering.fitting.problems import Problem
     from steering.manifest import Manifest
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -58,9 +60,12 @@ def fit(
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with mistakes():
+        from steering.data.questions import PictureFiles
         from steering.fitting.fit import fit as run
+        from steering.fitting.items import read_pairs, read_prompts
         from steering.fitting.layers import SELECTS
-        from steering.fitting.pairs import leaks, read_pairs, read_prompts, split
+        from steering.fitting.parts import split
+        from steering.fitting.problems import leaks
         from steering.fitting.report import write_report
         from steering.fitting.steps import Settings
         from steering.fitting.training import Optimisation
@@ -70,8 +75,9 @@ def fit(
         if prober not in ("mlp", "linear"):
             mistake(f"--prober {prober} is neither mlp nor linear")
         given = _layers(layer, layers)
-        items = [item for file in pairs for item in read_pairs(file, images)]
-        items += [item for file in benign or [] for item in read_prompts(file, images)]
+        files = PictureFiles()
+        items = [item for file in pairs for item in read_pairs(file, images, files)]
+        items += [item for file in benign or [] for item in read_prompts(file, images, files)]
         items = _without_errors(items, drop=drop_bad)
         parts = split(items, seed=seed)
         found = leaks(parts)
@@ -122,8 +128,9 @@ def score(
     """Score prompts without a server: one JSON line each with id, score and whether the bundle's threshold flags it."""
     with mistakes():
         from steering.bundle import load_guard
+        from steering.fitting.items import read_prompts
         from steering.fitting.offline import batches, score_batch
-        from steering.fitting.pairs import read_prompts
+        from steering.policy import is_flagged
 
         items = _without_errors(read_prompts(prompts, images), drop=False)
         backbone = load(model, device, dtype, batch, revision)[0]
@@ -135,7 +142,9 @@ def score(
             for group in batches(items, batch):
                 scores = score_batch(backbone, loaded, [item.questions[0] for item in group])
                 for item, value in zip(group, scores, strict=True):
-                    lines.append(json.dumps({"id": item.id, "score": value, "flagged": value >= threshold}))
+                    known = value if math.isfinite(value) else None  # JSON has no word for NaN
+                    flagged = is_flagged(value, threshold)
+                    lines.append(json.dumps({"id": item.id, "score": known, "flagged": flagged}))
                 progress.advance(task, len(group))
         if out is None:
             typer.echo("\n".join(lines))
@@ -183,7 +192,7 @@ def _layers(layer: int | None, layers: str | None) -> tuple[int, ...]:
 
 def _without_errors(items: Sequence[Item], *, drop: bool) -> list[Item]:
     """The rows, once nothing is wrong with them; without the wrong ones where they may be dropped."""
-    from steering.fitting.pairs import check
+    from steering.fitting.problems import check
 
     problems = check(items)
     if not problems:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steering.errors import RunError
 from steering.evaluation.figures import Paired, paired
 from steering.evaluation.report import Table
 from steering.evaluation.results import BY_KEY
-from steering.evaluation.store import RunError
 
 Row = Mapping[str, Any]
 Mark = Callable[[Row], bool | None]

@@ -10,11 +10,12 @@ from typing import Any
 from rich.progress import Progress
 
 from models.backbone import Backbone
+from steering.data.questions import Question
 from steering.evaluation.store import Output
 from steering.evaluation.suite import Asked
-from steering.fitting.offline import Question, Steer, batches, reply
+from steering.fitting.offline import Steer, batches, reply
 from steering.guard import Guard
-from steering.policy import Policy
+from steering.policy import Policy, is_flagged
 
 REPEATS = 5
 PROMPTS = 48
@@ -25,21 +26,20 @@ def local_cost(
     guard: Guard,
     policy: Policy,
     asked: Sequence[Asked],
-    flagged: frozenset[str],
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Time to first token, between tokens, and tokens/s of each way to guard, in batches; ratios to `original`.
 
-    Prompts that are not flagged, so that all ways but `steer-always` give the same answers.
+    `asked`: prompts that were answered and not flagged, so that all ways but `steer-always` give the same answers.
     """
-    chosen = [each for each in asked if each.key not in flagged][:PROMPTS]
+    chosen = asked[:PROMPTS]
     if not chosen:
         return []
     questions = [each.row.question for each in chosen]
     limit = max(each.max_tokens for each in chosen)
 
     def gated(scores: Sequence[float]) -> list[float]:
-        return [policy.eps if not score < policy.threshold else 0.0 for score in scores]
+        return [policy.eps if is_flagged(score, policy.threshold) else 0.0 for score in scores]
 
     def always(scores: Sequence[float]) -> list[float]:
         return [policy.eps] * len(scores)

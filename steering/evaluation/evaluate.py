@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from steering.evaluation import results as res
+from steering.errors import DataError
+from steering.evaluation import results
 from steering.evaluation.cost import local_cost, remote_cost
 from steering.evaluation.judges import Judge
 from steering.evaluation.remote import Remote
@@ -23,14 +24,13 @@ from steering.evaluation.run import Answers, Guarded, Verdicts, ask, judge_all
 from steering.evaluation.store import Store
 from steering.evaluation.suite import Loaded, Suite
 from steering.files import write_whole
-from steering.fitting.tables import DataError
 from steering.versions import versions
 
 FEW_SAFE = 100  # harmless rows below which a share of refusals says little
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What is evaluated: rows, who answers, who judges (the first judge's figures are the main ones)."""
 
     suite: Suite
@@ -42,7 +42,7 @@ class Plan:
 
     def identity(self) -> dict[str, str]:
         """What answers depend on: a run goes on only where all of it is the same."""
-        found = {"suite": self.loaded.digest()}
+        found = {"suite": self.loaded.digest}
         if self.guarded is not None:
             info = self.guarded.backbone.info
             found["model"] = f"{info.weights_hash} {info.dtype} {info.device.type} {info.template_hash}"
@@ -52,7 +52,7 @@ class Plan:
         return found | {f"server {each.name}": f"{each.url} {each.model} {each.mode}" for each in self.remotes}
 
 
-def evaluate(plan: Plan, out: Path, progress: Progress) -> dict[str, Any]:
+def evaluate(plan: EvaluationPlan, out: Path, progress: Progress) -> dict[str, Any]:
     """Run a plan; writes `results.json`, `results.md`, `report.html`, `rows.jsonl`. Raises RunError, DataError."""
     if not plan.judges:
         raise DataError("an evaluation needs at least one judge")
@@ -61,24 +61,26 @@ def evaluate(plan: Plan, out: Path, progress: Progress) -> dict[str, Any]:
     verdicts = [judge_all(judge, plan.loaded, answers, progress) for judge in plan.judges]
     task = progress.add_task("figures", total=1)
     found = summarise(plan, answers, verdicts, progress)
-    lines = "".join(json.dumps(row) + "\n" for row in res.rows(plan.loaded, answers.systems, verdicts))
+    lines = "".join(json.dumps(row) + "\n" for row in results.rows(plan.loaded, answers.systems, verdicts))
     write_whole(out / "rows.jsonl", lines.encode())
     write_whole(out / "results.json", (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
-    write_reports(found, {each.name: each.by_kind(plan.loaded.asked) for each in res.detectors_of(answers)}, out)
+    write_reports(found, {each.name: each.by_kind(plan.loaded.asked) for each in results.detectors_of(answers)}, out)
     progress.advance(task)
     return found
 
 
-def summarise(plan: Plan, answers: Answers, verdicts: Sequence[Verdicts], progress: Progress) -> dict[str, Any]:
+def summarise(
+    plan: EvaluationPlan, answers: Answers, verdicts: Sequence[Verdicts], progress: Progress
+) -> dict[str, Any]:
     """Everything that `results.json` holds."""
     loaded, main, guarded = plan.loaded, verdicts[0], plan.guarded
     guard = None if guarded is None else guarded.guard
     policy = None if guarded is None else guarded.policy
-    figures = res.figures(loaded, answers.systems, verdicts)
-    detectors = res.detectors_of(answers)
+    figures = results.figures(loaded, answers.systems, verdicts)
+    detectors = results.detectors_of(answers)
     extra = [] if guard is None else [known.threshold for known in guard.manifest.thresholds]
     return {
-        "suite": {"name": plan.suite.name, "about": plan.suite.about, "rows_sha256": loaded.digest()},
+        "suite": {"name": plan.suite.name, "about": plan.suite.about, "rows_sha256": loaded.digest},
         "model": None if guarded is None else _model(guarded),
         "guard": None if guard is None else _guard(guard),
         "threshold": None if policy is None else policy.threshold,
@@ -86,14 +88,16 @@ def summarise(plan: Plan, answers: Answers, verdicts: Sequence[Verdicts], progre
         "judges": {each.judge.name: dict(each.judge.about) for each in verdicts},
         "sets": _sets(loaded),
         "figures": figures,
-        "groups": res.groups(loaded, answers.systems, main),
-        "detectors": res.detection(loaded, detectors),
-        "scores": res.set_scores(loaded, detectors[0]) if detectors else {},
+        "groups": results.groups(loaded, answers.systems, main),
+        "detectors": results.detection(loaded, detectors),
+        "scores": results.set_scores(loaded, detectors[0]) if detectors else {},
         "sweeps": {
-            "eps": res.eps_sweep(loaded, answers, main),
-            "threshold": res.threshold_sweep(loaded, answers, main, [*extra, *([policy.threshold] if policy else [])]),
+            "eps": results.eps_sweep(loaded, answers, main),
+            "threshold": results.threshold_sweep(
+                loaded, answers, main, [*extra, *([policy.threshold] if policy else [])]
+            ),
         },
-        "agreement": res.agreement(loaded, verdicts),
+        "agreement": results.agreement(loaded, verdicts),
         "warnings": _warnings(figures),
         "cost": _cost(plan, answers, progress),
         "cost_note": (
@@ -132,12 +136,14 @@ def _sets(loaded: Loaded) -> list[dict[str, Any]]:
     return found
 
 
-def _cost(plan: Plan, answers: Answers, progress: Progress) -> list[dict[str, Any]]:
+def _cost(plan: EvaluationPlan, answers: Answers, progress: Progress) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     guarded = plan.guarded
     if plan.cost and guarded is not None and guarded.guard is not None and guarded.policy is not None:
-        harmless = [each for each in plan.loaded.asked if each.kind != "harmful"]
-        found += local_cost(guarded.backbone, guarded.guard, guarded.policy, harmless, answers.flagged, progress)
+        harmless = [each for each in plan.loaded.asked if each.kind != "harmful" and each.key not in answers.flagged]
+        # A row that could not be answered cannot be timed either.
+        answered = [each for each in harmless if answers.plain[each.key].error is None]
+        found += local_cost(guarded.backbone, guarded.guard, guarded.policy, answered, progress)
     seen = [remote_cost(system.name, system.outputs) for system in answers.systems if system.remote is not None]
     return found + [each for each in seen if each is not None]
 

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -15,13 +16,13 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
+from steering.data.questions import Question
 from steering.evaluation.judges import Case, Judgement, Tick
 from steering.evaluation.suite import JudgeSpec
 from steering.files import digest
-from steering.fitting.offline import Question
 
 PROMPT = Path(__file__).parent / "prompts" / "verdict-1.txt"
-MAX_TOKENS = 64
+MAX_TOKENS = 1024  # some judges think aloud first
 ASKED_AGAIN = 1  # times, where the answer is none of the three
 
 _LABELS = {
@@ -29,6 +30,11 @@ _LABELS = {
     "refusal": Judgement(harm=False, refused=True),
     "harmless": Judgement(harm=False, refused=False),
 }
+
+
+# What stands around a verdict: a thought before it, whose opening some servers cut off, and a code fence.
+_THOUGHT = re.compile(r"\A.*</(?:think|thinking|thought|reasoning)>", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"\A\s*```\w*\s*(.*?)\s*```\s*\Z", re.DOTALL)
 
 
 class VerdictCache:
@@ -85,7 +91,7 @@ class ModelJudge:
         return [fresh[key] if key in fresh else _LABELS[known[key]] for key in keys]
 
     def _key(self, case: Case) -> str:
-        seen = case.row.question.digests() if self._spec.images else []
+        seen = list(case.row.question.digests) if self._spec.images else []
         return digest(json.dumps([dict(self.about), case.row.question.text, seen, case.text]).encode())
 
     async def _ask_all(self, cases: Mapping[str, Case], tick: Tick) -> dict[str, Judgement]:
@@ -137,14 +143,19 @@ class ModelJudge:
 
 
 def parse_label(text: str) -> str | None:
-    """The label of a judge's answer: a JSON object of that one field, and nothing beside it."""
+    """The label of a judge's answer: a JSON object of that one field, bare, in a code fence, or after a thought.
+
+    Upper and lower case are the same. None for anything else.
+    """
+    said = _FENCE.sub(r"\1", _THOUGHT.sub("", text))
     try:
-        said = json.loads(text)
+        found = json.loads(said)
     except json.JSONDecodeError:
         return None
-    if not isinstance(said, dict) or set(said) != {"label"} or not isinstance(said["label"], str):
+    if not isinstance(found, dict) or [name.lower() for name in found] != ["label"]:
         return None
-    return said["label"] if said["label"] in _LABELS else None
+    (label,) = found.values()
+    return label.lower() if isinstance(label, str) and label.lower() in _LABELS else None
 
 
 def image_parts(question: Question) -> list[dict[str, Any]]:

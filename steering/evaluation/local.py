@@ -53,7 +53,7 @@ def _answer(backbone: Backbone, guard: Guard | None, group: Sequence[Asked], eps
     questions = [each.row.question for each in group]
     try:
         replies = reply(backbone, questions, guard, lambda scores: [eps] * len(scores), group[0].max_tokens)
-    except PromptError as error:
+    except (PromptError, OSError) as error:  # too long, or an image that is gone
         if len(group) == 1:
             return {group[0].key: Output("", error=str(error))}
         return {key: output for each in group for key, output in _answer(backbone, guard, [each], eps).items()}

@@ -12,8 +12,9 @@ from typing import Any
 from openai import APIStatusError, AsyncOpenAI, OpenAIError
 from rich.progress import Progress
 
+from steering.errors import RunError
 from steering.evaluation.judge_model import image_parts
-from steering.evaluation.store import Output, RunError, Store
+from steering.evaluation.store import Output, Store
 from steering.evaluation.suite import Asked
 
 # A server that is gone answers nothing more; its rows are not worth hours of waiting.

@@ -14,6 +14,7 @@ from steering.evaluation.run import Answers, System, Verdicts
 from steering.evaluation.sets import Kind
 from steering.evaluation.store import Output
 from steering.evaluation.suite import Asked, Loaded
+from steering.policy import is_flagged
 
 FPRS = (0.01, 0.001)
 THRESHOLDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 0.99, 0.997, 0.999)
@@ -207,7 +208,7 @@ def threshold_sweep(loaded: Loaded, answers: Answers, main: Verdicts, extra: Seq
     """What the gated guard does at each threshold, from answers that are there; others are left out."""
     points = []
     for threshold in sorted({*THRESHOLDS, *extra}):
-        flagged = {key for key, output in answers.plain.items() if not (output.score or 0.0) < threshold}
+        flagged = {key for key, output in answers.plain.items() if is_flagged(output.score or 0.0, threshold)}
         if answers.steered and flagged <= answers.steered.keys():
             outputs = {**answers.plain, **{key: answers.steered[key] for key in flagged}}
             points.append({"threshold": threshold, **_point(loaded, outputs, main)})

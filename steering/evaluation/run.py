@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ from steering.evaluation.remote import Remote
 from steering.evaluation.store import Output, Store
 from steering.evaluation.suite import Asked, Loaded
 from steering.guard import Guard
-from steering.policy import Decision, Policy, decide
+from steering.policy import Policy, decide
 
 LocalMode = Literal["original", "steer-always", "autosteer", "block"]
 LOCAL_MODES: tuple[LocalMode, ...] = ("original", "steer-always", "autosteer", "block")
@@ -97,38 +97,30 @@ def _ask_locally(asked: Sequence[Asked], guarded: Guarded, store: Store, progres
     if "steer-always" in guarded.modes or "autosteer" in guarded.modes:
         wanted = asked if "steer-always" in guarded.modes else flagged
         steered = local.answer_all(guarded.backbone, guard, wanted, policy.eps, store, progress)
-    columns = {
-        "original": ("guard off", original),
-        "steer-always": (
-            f"every request steered, eps {policy.eps:g}",
-            {key: replace(output, flagged=True) for key, output in steered.items()},
-        ),
-        "autosteer": (
-            f"steered with eps {policy.eps:g} from a score of {policy.threshold:.4g}",
-            _gated(original, decisions, steered),
-        ),
-        "block": (
-            f"answered with the refusal text from a score of {policy.threshold:.4g}",
-            _gated(original, decisions, {each.key: _refusal(policy, scores[each.key]) for each in flagged}),
-        ),
-    }
     sweep = {eps: local.answer_all(guarded.backbone, guard, flagged, eps, store, progress) for eps in guarded.eps_sweep}
-    systems = [System(mode, *columns[mode]) for mode in guarded.modes]
+    refusals = {each.key: Output(policy.refusal, 0, "content_filter", scores[each.key]) for each in flagged}
+    from_score = f"from a score of {policy.threshold:.4g}"
+    # Made only where they are asked for: the others lack answers.
+    columns: Mapping[LocalMode, Callable[[], System]] = {
+        "original": lambda: System("original", "guard off", original),
+        "steer-always": lambda: System(
+            "steer-always", f"every request steered, eps {policy.eps:g}", _replaced(original, steered)
+        ),
+        "autosteer": lambda: System(
+            "autosteer", f"steered with eps {policy.eps:g} {from_score}", _replaced(original, steered, flagged)
+        ),
+        "block": lambda: System("block", f"answered with the refusal text {from_score}", _replaced(original, refusals)),
+    }
+    systems = [columns[mode]() for mode in guarded.modes]
     return Answers(systems, plain, steered, frozenset(each.key for each in flagged), sweep)
 
 
-def _gated(
-    plain: Mapping[str, Output], decisions: Mapping[str, Decision], guarded: Mapping[str, Output]
+def _replaced(
+    plain: Mapping[str, Output], guarded: Mapping[str, Output], rows: Sequence[Asked] | None = None
 ) -> dict[str, Output]:
-    """The guarded answer of the flagged rows, and the plain one of the others."""
-    return {
-        key: replace(guarded[key], flagged=True) if key in decisions and decisions[key].flagged else output
-        for key, output in plain.items()
-    }
-
-
-def _refusal(policy: Policy, score: float) -> Output:
-    return Output(policy.refusal, 0, "content_filter", score)
+    """The guarded answers of these rows, or of all that have one, and the plain answers of the others."""
+    keys = guarded.keys() if rows is None else {each.key for each in rows}
+    return {key: replace(guarded[key], flagged=True) if key in keys else output for key, output in plain.items()}
 
 
 def judge_all(judge: Judge, loaded: Loaded, answers: Answers, progress: Progress) -> Verdicts:
@@ -146,5 +138,8 @@ def judge_all(judge: Judge, loaded: Loaded, answers: Answers, progress: Progress
 
 
 def _all_outputs(answers: Answers) -> Iterable[Mapping[str, Output]]:
+    # The sweeps choose between plain and steered answers, whether or not a column of either is asked for.
+    yield answers.plain
+    yield answers.steered
     yield from (system.outputs for system in answers.systems)
     yield from answers.sweep.values()

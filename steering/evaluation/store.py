@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from steering.errors import RunError
+
 FILE = "run.sqlite"
-
-
-class RunError(ValueError):
-    """A run cannot go on as it was asked for; the message says why, and the way out."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -16,11 +17,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.demo.dialogue import HARM_KINDS, Example, HarmKind, pairs, utility
+from steering.data.formats import FORMATS
+from steering.data.questions import PictureFiles
+from steering.errors import DataError
 from steering.evaluation.answers import Key
-from steering.evaluation.sets import FORMATS, Kind, Row, problems, read_set
+from steering.evaluation.sets import Kind, Row, problems, read_set
 from steering.files import digest
 from steering.fitting.demo_data import question
-from steering.fitting.tables import DataError
 
 BUNDLED = Path(__file__).parent / "suites"
 
@@ -172,6 +175,7 @@ class Loaded:
     asked: list[Asked]
     dropped: Mapping[str, Mapping[str, str]]  # set -> where -> why
 
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over everything that is asked, in order."""
         rows = [(each.set, each.kind, each.max_tokens, each.row.digest()) for each in self.asked]
@@ -185,8 +189,9 @@ def load_rows(suite: Suite, folder: Path, *, drop_bad: bool = False, limit: int 
     """
     asked: list[Asked] = []
     dropped: dict[str, dict[str, str]] = {}
+    files = PictureFiles()
     for each in suite.sets:
-        rows = _demo_rows(each) if isinstance(each, DemoSet) else _file_rows(each, folder)
+        rows = _demo_rows(each) if isinstance(each, DemoSet) else _file_rows(each, folder, files)
         bad = problems(rows)
         if bad and not drop_bad:
             where, what = next(iter(bad.items()))
@@ -215,9 +220,9 @@ def _sample(rows: Sequence[Row], size: int, seed: int) -> list[Row]:
     return [rows[place] for place in sorted(places)]
 
 
-def _file_rows(each: FileSet, folder: Path) -> list[Row]:
+def _file_rows(each: FileSet, folder: Path, files: PictureFiles) -> list[Row]:
     images = None if each.images is None else folder / each.images
-    rows = read_set(folder / each.path, each.format, each.kind, images)
+    rows = read_set(folder / each.path, each.format, each.kind, images, files)
     if each.kind == "utility" and any(row.key is None for row in rows):
         where = next(row.where for row in rows if row.key is None)
         raise DataError(

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone
-from steering.fitting.offline import Question, batches, forced_states, read_states
+from steering.data.questions import PictureFile, Question
+from steering.fitting.offline import batches, forced_states, read_states
 from steering.fitting.stages import Chunks
 
 CHUNK = 128  # prompts per file
 SHARING = 8  # prompts about the same images, or none, that are read in one row, at most
+
+NOT_FINITE = "holds values that are no numbers"
 
 Groups = Sequence[Sequence[Question]]  # each of questions about the same images
 Work = Callable[[Backbone, Groups], Tensor]
@@ -36,7 +39,7 @@ def collect_states(
         with stopping_after(backbone, max(layers)):
             return read_states(backbone, groups, layers)
 
-    return _collect(backbones, questions, folder, tick, work, sharing=SHARING)
+    return _collect(backbones, questions, folder, tick, work, layers, sharing=SHARING)
 
 
 def collect_forced(
@@ -47,7 +50,25 @@ def collect_forced(
     def work(backbone: Backbone, groups: Groups) -> Tensor:
         return forced_states(backbone, [question for group in groups for question in group], ids)
 
-    return _collect(backbones, questions, folder, tick, work, sharing=1)
+    last = [backbones[0].info.num_layers] * len(ids)
+    return _collect(backbones, questions, folder, tick, work, last, sharing=1)
+
+
+class StateError(ValueError):
+    """The state of one prompt holds values that are no numbers; `place` is the prompt's index, `layer` the layer."""
+
+    def __init__(self, place: int, layer: int) -> None:
+        super().__init__(f"the state of prompt {place} at layer {layer} {NOT_FINITE}")
+        self.place = place
+        self.layer = layer
+
+
+def _check_finite(states: Tensor, start: int, layers: Sequence[int]) -> None:
+    """Raise StateError for states `[n, layers, d]` of the prompts from index `start` on."""
+    wrong = (~states.isfinite()).any(-1).nonzero()
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise StateError(start + row, layers[column])
 
 
 def _collect(
@@ -56,6 +77,7 @@ def _collect(
     folder: Path,
     tick: Tick,
     work: Work,
+    layers: Sequence[int],  # of the states' second dimension
     *,
     sharing: int,
 ) -> Chunks:
@@ -73,7 +95,9 @@ def _collect(
                 number, chunk = todo.get_nowait()
             except queue.Empty:  # another device took the last one
                 return
-            chunks.put(number, _chunk(backbone, chunk, tick, work, sharing))
+            states = _chunk(backbone, chunk, tick, work, sharing)
+            _check_finite(states, number * CHUNK, layers)
+            chunks.put(number, states)
 
     if len(backbones) == 1:
         worker(backbones[0])
@@ -99,7 +123,7 @@ def _about_the_same(chunk: Sequence[Question], most: int) -> list[Sequence[int]]
     """Places of the questions, grouped by their images; of like length one after the other."""
     places: dict[Hashable, list[int]] = {}
     for place in sorted(range(len(chunk)), key=lambda place: len(chunk[place].text)):
-        images = tuple(image if isinstance(image, Path) else id(image) for image in chunk[place].images)
+        images = tuple(image if isinstance(image, PictureFile) else id(image) for image in chunk[place].images)
         places.setdefault(images, []).append(place)
     groups = [group for about in places.values() for group in batches(about, most)]
     return sorted(groups, key=lambda group: (len(chunk[group[0]].images), sum(len(chunk[at].text) for at in group)))

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, tensor
 
-from steering.fitting.offline import Question
-from steering.fitting.pairs import FitError, Item, Part
+from steering.data.formats import Part
+from steering.data.questions import Question
+from steering.errors import FitError
+from steering.fitting.items import Item
 from steering.fitting.training import States
 
 MIN_PROMPTS = 4  # of each label in each part
@@ -68,11 +70,16 @@ class Dataset:
         """The words of the prompts at these indices."""
         return [self.questions[place].text for place in places]
 
-    def spread(self, part: Part, count: int) -> list[Question]:
-        """At most `count` toxic prompts of a part, evenly over it, so that every category is among them."""
+    def name(self, place: int) -> str:
+        """File, line, id and side of the prompt at an index, for messages."""
+        item = self.items[self.owners[place]]
+        return f"{item.where or 'a row'} ({item.id}, {'toxic' if self.labels[place] else 'safe'})"
+
+    def spread(self, part: Part, count: int) -> list[int]:
+        """Indices of at most `count` toxic prompts of a part, evenly over it, so that every category is among them."""
         places = self.places(part, 1)
         step = max(1.0, len(places) / count)
-        return [self.questions[places[int(at * step)]] for at in range(min(count, len(places)))]
+        return [places[int(at * step)] for at in range(min(count, len(places)))]
 
     def check(self) -> None:
         """Raise FitError where a part is too small to be of any use."""
@@ -92,6 +99,6 @@ class Dataset:
             self.questions, self.labels.tolist(), self.parts, self.owners, strict=True
         ):
             found.update(json.dumps([question.text, label, part, owner, len(question.images)]).encode())
-            for image in question.digests():
+            for image in question.digests:
                 found.update(bytes.fromhex(image))
         return found.hexdigest()

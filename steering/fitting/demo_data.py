@@ -15,7 +15,7 @@ import typer
 from rich.progress import track
 
 from models.demo.dialogue import Example, Split, pairs, utility
-from steering.fitting.offline import Question
+from steering.data.questions import Question
 
 # (part, split of the world, seed, pairs of each kind of harm, harmless prompts); a threshold for 0.1 % needs 999
 SIZES: tuple[tuple[str, Split, int, int, int], ...] = (

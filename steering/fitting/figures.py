@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from steering.calibration import conformal_threshold, samples_needed
+from steering.data.formats import Part
+from steering.errors import FitError
 from steering.fitting.dataset import Dataset
 from steering.fitting.layers import auroc, balanced_accuracy, calibration_error, no_signal
-from steering.fitting.pairs import FitError, Part
 from steering.manifest import LayerFigures, Threshold
 
 TARGET_FPRS = (0.001, 0.01, 0.05)
@@ -53,7 +54,7 @@ def validation_figures(dataset: Dataset, scores: Tensor, threshold: float) -> di
     """Figures on the calibration part, which neither prober nor layer has seen; its safe half set the threshold."""
     places = dataset.places("calibration")
     found, labels = scores[places], dataset.labels[places]
-    flagged = found >= threshold
+    flagged = _flagged(found, threshold)
     return {
         "auroc": auroc(found, labels),
         "balanced_accuracy": balanced_accuracy(found > 0.5, labels),
@@ -61,6 +62,11 @@ def validation_figures(dataset: Dataset, scores: Tensor, threshold: float) -> di
         "tpr": float(flagged[labels == 1].double().mean()),
         "fpr": float(flagged[labels == 0].double().mean()),
     }
+
+
+def _flagged(scores: Tensor, threshold: float) -> Tensor:
+    """As `steering.policy.is_flagged`, row by row: what is no number is flagged."""
+    return ~(scores < threshold)
 
 
 def by_category(dataset: Dataset, scores: Tensor, threshold: float) -> dict[str, dict[str, float]]:
@@ -73,7 +79,7 @@ def by_category(dataset: Dataset, scores: Tensor, threshold: float) -> dict[str,
             at = [p for p in dataset.places("calibration", label) if names[dataset.owners[p]] == category]
             if at:
                 row[name] = len(at)
-                row[f"{name}_flagged"] = float((scores[at] >= threshold).double().mean())
+                row[f"{name}_flagged"] = float(_flagged(scores[at], threshold).double().mean())
         if row:
             table[category] = row
     return table

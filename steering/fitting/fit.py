@@ -17,6 +17,8 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from steering.bundle import save_bundle
+from steering.data.formats import Part
+from steering.errors import FitError
 from steering.fitting.confound import words_auroc
 from steering.fitting.dataset import Dataset
 from steering.fitting.figures import (
@@ -28,8 +30,8 @@ from steering.fitting.figures import (
     validation_figures,
     warnings,
 )
+from steering.fitting.items import Item
 from steering.fitting.layers import SELECTS, choose_layer
-from steering.fitting.pairs import FitError, Item, Part
 from steering.fitting.stages import Stages, load_json, load_state
 from steering.fitting.steps import Settings, Steps, load_head
 from steering.fitting.sweep import EPS_SWEEP, EpsPoint, choose_eps

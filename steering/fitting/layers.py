@@ -9,6 +9,7 @@ from typing import Literal
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from steering.errors import FitError
 from steering.fitting.sas import bootstrap_interval, safety_awareness_score
 from steering.fitting.training import Optimisation, States, fit_prober
 from steering.manifest import LayerFigures
@@ -29,10 +30,15 @@ def layer_figures(
     hidden: int = HIDDEN,
     optimisation: Optimisation,
 ) -> LayerFigures:
-    """What one layer is worth: SAS of the twins `[n, d]` each, and a prober's held-out AUROC and accuracy."""
+    """What one layer is worth: SAS of the twins `[n, d]` each, and a prober's held-out AUROC and accuracy.
+
+    Raises FitError where that prober did not converge.
+    """
     low, high = bootstrap_interval(*twins)
     prober, _ = fit_prober(train, held_out, hidden=hidden, optimisation=optimisation)
     logits = prober(held_out.x)
+    if not logits.isfinite().all():
+        raise FitError(f"layer {layer}: the prober's outputs are no numbers: it did not converge")
     return LayerFigures(
         layer=layer,
         sas=safety_awareness_score(*twins),

@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from models.backbone import Backbone, Row
 from models.inputs import Prompt, PromptError
-from models.pixels import upright_rgb
-from steering.files import digest
+from steering.data.questions import Question
 from steering.guard import Guard
 from steering.head import RefusalHead
 
 T = TypeVar("T")
 Steer = Callable[[Sequence[float]], Sequence[float]]  # scores of a batch (none without a guard) -> eps of its rows
-
-
-@dataclass(frozen=True)
-class Question:
-    """One user turn: its words, and the images before them; files are opened when they are needed."""
-
-    text: str
-    images: Sequence[Image.Image | Path | bytes] = ()  # decoded, in a file, or a file's content
-
-    def pictures(self) -> list[Image.Image]:
-        """The images, decoded. Raises OSError."""
-        return [image if isinstance(image, Image.Image) else _opened(image) for image in self.images]
-
-    def digests(self) -> list[str]:
-        """SHA-256 of each image's content. Raises OSError."""
-        return [digest(_content(image)) for image in self.images]
-
-
-def _content(image: Image.Image | Path | bytes) -> bytes:
-    match image:
-        case bytes():
-            return image
-        case Path():
-            return image.read_bytes()
-    return image.tobytes()
-
-
-def _opened(source: Path | bytes) -> Image.Image:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        return upright_rgb(image)
 
 
 @dataclass(frozen=True)
@@ -84,12 +50,13 @@ def batches(things: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 @contextmanager
 def open_rows(backbone: Backbone, questions: Sequence[Question], max_tokens: int) -> Iterator[list[Row]]:
-    """Rows for a batch, closed in any case."""
+    """Rows for a batch, closed in any case; after a long prompt there is room for fewer than `max_tokens`."""
     rows: list[Row] = []
     try:
         # One by one: what was opened before a failure is still closed.
         for question in questions:
-            rows.append(backbone.open_row(prompt_of(backbone, question), max_tokens))  # noqa: PERF401
+            prompt = prompt_of(backbone, question)
+            rows.append(backbone.open_row(prompt, min(max_tokens, backbone.info.context_length - len(prompt.ids))))
         yield rows
     finally:
         for row in rows:
@@ -146,7 +113,11 @@ class Step:
 def greedy(
     backbone: Backbone, rows: Sequence[Row], hidden: Tensor, head: RefusalHead | None, eps: Tensor, max_tokens: int
 ) -> Iterator[Step]:
-    """Decode prefilled rows greedily, from `hidden` `[B, d]`, steered by eps `[B]`; the last token may be the end."""
+    """Decode prefilled rows greedily, from `hidden` `[B, d]`, steered by eps `[B]`; the last token may be the end.
+
+    A row ends where its context is full. Its last token needs no place there, as it is never read.
+    """
+    limits = [min(max_tokens, backbone.info.context_length - row.length + 1) for row in rows]
     live = list(range(len(rows)))
     counts = [0] * len(rows)
     while live:
@@ -158,7 +129,7 @@ def greedy(
         going = []
         for place, token in enumerate(tokens):
             counts[live[place]] += 1
-            if token not in backbone.info.eos_ids and counts[live[place]] < max_tokens:
+            if token not in backbone.info.eos_ids and counts[live[place]] < limits[live[place]]:
                 going.append(place)
         live = [live[place] for place in going]
         if live:

@@ -18,7 +18,7 @@ from torch import Tensor
 from steering.files import write_whole
 from steering.fitting.fit import Fitted
 from steering.fitting.page import ACCENT, GREY, SAFE, TOXIC, document, panel, picture, png, table
-from steering.fitting.pairs import Problem
+from steering.fitting.problems import Problem
 from steering.fitting.sas import unit_differences
 from steering.fitting.stages import Chunks, load_state
 from steering.manifest import Manifest
@@ -138,7 +138,7 @@ def _roc(scores: Tensor, labels: Tensor, manifest: Manifest) -> Figure:
     floor = 0.5 / max(1, int((labels == 0).sum()))  # a rate of 0 has no place on the logarithmic axis
     axes.step(np.maximum(fpr, floor), tpr, where="post", color=SAFE)
     for known, marker in zip(manifest.thresholds, "os^", strict=False):
-        flagged = scores >= known.threshold
+        flagged = ~(scores < known.threshold)
         x = max(float(flagged[labels == 0].double().mean()), floor)
         y = float(flagged[labels == 1].double().mean())
         axes.plot(x, y, marker, color=TOXIC, label=f"FPR {known.target_fpr:.1%} promised: TPR {y:.3f}")

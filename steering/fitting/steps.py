@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from rich.progress import Progress
 
 from models.backbone import Backbone
-from steering.fitting.collect import Tick, collect_forced, collect_states
+from steering.errors import FitError
+from steering.fitting.collect import NOT_FINITE, StateError, Tick, collect_forced, collect_states
 from steering.fitting.dataset import Dataset
 from steering.fitting.layers import Select, layer_figures
 from steering.fitting.stages import Chunks, load_state, save_json, save_state
@@ -52,7 +54,8 @@ class Steps:
     def states(self, layers: Sequence[int], folder: Path) -> None:
         """Collect the state of every prompt at these layers."""
         questions = self._dataset.questions
-        collect_states(self._backbones, questions, layers, folder, self._bar("states", len(questions)))
+        with self._named(range(len(questions))):
+            collect_states(self._backbones, questions, layers, folder, self._bar("states", len(questions)))
 
     def layers(self, layers: Sequence[int], states: Path, folder: Path) -> None:
         """Measure each layer: SAS, and a prober's figures on the validation part."""
@@ -83,19 +86,24 @@ class Steps:
             optimisation=self._settings.prober,
             tick=self._bar("prober", self._settings.prober.epochs),
         )
+        scores = prober.score(x)
+        if len(wrong := (~scores.isfinite()).nonzero()):
+            raise FitError(f"{self._dataset.name(int(wrong[0]))}: the prober's score is no number: it did not converge")
         save_state(folder / "prober.safetensors", prober.state_dict())
-        save_state(folder / "scores.safetensors", {"scores": prober.score(x)})
+        save_state(folder / "scores.safetensors", {"scores": scores})
         save_json(folder / "losses.json", losses)
 
     def refusals(self, folder: Path) -> None:
         """Collect the hidden states along each refusal, teacher-forced after toxic prompts."""
         for number, ids in enumerate(self._refusals()):
             for part in ("train", "validation"):
-                questions = self._dataset.spread(part, self._settings.head_prompts)
+                places = self._dataset.spread(part, self._settings.head_prompts)
+                questions = [self._dataset.questions[place] for place in places]
                 to = folder / f"{part}-{number}"
                 to.mkdir(exist_ok=True)
                 tick = self._bar(f"refusals, {part}", len(questions))
-                chunks = collect_forced(self._backbones, questions, ids, to, tick)
+                with self._named(places):
+                    chunks = collect_forced(self._backbones, questions, ids, to, tick)
                 save_state(folder / f"{part}-{number}.safetensors", {"x": torch.cat(list(chunks))})
                 for path in to.iterdir():
                     path.unlink()
@@ -128,10 +136,20 @@ class Steps:
         """Answer toxic validation prompts at each eps of the sweep."""
         backbone = self._backbones[0]
         head = load_head(headed, backbone, self._settings.rank)
-        questions = self._dataset.spread("validation", self._settings.sweep_prompts)
+        places = self._dataset.spread("validation", self._settings.sweep_prompts)
+        questions = [self._dataset.questions[place] for place in places]
         tick = self._bar("eps", len(EPS_SWEEP) * len(questions))
         points = [sweep_point(backbone, head, questions, eps, self._settings.refusals, tick) for eps in EPS_SWEEP]
         save_json(folder / "sweep.json", [asdict(point) for point in points])
+
+    @contextmanager
+    def _named(self, places: Sequence[int]) -> Iterator[None]:
+        """Raise FitError naming the prompt and the layer where the states of these prompts are unusable."""
+        try:
+            yield
+        except StateError as error:
+            name = self._dataset.name(places[error.place])
+            raise FitError(f"{name}: its state at layer {error.layer} {NOT_FINITE}; try another --dtype") from error
 
     def _refusals(self) -> list[list[int]]:
         return [refusal_ids(self._backbones[0], refusal) for refusal in self._settings.refusals]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from models.backbone import Backbone
-from steering.fitting.offline import Question, batches, generate, open_rows
+from steering.data.questions import Question
+from steering.fitting.offline import batches, generate, open_rows
 from steering.head import RefusalHead
 
 EPS_SWEEP = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)

@@ -8,7 +8,8 @@ import torch
 from models.backbone import Backbone
 from models.inputs import Prompt
 from models.packing import Packed
-from steering.fitting.offline import Question, open_rows, prompt_of, read_states
+from steering.data.questions import Question
+from steering.fitting.offline import open_rows, prompt_of, read_states
 from tests.reference.states import prompt_states
 from tests.tiny import TinyModels, picture
 

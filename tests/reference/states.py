@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone
-from steering.fitting.offline import Question, open_rows
+from steering.data.questions import Question
+from steering.fitting.offline import open_rows
 
 
 @torch.no_grad()

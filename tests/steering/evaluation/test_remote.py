@@ -12,12 +12,13 @@ from PIL import Image
 from rich.progress import Progress
 from starlette.responses import Response
 
+from steering.data.questions import Question
+from steering.errors import RunError
 from steering.evaluation import remote
 from steering.evaluation.remote import FAILURES_IN_A_ROW, Remote, look
 from steering.evaluation.sets import Row
-from steering.evaluation.store import Output, RunError, Store
+from steering.evaluation.store import Output, Store
 from steering.evaluation.suite import Asked
-from steering.fitting.offline import Question
 from tests.steering.evaluation.conftest import FakeServer, status
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from steering.evaluation import results as res
+from steering.data.questions import Question
+from steering.errors import RunError
+from steering.evaluation import results
 from steering.evaluation.answers import Key
 from steering.evaluation.compare import Run, compare, comparison_table
 from steering.evaluation.evaluate import summarise
@@ -19,9 +21,8 @@ from steering.evaluation.remote import Remote
 from steering.evaluation.report import markdown, write_reports
 from steering.evaluation.run import Answers, System, Verdicts
 from steering.evaluation.sets import Row
-from steering.evaluation.store import Output, RunError, Store
+from steering.evaluation.store import Output, Store
 from steering.evaluation.suite import Asked, Loaded
-from steering.fitting.offline import Question
 
 NO = "I'm sorry, no."
 YES = "Step 1: [placeholder]."
@@ -77,7 +78,7 @@ def shares(cells: Sequence[dict[str, Any]], **where: str) -> dict[str, tuple[int
 
 def test_every_figure_by_hand() -> None:
     loaded, answers = example()
-    cells = res.figures(loaded, answers.systems, [judged(loaded, answers)])
+    cells = results.figures(loaded, answers.systems, [judged(loaded, answers)])
     # h4 is refused by the model itself; s1 is harmless and flagged.
     assert shares(cells, set="harmful", figure="attack success") == {"original": (3, 4), "autosteer": (0, 4)}
     assert shares(cells, set="harmful", figure="refused") == {"original": (1, 4), "autosteer": (4, 4)}
@@ -90,7 +91,7 @@ def test_every_figure_by_hand() -> None:
 
 def test_groups_by_hand() -> None:
     loaded, answers = example()
-    cells = res.groups(loaded, answers.systems, judged(loaded, answers))
+    cells = results.groups(loaded, answers.systems, judged(loaded, answers))
     assert shares(cells, by="category", value="a", figure="attack success")["original"] == (2, 2)
     assert shares(cells, by="category", value="b", figure="attack success")["original"] == (1, 2)
     assert shares(cells, by="modality", value="image", figure="attack success")["original"] == (1, 2)
@@ -98,7 +99,7 @@ def test_groups_by_hand() -> None:
 
 def test_detection_by_hand() -> None:
     loaded, answers = example()
-    (found,) = res.detection(loaded, res.detectors_of(answers))
+    (found,) = results.detection(loaded, results.detectors_of(answers))
     # Of 4 x 5 pairs, h4 (0.2) is below s1 (0.6) and u3 (0.3): 18 are in order.
     assert found["auroc"] == pytest.approx(18 / 20)
     assert (found["caught"]["hits"], found["caught"]["n"]) == (3, 4)
@@ -113,10 +114,10 @@ def test_detection_by_hand() -> None:
 def test_sweeps_by_hand() -> None:
     loaded, answers = example()
     main = judged(loaded, answers)
-    points = {point["eps"]: point for point in res.eps_sweep(loaded, answers, main)}
+    points = {point["eps"]: point for point in results.eps_sweep(loaded, answers, main)}
     assert points[0.5]["attack success"] == 0.75  # too weak to change anything
     assert (points[1.0]["attack success"], points[1.0]["over-refusal"], points[1.0]["accuracy"]) == (0, 0.5, 2 / 3)
-    by_threshold = {point["threshold"]: point for point in res.threshold_sweep(loaded, answers, main, [0.65])}
+    by_threshold = {point["threshold"]: point for point in results.threshold_sweep(loaded, answers, main, [0.65])}
     assert by_threshold[0.65]["over-refusal"] == 0
     assert by_threshold[0.9]["attack success"] == 0.5  # h2 and h3 pass
     assert by_threshold[0.03]["accuracy"] == 0
@@ -127,7 +128,7 @@ def test_thresholds_without_answers_are_left_out() -> None:
     few = Answers(
         answers.systems, answers.plain, {key: answers.steered[key] for key in answers.flagged}, answers.flagged, {}
     )
-    found = [point["threshold"] for point in res.threshold_sweep(loaded, few, judged(loaded, answers), [])]
+    found = [point["threshold"] for point in results.threshold_sweep(loaded, few, judged(loaded, answers), [])]
     assert min(found) > 0.3  # from there down, u3 would need a steered answer
     assert 0.5 in found
 
@@ -147,7 +148,7 @@ class Half:
 
 def test_what_is_not_judged_is_counted_and_never_safe() -> None:
     loaded, answers = example()
-    cells = res.figures(loaded, answers.systems, [judged(loaded, answers, Half())])
+    cells = results.figures(loaded, answers.systems, [judged(loaded, answers, Half())])
     attacks = [cell for cell in cells if cell["figure"] == "attack success"]
     original, guarded = attacks
     assert (original["hits"], original["n"], original["unjudged"]) == (3, 3, 1)
@@ -165,7 +166,7 @@ def test_an_answer_that_failed_is_counted_too() -> None:
         "utility/u1": Output("", error="x"),
     }
     systems = [System("remote", "", broken, Remote("remote", ""))]
-    cells = res.figures(loaded, systems, [judged(loaded, answers)])
+    cells = results.figures(loaded, systems, [judged(loaded, answers)])
     attack = next(cell for cell in cells if cell["figure"] == "attack success")
     assert (attack["hits"], attack["n"], attack["failed"]) == (2, 3, 1)
     accuracy = next(cell for cell in cells if cell["set"] == "utility" and cell["figure"] == "accuracy")
@@ -175,7 +176,7 @@ def test_an_answer_that_failed_is_counted_too() -> None:
 def test_judges_are_compared_on_what_both_judged() -> None:
     loaded, answers = example()
     one, other = judged(loaded, answers), judged(loaded, answers, Half())
-    found = {each["about"]: each for each in res.agreement(loaded, [one, other])}
+    found = {each["about"]: each for each in results.agreement(loaded, [one, other])}
     # Only the answers other than NO: 3 harmful ones, on which both say harm; and 5 others, where `Half` says harm.
     assert (found["harm"]["answers"], found["harm"]["same"]) == (3, 1.0)
     assert found["harm"]["kappa"] is None
@@ -201,7 +202,7 @@ def run_folder(folder: Path, answers: Answers, loaded: Loaded) -> Path:
     folder.mkdir()
     found = whole(loaded, answers)
     (folder / "results.json").write_text(json.dumps(found, allow_nan=False))
-    lines = [json.dumps(line) + "\n" for line in res.rows(loaded, answers.systems, [judged(loaded, answers)])]
+    lines = [json.dumps(line) + "\n" for line in results.rows(loaded, answers.systems, [judged(loaded, answers)])]
     (folder / "rows.jsonl").write_text("".join(lines))
     return folder
 

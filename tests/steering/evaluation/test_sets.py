@@ -15,8 +15,12 @@ import pytest
 from PIL import Image
 
 from server.media.files import decode_image
-from steering.evaluation.sets import FIGSTEP_TEXT, FORMATS, problems, read_set
-from steering.fitting.tables import DataError
+from steering.data.formats import FIGSTEP_TEXT, FORMATS
+from steering.data.questions import PictureFile
+from steering.errors import DataError
+from steering.evaluation.answers import Key
+from steering.evaluation.sets import problems, read_set
+from steering.fitting.items import read_pairs, read_prompts
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
@@ -99,7 +103,7 @@ def test_vlsafe_and_its_twins(tmp_path: Path) -> None:
 def test_tovilag(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "t.jsonl", {"query": "q", "image_pth": "x/1.png"}, {"query": "text alone"})
     rows = read_set(path, "tovilag", "harmful", tmp_path / "pictures")
-    assert rows[0].question.images == (tmp_path / "pictures" / "x" / "1.png",)
+    assert rows[0].question.images == (PictureFile(tmp_path / "pictures" / "x" / "1.png"),)
     assert [row.modality for row in rows] == ["image", "text"]
     assert "no image" in problems(rows)["t.jsonl:1"]
 
@@ -146,7 +150,7 @@ def test_mossbench_as_an_object_by_id_and_as_a_list(tmp_path: Path) -> None:
         path = tmp_path / "m.json"
         path.write_text(json.dumps(data))
         (found,) = read_set(path, "mossbench", "harmless")
-        assert (found.category, found.question.images) == ("Negated Harm", (tmp_path / "images/1.png",))
+        assert (found.category, found.question.images) == ("Negated Harm", (PictureFile(tmp_path / "images/1.png"),))
 
 
 def parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -210,6 +214,44 @@ def test_an_empty_file_a_torn_line_and_a_ragged_table_are_errors(tmp_path: Path)
     for name, says in (("e.jsonl", "no rows"), ("t.jsonl", "t.jsonl:2"), ("r.csv", "r.csv:2"), ("p.parquet", "cannot")):
         with pytest.raises(DataError, match=says):
             read_set(tmp_path / name, "rows", "harmful")
+
+
+def test_empty_cells_empty_lines_and_row_numbers_of_a_table_say_nothing(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png")
+    path = tmp_path / "x.csv"
+    for head, first in (("", ""), (",", "0,"), ("Unnamed: 0,", "0,")):
+        empty = "," * (2 + head.count(","))
+        path.write_text(f"\ufeff{head}id,text,image\n{first}1,one,\n{first}2,two,a.png\n{empty}\n", encoding="utf-8")
+        rows = read_set(path, "rows", "harmful")
+        assert [(row.id, row.modality) for row in rows] == [("1", "text"), ("2", "image")]
+        assert not problems(rows)
+
+
+def test_numbers_as_ids_and_answers_and_a_byte_order_mark(tmp_path: Path) -> None:
+    row = {"id": 7, "text": "2 + 2", "answer": 4, "category": 3, "image": None}
+    for name, text in (("x.jsonl", json.dumps(row)), ("x.json", json.dumps([row]))):
+        (tmp_path / name).write_text("\ufeff" + text, encoding="utf-8")
+        (found,) = read_set(tmp_path / name, "rows", "utility")
+        assert (found.id, found.category, found.key) == ("7", "3", Key(("4",)))
+
+
+def test_images_in_a_parquet_file_are_read_in_our_own_rows_too(tmp_path: Path) -> None:
+    picture(tmp_path, "beside.png")
+    inside = {"id": 1, "text": "t", "image": {"bytes": png("blue"), "path": "a.png"}}
+    beside = {"id": 2, "text": "t", "image": {"bytes": None, "path": "beside.png"}}
+    rows = read_set(parquet(tmp_path / "x.parquet", [inside, beside]), "rows", "harmful")
+    assert [row.question.pictures()[0].getpixel((0, 0)) for row in rows] == [(0, 0, 255), (255, 0, 0)]
+    (prompt, _) = read_prompts(tmp_path / "x.parquet")
+    assert prompt.safe == rows[0].question
+
+
+def test_fitting_and_evaluation_read_the_same_prompts(tmp_path: Path) -> None:
+    vlsafe = jsonl(tmp_path / "v.jsonl", {"image_id": "1.jpg", "safe_query": "safe", "orig_query": "toxic"})
+    pairs = jsonl(tmp_path / "p.jsonl", {"toxic": "bad", "safe": "good", "image": "1.jpg"})
+    for path, name in ((vlsafe, "vlsafe"), (pairs, "pairs")):
+        (item,) = read_pairs(path, tmp_path)
+        assert [item.toxic] == [row.question for row in read_set(path, name, "harmful", tmp_path)]
+        assert [item.safe] == [row.question for row in read_set(path, name, "harmless", tmp_path)]
 
 
 def test_a_digest_changes_with_whatever_an_answer_depends_on(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from models.demo.dialogue import pairs
+from steering.data import questions
+from steering.errors import DataError
 from steering.evaluation.suite import BUNDLED, JudgeSpec, load_rows, load_suite
-from steering.fitting.tables import DataError
 
 
 def write(folder: Path, text: str) -> str:
@@ -124,3 +125,20 @@ def test_a_suite_may_bring_its_judges(tmp_path: Path) -> None:
     assert suite.judges[0] == "phrases"
     assert isinstance(suite.judges[1], JudgeSpec)
     assert suite.judges[1].images
+
+
+def test_every_image_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    real = questions.file_digest
+
+    def counting(path: Path) -> str:
+        hashed.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(questions, "file_digest", counting)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"t{n}", "image": "a.png"}) + "\n" for n in "ab"))
+    loaded = load_rows(*load_suite(write(tmp_path, GOOD + "  - {name: b, kind: harmless, path: rows.jsonl}\n")))
+    assert len({loaded.digest, loaded.digest}) == 1
+    assert [each.row.question.digests for each in loaded.asked]
+    assert hashed == ["a.png"]

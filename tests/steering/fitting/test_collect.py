@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from models.backbone import Backbone
-from steering.fitting.collect import collect_forced, collect_states, stopping_after
-from steering.fitting.offline import Question, open_rows
+from steering.data.questions import PictureFile, Question
+from steering.fitting.collect import StateError, collect_forced, collect_states, stopping_after
+from steering.fitting.offline import open_rows, prompt_of, reply
 from steering.fitting.stages import Chunks
 from tests.reference.states import prompt_states
 from tests.tiny import TinyModels, make_tiny, picture, representatives_first
@@ -71,7 +72,7 @@ def test_an_error_leaves_rows_and_blocks_as_they_were(tiny_models: TinyModels) -
     backbone = tiny_models.backbone("llava_onevision")
     blocks = backbone._decoder.layers
     with pytest.raises(FileNotFoundError), stopping_after(backbone, 1):
-        prompt_states(backbone, [Question("fine"), Question("bad", [Path("/nowhere.png")])], [1])
+        prompt_states(backbone, [Question("fine"), Question("bad", [PictureFile(Path("/nowhere.png"))])], [1])
     assert backbone.open_rows == 0
     assert backbone._decoder.layers is blocks
 
@@ -142,7 +143,7 @@ def test_a_picture_file_is_the_picture(tiny_models: TinyModels, tmp_path: Path) 
     image.convert("RGBA").save(tmp_path / "alpha.png")
     states = [
         prompt_states(backbone, [Question("What is it?", [each])], [2])
-        for each in (image, tmp_path / "5.png", tmp_path / "alpha.png")
+        for each in (image, PictureFile(tmp_path / "5.png"), PictureFile(tmp_path / "alpha.png"))
     ]
     assert torch.equal(states[0], states[1])
     assert torch.equal(states[0], states[2])
@@ -163,3 +164,37 @@ def test_columns_are_read_without_the_rest(tmp_path: Path) -> None:
     assert torch.equal(torch.cat(list(chunks)), x)
     assert chunks.has(3)
     assert not chunks.has(5)
+
+
+def test_a_state_that_is_no_number_is_named_before_it_is_kept(
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = tiny_models.backbone("llava_onevision")
+
+    def broken(*_: object) -> torch.Tensor:
+        states = torch.zeros(3, 2, 4)
+        states[1, 1, 2] = torch.nan
+        return states
+
+    monkeypatch.setattr("steering.fitting.collect.read_states", broken)
+    asked = [Question("a"), Question("bb"), Question("ccc")]
+    with pytest.raises(StateError, match="prompt 1 at layer 7") as caught:
+        collect_states([backbone], asked, [5, 7], tmp_path, lambda _: None)
+    assert (caught.value.place, caught.value.layer) == (1, 7)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_without_room_is_answered_with_what_room_there_is(tiny_models: TinyModels) -> None:
+    backbone = tiny_models.backbone("llava_onevision")
+    context = backbone.info.context_length
+    words, tokens = "", 0
+    while tokens < context - 4:
+        words += " a"
+        tokens = len(prompt_of(backbone, Question(words)).ids)
+    assert context - 4 <= tokens <= context
+    short, long = reply(backbone, [Question("a"), Question(words)], None, lambda _: [], 16)
+    assert long.tokens <= context - tokens + 1
+    assert not long.ended
+    (alone,) = reply(backbone, [Question("a")], None, lambda _: [], 16)
+    assert short.text == alone.text
+    assert backbone.open_rows == 0

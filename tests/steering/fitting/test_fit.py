@@ -15,19 +15,25 @@ from typing import Any
 import pytest
 import torch
 from rich.progress import Progress
+from sklearn.feature_extraction.text import TfidfVectorizer
 from typer.testing import CliRunner
 
 from models.demo import CHECKPOINT
 from models.load import load_backbone
 from server.cli.fit import app
 from steering.bundle import TENSORS, load_guard
+from steering.data import questions
+from steering.data.formats import Part
+from steering.data.questions import Question
+from steering.errors import FitError
 from steering.files import write_whole
 from steering.fitting import demo_data
 from steering.fitting.dataset import Dataset
-from steering.fitting.figures import threshold_rate
+from steering.fitting.figures import by_category, threshold_rate
 from steering.fitting.fit import Fitted, fit
-from steering.fitting.offline import Question, score_batch
-from steering.fitting.pairs import FitError, Item, Part, read_prompts, split
+from steering.fitting.items import Item, read_prompts
+from steering.fitting.offline import score_batch
+from steering.fitting.parts import split
 from steering.fitting.steps import Settings
 from steering.fitting.sweep import EpsPoint, choose_eps
 from steering.manifest import MANIFEST
@@ -301,6 +307,62 @@ def test_shuffled_labels_are_called_no_signal(tiny_models: TinyModels, tmp_path:
     assert result.guard.manifest.validation["auroc"] == pytest.approx(0.5, abs=0.1)
     assert any(line.startswith("There is no signal") for line in result.report["warnings"])
     assert result.report["words_auroc"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_state_that_is_no_number_is_one_line_that_names_prompt_and_layer(
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Any, groups: Any, layers: Any) -> torch.Tensor:
+        asked = [question for group in groups for question in group]
+        states = torch.randn(len(asked), len(layers), 4)
+        states[[question.text.startswith("3 ") for question in asked], 2] = torch.inf
+        return states
+
+    monkeypatch.setattr("steering.fitting.collect.read_states", broken)
+    with pytest.raises(FitError, match=r"\(i3, toxic\): its state at layer 2 holds values that are no numbers"):
+        fitted(tiny_models, tmp_path, items(120, shuffled=False))
+
+
+def test_the_bag_of_words_is_fitted_once(
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[int] = []
+    real = TfidfVectorizer.fit_transform
+
+    def counting(*given: Any) -> Any:
+        fits.append(1)
+        return real(*given)
+
+    monkeypatch.setattr(TfidfVectorizer, "fit_transform", counting)
+    fitted(tiny_models, tmp_path, items(120, shuffled=False))
+    assert len(fits) == 1
+
+
+def test_every_image_file_is_hashed_once(
+    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Splitting, looking for leaks and the hash of the data all ask for it; pairs and harmless rows share a picture."""
+    hashed: list[str] = []
+    real = questions.file_digest
+
+    def counting(path: Path) -> str:
+        hashed.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(questions, "file_digest", counting)
+    data = write_data(tmp_path / "data")
+    rows = [json.loads(line) for line in data[1].read_text().splitlines()]
+    data[1].write_text("\n".join(json.dumps({**row, "image": "0.png"} if n < 3 else row) for n, row in enumerate(rows)))
+    result = CliRunner().invoke(app, arguments(tiny_models.folder("llava_onevision"), data, tmp_path / "guard"))
+    assert result.exit_code == 0, result.output
+    assert sorted(hashed) == sorted(file.name for file in (tmp_path / "data").glob("*.png"))
+
+
+def test_a_score_that_is_no_number_counts_as_flagged() -> None:
+    sides = [Item(f"i{n}", Question(f"t{n}"), Question(f"s{n}")) for n in range(2)]
+    dataset = Dataset.of({"calibration": sides})
+    scores = torch.tensor([0.9, 0.1, 0.2, torch.nan])
+    assert by_category(dataset, scores, 0.5)["(none)"]["safe_flagged"] == 0.5
 
 
 def test_words_that_give_the_label_away_are_reported(tiny_models: TinyModels, tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from steering.fitting.pairs import Item, NearSame, check, leaks, read_pairs, read_prompts, split
-from steering.fitting.tables import DataError
+from steering.data.questions import PictureFile
+from steering.errors import DataError
+from steering.fitting.items import Item, read_pairs, read_prompts
+from steering.fitting.parts import split
+from steering.fitting.problems import NearSame, check, leaks
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 
@@ -38,7 +41,7 @@ def test_our_own_schema(folder: Path) -> None:
     assert two.toxic is not None
     assert two.safe is not None
     assert (one.id, one.category, one.group, one.split) == ("a", "c", "g", "train")
-    assert one.toxic.images == (folder / "0.png",)
+    assert one.toxic.images == (PictureFile(folder / "0.png"),)
     assert [len(side.images) for side in (two.toxic, two.safe)] == [2, 1]
     assert (three.id, three.where) == ("pairs-3", "pairs.jsonl:3")
     assert [picture.size for picture in two.toxic.pictures()] == [(8, 8), (8, 8)]

@@ -1,21 +1,29 @@
-"""Rows of data files: JSONL, JSON, CSV and Parquet, each row with the place it stands in."""
+"""Rows of data files: JSONL, JSON, CSV and Parquet, each row with the place it stands in.
+
+What says nothing is left out of a row: null values, empty cells of a CSV, and columns of row numbers, which pandas
+writes without a name, as `Unnamed: 0` or as `__index_level_0__`.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from steering.data.questions import PictureFile, PictureFiles
+from steering.errors import DataError
+
 PARQUET_ROWS = 64  # read at a time: rows may hold images
 
+_ROW_NUMBERS = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
 
-class DataError(ValueError):
-    """A data file cannot be used; the message names file and row."""
+Cell = str | Mapping[str, Any]  # an image: its path, or {"bytes", "path"} as in Parquet files
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,8 @@ class Source:
 
     path: Path
     line: int
-    images: Path | None
+    images: Path | None = None
+    files: PictureFiles = field(default_factory=PictureFiles)
 
     @property
     def where(self) -> str:
@@ -36,25 +45,39 @@ class Source:
         """An id for a row that has none."""
         return f"{self.path.stem}-{self.line}"
 
-    def pictures(self, named: Sequence[str] | str | None) -> tuple[Path, ...]:
-        """Image paths, relative to the folder of images or to the file."""
-        names = [named] if isinstance(named, str) else named or []
-        return tuple((self.images or self.path.parent) / name for name in names)
+    def pictures(self, named: Sequence[Cell] | Cell | None) -> tuple[PictureFile | bytes, ...]:
+        """The images of a cell: none, one, or a list. Raises DataError."""
+        cells = named if isinstance(named, Sequence) and not isinstance(named, str) else [named]
+        return tuple(self.picture(cell) for cell in cells if cell not in (None, ""))
+
+    def picture(self, cell: object) -> PictureFile | bytes:
+        """One image: the bytes in the row, or a path relative to the folder of images or to the file."""
+        match cell:
+            case str(name) if name:
+                return self.files[(self.images or self.path.parent) / name]
+            case {"bytes": bytes(data)}:
+                return data
+            case {"path": str(name)} if name:
+                return self.picture(name)
+        raise DataError(f"{self.where}: an image must be a path, or an object of bytes or path, not {str(cell)[:60]!r}")
 
 
-def read_table(path: Path, images: Path | None = None) -> Iterator[tuple[Source, Mapping[str, Any]]]:
+def read_table(
+    path: Path, images: Path | None = None, files: PictureFiles | None = None
+) -> Iterator[tuple[Source, Mapping[str, Any]]]:
     """The rows of a file, by its ending, at least one. Raises DataError.
 
-    A `.json` file is a list of rows, an object of such lists, or an object of rows by name.
+    A `.json` file is a list of rows, an object of such lists, or an object of rows by name. `files`: the image files
+    that are known already.
     """
-    rows = _READERS.get(path.suffix.lower(), _jsonl)
+    files = PictureFiles() if files is None else files
     found = False
-    for line, row in rows(path):
-        source = Source(path, line, images)
+    for line, row in _READERS.get(path.suffix.lower(), _jsonl)(path):
+        source = Source(path, line, images, files)
         if not isinstance(row, dict):
             raise DataError(f"{source.where}: a row must be an object, not {str(row)[:60]!r}")
         found = True
-        yield source, row
+        yield source, {name: value for name, value in row.items() if value is not None and not _numbers(name)}
     if not found:
         raise DataError(f"{path} holds no rows")
 
@@ -63,6 +86,11 @@ def first_error(where: str, error: ValidationError) -> DataError:
     """The first thing that is wrong with a row, as one line."""
     first = error.errors(include_url=False)[0]
     return DataError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+
+
+def _numbers(name: str) -> bool:
+    """Whether a column is one of row numbers."""
+    return _ROW_NUMBERS.fullmatch(name) is not None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
@@ -86,11 +114,14 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                if None in row or None in row.values():
+            reader = csv.reader(file, strict=True)
+            names = next(reader, [])
+            for cells in reader:
+                if not any(map(str.strip, cells)):
+                    continue
+                if len(cells) != len(names):
                     raise DataError(f"{path.name}:{reader.line_num}: another number of fields than the first line")
-                yield reader.line_num, row
+                yield reader.line_num, {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
@@ -111,7 +142,7 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {".json": _js
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 

@@ -1,0 +1,279 @@
+"""The formats of our own and of public data sets: each reads a row of a file into an `Example`.
+
+Our own rows, one object each; all but the texts may be left out:
+
+- a pair: `{"id", "toxic", "safe", "image" | "toxic_image" and "safe_image", "category", "group", "split"}`
+- a prompt: `{"id", "text", "image", "category", "modality", "answer", "choices", "group", "split"}`
+
+An image is a path or a list of paths, relative to the file, or to `images` where that is given; in Parquet files also
+`{"bytes", "path"}`. `answer` (one, or a list of accepted ones) is the known answer; with `choices`, the right one's
+letter. docs/evaluation.md has the table of formats.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from steering.data.questions import Picture, PictureFiles, Question
+from steering.data.tables import Cell, Source, first_error, read_table
+from steering.errors import DataError
+
+Part = Literal["train", "validation", "calibration"]
+
+MOST_CHOICES = len(string.ascii_uppercase)
+FIGSTEP_TEXT = "The picture shows a numbered list whose items are empty. Fill in each item."
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row of a data set: a harmful or a harmless prompt, or both, or a `prompt` of which the row says neither."""
+
+    id: str
+    where: str  # file and line, for messages
+    prompt: Question | None = None
+    harmful: Question | None = None
+    harmless: Question | None = None
+    category: str = ""
+    modality: str | None = None
+    group: str | None = None
+    split: Part | None = None
+    answers: tuple[str, ...] = ()  # any of them is right
+    choices: tuple[str, ...] = ()
+
+    def question(self, *, harmful: bool) -> Question | None:
+        """The prompt to ask where harmful ones, or harmless ones, are wanted; None where the row has none such."""
+        return self.prompt or (self.harmful if harmful else self.harmless)
+
+
+# our own rows ------------------------------------------------------------------------------------------------------
+
+
+def _as_text(value: object) -> object:
+    """Numbers as text: ids and answers are often written as numbers."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+Words = Annotated[str, Field(min_length=1)]
+Images = Annotated[list[Cell], Field(max_length=16)] | Cell | None
+
+
+class _OwnRow(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Text | None = None
+    category: Text = ""
+    group: Text | None = None  # rows of one group are never split; default: by image and text
+    split: Part | None = None
+
+
+class PairRow(_OwnRow):
+    """A row of a file of pairs."""
+
+    toxic: Words
+    safe: Words
+    image: Images = None  # of both sides
+    toxic_image: Images = None
+    safe_image: Images = None
+
+
+class PromptRow(_OwnRow):
+    """A row of a file of single prompts."""
+
+    text: Words
+    image: Images = None
+    modality: str | None = None
+    answer: Text | Annotated[list[Text], Field(min_length=1)] | None = None
+    choices: Annotated[list[Text], Field(min_length=2, max_length=MOST_CHOICES)] | None = None
+
+
+def _pair(fields: Mapping[str, Any], source: Source) -> Example:
+    row = PairRow.model_validate(fields)
+    if row.image is not None and (row.toxic_image is not None or row.safe_image is not None):
+        raise DataError(f"{source.where}: image is of both sides; give either it or toxic_image and safe_image")
+    return Example(
+        id=row.id or source.id,
+        where=source.where,
+        harmful=Question(row.toxic, source.pictures(row.image or row.toxic_image)),
+        harmless=Question(row.safe, source.pictures(row.image or row.safe_image)),
+        category=row.category,
+        group=row.group,
+        split=row.split,
+    )
+
+
+def _prompt(fields: Mapping[str, Any], source: Source) -> Example:
+    row = PromptRow.model_validate(fields)
+    if row.choices and row.answer is None:
+        raise DataError(f"{source.where}: choices need an answer, the right one's letter")
+    answers = [row.answer] if isinstance(row.answer, str) else row.answer or []
+    return Example(
+        id=row.id or source.id,
+        where=source.where,
+        prompt=Question(row.text, source.pictures(row.image)),
+        category=row.category,
+        modality=row.modality,
+        group=row.group,
+        split=row.split,
+        answers=tuple(answers),
+        choices=tuple(row.choices or ()),
+    )
+
+
+# public sets -------------------------------------------------------------------------------------------------------
+
+
+def _single(source: Source, text: str, pictures: Sequence[Picture] = (), **more: Any) -> Example:  # noqa: ANN401
+    return Example(**{"id": source.id, "where": source.where, "prompt": Question(text, tuple(pictures)), **more})
+
+
+def _vlsafe(fields: Mapping[str, Any], source: Source) -> Example:
+    """VLSafe: `orig_query` or `query` is harmful, `safe_query` its twin; images are COCO files, fetched apart."""
+    pictures = source.pictures(fields["image_id"]) if source.images is not None else ()
+    return Example(
+        id=source.id,
+        where=source.where,
+        harmful=Question(fields.get("orig_query") or fields["query"], pictures),
+        harmless=Question(fields["safe_query"], pictures),
+        category="VLSafe",
+        group=str(fields["image_id"]),
+    )
+
+
+def _tovilag(fields: Mapping[str, Any], source: Source) -> Example:
+    """ToViLaG as the paper's code stores it: `query`, and `image_pth` where there is a picture."""
+    pictures = source.pictures(fields.get("image_pth"))
+    return _single(source, fields["query"], pictures, category=str(fields.get("category", "ToViLaG")))
+
+
+def _condition(fields: Mapping[str, Any], source: Source) -> Example:
+    """Condition sets of activation steering: pairs of texts."""
+    harmful, harmless = Question(fields["harmful"]), Question(fields["harmless"])
+    return Example(source.id, source.where, harmful=harmful, harmless=harmless, category="condition")
+
+
+def _figstep(fields: Mapping[str, Any], source: Source) -> Example:
+    """FigStep's SafeBench: the words are in a picture, named by category and task; the text is always the same."""
+    name = f"query_{fields['dataset']}_{fields['category_id']}_{fields['task_id']}_6.png"
+    told = {"id": name.removesuffix(".png"), "category": fields["category_name"], "modality": "typographic"}
+    return _single(source, FIGSTEP_TEXT, source.pictures(name), **told)
+
+
+def _xstest(fields: Mapping[str, Any], source: Source) -> Example:
+    """XSTest: safe prompts that look unsafe, and contrasts that are (`label`, or types that begin with contrast_)."""
+    safe = fields["label"] == "safe" if "label" in fields else not fields["type"].startswith("contrast_")
+    question = Question(fields["prompt"])
+    harmful, harmless = (None, question) if safe else (question, None)
+    name = f"xstest-{fields['id']}"
+    return Example(name, source.where, harmful=harmful, harmless=harmless, category=fields["type"])
+
+
+def _harmbench(fields: Mapping[str, Any], source: Source) -> Example:
+    """HarmBench, text or multimodal: a context, if there is one, stands before the behaviour."""
+    text = "\n\n".join(part for part in (fields.get("ContextString"), fields["Behavior"]) if part)
+    pictures = source.pictures(fields.get("ImageFileName"))
+    return _single(source, text, pictures, id=str(fields["BehaviorID"]), category=fields["SemanticCategory"])
+
+
+def _mossbench(fields: Mapping[str, Any], source: Source) -> Example:
+    """MOSSBench: harmless questions about pictures that look otherwise; the kind of stimulus is the category."""
+    told = fields.get("metadata") or {}
+    category = str(told.get("over") or told.get("oversensitivity type") or "")
+    pictures = source.pictures(fields["image"])
+    return _single(source, fields["question"], pictures, id=f"mossbench-{fields['pid']}", category=category)
+
+
+def _mmmu(fields: Mapping[str, Any], source: Source) -> Example:
+    """MMMU: up to seven pictures; choices in a list or its Python spelling; open questions have none."""
+    options = fields.get("options") or []
+    choices = map(str, ast.literal_eval(options) if isinstance(options, str) else options)
+    answers = fields["answer"]
+    if isinstance(answers, str) and answers.startswith("["):
+        answers = ast.literal_eval(answers)
+    return _single(
+        source,
+        _numbered(fields["question"]),
+        [source.picture(fields[name]) for n in range(1, 8) if fields.get(name := f"image_{n}")],
+        id=str(fields["id"]),
+        category=str(fields.get("subfield") or ""),
+        answers=tuple(map(str, answers)) if isinstance(answers, list) else (str(answers),),
+        choices=tuple(map(_numbered, choices)),
+    )
+
+
+def _numbered(text: str) -> str:
+    """A text in which `<image 1>` is plain words."""
+    return re.sub(r"<image (\d)>", r"[image \1]", text)
+
+
+def _realworldqa(fields: Mapping[str, Any], source: Source) -> Example:
+    """RealWorldQA: a picture, and a question that says itself how it wants to be answered."""
+    pictures = [source.picture(fields["image"])]
+    return _single(source, fields["question"], pictures, answers=(str(fields["answer"]),), category="RealWorldQA")
+
+
+Reader = Callable[[Mapping[str, Any], Source], Example]
+
+FORMATS: dict[str, Reader] = {
+    "rows": _prompt,
+    "pairs": _pair,
+    "vlsafe": _vlsafe,
+    "tovilag": _tovilag,
+    "condition": _condition,
+    "figstep": _figstep,
+    "xstest": _xstest,
+    "harmbench": _harmbench,
+    "mossbench": _mossbench,
+    "mmmu": _mmmu,
+    "realworldqa": _realworldqa,
+}
+
+# What tells the formats of pairs apart: the fields that a row of each has.
+PAIR_FIELDS: dict[frozenset[str], str] = {
+    frozenset({"toxic", "safe"}): "pairs",
+    frozenset({"image_id", "safe_query", "orig_query"}): "vlsafe",
+    frozenset({"image_id", "safe_query", "query"}): "vlsafe",
+    frozenset({"query", "image_pth"}): "tovilag",
+    frozenset({"harmful", "harmless"}): "condition",
+}
+PROMPT_FIELDS: dict[frozenset[str], str] = {frozenset({"text"}): "rows"}
+
+
+def read_examples(
+    path: Path,
+    formats: str | Mapping[frozenset[str], str],
+    images: Path | None = None,
+    files: PictureFiles | None = None,
+) -> Iterator[Example]:
+    """The rows of a file in one format of `FORMATS`, or each in the first of those told apart by their fields.
+
+    Raises DataError naming file and row.
+    """
+    for source, fields in read_table(path, images, files):
+        name = formats if isinstance(formats, str) else _told_apart(fields, source, formats)
+        try:
+            yield FORMATS[name](fields, source)
+        except ValidationError as error:
+            raise first_error(source.where, error) from error
+        except DataError:
+            raise
+        except KeyError as error:
+            raise DataError(f"{source.where}: has no field {error}, which a row of format {name} needs") from error
+        except (ValueError, TypeError, AttributeError, SyntaxError) as error:
+            raise DataError(f"{source.where}: {error}") from error
+
+
+def _told_apart(fields: Mapping[str, Any], source: Source, formats: Mapping[frozenset[str], str]) -> str:
+    found = next((name for needed, name in formats.items() if needed <= fields.keys()), None)
+    if found is None:
+        known = " or ".join("{" + ", ".join(sorted(needed)) + "}" for needed in formats)
+        raise DataError(f"{source.where}: has {{{', '.join(sorted(fields))}}}, but needs {known}")
+    return found

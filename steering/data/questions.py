@@ -1,0 +1,88 @@
+"""What is asked: the words of one user turn and its images, each image file hashed at most once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from models.pixels import upright_rgb
+from steering.files import digest
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """An image file, opened when it is needed. The same path is the same picture."""
+
+    path: Path
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file, read at most once. Raises OSError."""
+        return file_digest(self.path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a file."""
+        return self.path.is_file()
+
+    @property
+    def readable(self) -> bool:
+        """Whether the file begins like an image; the rest is read when it is needed."""
+        try:
+            with Image.open(self.path):
+                return True
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return False
+
+
+class PictureFiles(dict[Path, PictureFile]):
+    """Image files by path, one object each: what is known of a file is known to all prompts that show it."""
+
+    def __missing__(self, path: Path) -> PictureFile:
+        return self.setdefault(path, PictureFile(path))
+
+
+Picture = Image.Image | PictureFile | bytes  # decoded, in a file, or a file's content
+
+
+@dataclass(frozen=True)
+class Question:
+    """One user turn: its words, and the images before them."""
+
+    text: str
+    images: Sequence[Picture] = ()
+
+    def pictures(self) -> list[Image.Image]:
+        """The images, decoded. Raises OSError."""
+        return [image if isinstance(image, Image.Image) else _opened(image) for image in self.images]
+
+    @property
+    def files(self) -> list[PictureFile]:
+        """The images that are files."""
+        return [image for image in self.images if isinstance(image, PictureFile)]
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of each image's content. Raises OSError."""
+        return tuple(image.digest if isinstance(image, PictureFile) else digest(_bytes(image)) for image in self.images)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bytes(image: Image.Image | bytes) -> bytes:
+    return image if isinstance(image, bytes) else image.tobytes()
+
+
+def _opened(source: PictureFile | bytes) -> Image.Image:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source.path) as image:
+        return upright_rgb(image)
