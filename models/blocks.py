@@ -12,10 +12,10 @@ and a row gets copies of kept blocks; elsewhere rows share them.
 from __future__ import annotations
 
 import hashlib
-from bisect import insort
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 Move = Callable[[Sequence[int], Sequence[int]], None]  # copy the data of blocks to others, before any of them changes
 
@@ -32,6 +32,51 @@ class Table:
     keys: Sequence[bytes] = ()
 
 
+class NumberSet:
+    """Numbers, of which the lowest and the highest are found in O(log n)."""
+
+    def __init__(self, numbers: Iterable[int] = ()) -> None:
+        self._set = set(numbers)
+        self._rebuild()
+
+    def __len__(self) -> int:
+        return len(self._set)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._set
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._set)
+
+    def add(self, number: int) -> None:
+        """Add a number."""
+        self._set.add(number)
+        heappush(self._low, number)
+        heappush(self._high, -number)
+        if len(self._low) + len(self._high) > 4 * len(self._set) + 64:
+            self._rebuild()  # of what has been added, most is gone
+
+    def remove(self, number: int) -> None:
+        """Remove a number; its places in the heaps are dropped when they come up."""
+        self._set.remove(number)
+
+    def lowest(self) -> int:
+        """The lowest of at least one."""
+        while self._low[0] not in self._set:
+            heappop(self._low)
+        return self._low[0]
+
+    def highest(self) -> int:
+        """The highest of at least one."""
+        while -self._high[0] not in self._set:
+            heappop(self._high)
+        return -self._high[0]
+
+    def _rebuild(self) -> None:
+        self._low = sorted(self._set)
+        self._high = [-number for number in reversed(self._low)]
+
+
 class BlockPool:
     """Blocks 1 to `count`, by number."""
 
@@ -41,11 +86,12 @@ class BlockPool:
         self._move = move
         self._dense = dense
         self._keep = keep
-        self._free = list(range(1, count + 1))  # sorted
+        self._free = NumberSet(range(1, count + 1))
         self._holders: dict[int, int] = {}
         self._by_key: dict[bytes, int] = {}
         self._keys: dict[int, bytes] = {}
-        self._kept: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._kept: OrderedDict[bytes, None] = OrderedDict()  # names of kept blocks, least recently used first
+        self._kept_blocks = NumberSet()
 
     @property
     def held(self) -> int:
@@ -73,12 +119,12 @@ class BlockPool:
         if not self._dense:
             for block in sources:
                 self._holders[block] = self._holders.get(block, 0) + 1
-                self._kept.pop(block, None)
+                self._unkeep(block)
             table.blocks = sources
             return table
-        for block in sources:
-            if block in self._kept:
-                self._kept.move_to_end(block)
+        for key in keys[:use]:
+            if key in self._kept:
+                self._kept.move_to_end(key)
         if self.available < use:
             raise OutOfBlocks(f"{use} blocks wanted, {self.available} of {self.count} available")
         for key in keys[:use]:
@@ -139,16 +185,17 @@ class BlockPool:
                 continue
             del self._holders[block]
             if block not in self._keys:
-                insort(self._free, block)
-            elif self._dense and self._free and self._free[-1] > block:
-                moves.append((block, self._free.pop()))
+                self._free.add(block)
+            elif self._dense and self._free and (highest := self._free.highest()) > block:
+                self._free.remove(highest)
+                moves.append((block, highest))
             else:
-                self._kept[block] = None
+                self._keep_block(block)
         self._move([source for source, _ in moves], [target for _, target in moves])
         for source, target in moves:
             self._rename(source, target)
-            self._kept[target] = None
-            insort(self._free, source)
+            self._keep_block(target)
+            self._free.add(source)
         table.blocks = []
 
     def compact(self, tables: Sequence[Table]) -> None:
@@ -156,52 +203,63 @@ class BlockPool:
         owners = {block: (table, place) for table in tables for place, block in enumerate(table.blocks)}
         assert len(owners) == len(self._holders), f"{len(owners)} of {len(self._holders)} held blocks have an owner"
         moves: list[tuple[int, int]] = []
-        for block, target in zip(sorted(owners, reverse=True), list(self._free), strict=False):
+        for block, target in zip(sorted(owners, reverse=True), sorted(self._free), strict=False):
             if target > block:
                 break
             moves.append((block, target))
         self._move([source for source, _ in moves], [target for _, target in moves])
-        del self._free[: len(moves)]
         for source, target in moves:
+            self._free.remove(target)
             table, place = owners[source]
             table.blocks[place] = target
             self._holders[target] = self._holders.pop(source)
             self._rename(source, target)
-            insort(self._free, source)
+            self._free.add(source)
 
     def forget_all(self) -> None:
         """Keep nothing any more."""
-        for block in [*self._kept]:
-            self._drop(block)
+        for key in [*self._kept]:
+            self._drop(self._by_key[key])
 
     def _take(self) -> int:
         """A block for a row: the lowest that is free, or what a kept one makes room for."""
         if not self._free:
             self._make_room()
-        block = self._free.pop(0)
+        block = self._free.lowest()
+        self._free.remove(block)
         self._holders[block] = 1
         return block
 
     def _make_room(self) -> None:
-        victim = next(iter(self._kept))
-        lowest = min(self._kept) if self._dense else victim
+        victim = self._by_key[next(iter(self._kept))]
         self._drop(victim)
-        if lowest == victim:
+        if not self._dense or not self._kept_blocks or (lowest := self._kept_blocks.lowest()) > victim:
             return
-        # The lowest makes room, so that rows stay together; what it holds takes the victim's place.
+        # The lowest makes room, so that rows stay together; what it holds takes the victim's place, and keeps its turn.
         self._move([lowest], [victim])
         self._rename(lowest, victim)
-        self._kept = OrderedDict((victim if block == lowest else block, None) for block in self._kept)
-        self._free = [lowest]
+        self._kept_blocks.remove(lowest)
+        self._kept_blocks.add(victim)
+        self._free.remove(victim)
+        self._free.add(lowest)
 
     def _give_back(self, block: int) -> None:
         del self._holders[block]
-        insort(self._free, block)
+        self._free.add(block)
+
+    def _keep_block(self, block: int) -> None:
+        self._kept[self._keys[block]] = None
+        self._kept_blocks.add(block)
+
+    def _unkeep(self, block: int) -> None:
+        if block in self._kept_blocks:
+            self._kept_blocks.remove(block)
+            del self._kept[self._keys[block]]
 
     def _drop(self, block: int) -> None:
-        del self._kept[block]
+        self._unkeep(block)
         self._forget(block)
-        insort(self._free, block)
+        self._free.add(block)
 
     def _forget(self, block: int) -> None:
         key = self._keys.pop(block, None)

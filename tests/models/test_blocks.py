@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
 
 import pytest
 from hypothesis import given
@@ -54,6 +56,23 @@ class World:
             self.rows[table].append(content)
         self.pool.name(table, len(keys))
 
+    def copy(self, source: Table, blocks: int) -> None:
+        """A row that begins as another, and shares or copies its first blocks."""
+        contents = self.rows[source][:blocks]
+        partial = int(bool(contents))
+        full = len(contents) - partial
+        try:
+            table = self.pool.copy(source, full, partial)
+        except OutOfBlocks:
+            assert self.pool.available < (len(contents) if self.dense else partial)
+            return
+        self.rows[table] = contents
+
+    def shrink(self, table: Table, blocks: int) -> None:
+        self.pool.shrink(table, blocks)
+        del self.rows[table][blocks:]
+        assert len(table.blocks) <= blocks
+
     def close(self, table: Table) -> None:
         del self.rows[table]
         self.pool.close(table)
@@ -71,7 +90,9 @@ class World:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["open", "open", "close", "compact"]), st.randoms()), max_size=60),
+    st.lists(
+        st.tuples(st.sampled_from(["open", "open", "copy", "shrink", "close", "compact"]), st.randoms()), max_size=60
+    ),
     st.integers(1, 30),
     st.booleans(),
 )
@@ -86,6 +107,10 @@ def test_every_row_keeps_its_own_and_nothing_is_lost(
                 prefix = [random.randint(0, 1)] * (SIZE * random.randint(0, 4))  # type: ignore[attr-defined]
                 own = [random.randint(0, 3) for _ in range(random.randint(1, 9))]  # type: ignore[attr-defined]
                 world.open([*prefix, *own], random.randint(0, 2))  # type: ignore[attr-defined]
+            case "copy" if world.rows:
+                world.copy(random.choice(list(world.rows)), random.randint(0, 5))  # type: ignore[attr-defined]
+            case "shrink" if world.rows:
+                world.shrink(random.choice(list(world.rows)), random.randint(0, 4))  # type: ignore[attr-defined]
             case "close" if world.rows:
                 world.close(random.choice(list(world.rows)))  # type: ignore[attr-defined]
             case "compact" if dense:
@@ -127,3 +152,41 @@ def test_a_pool_that_keeps_nothing_knows_nothing() -> None:
     pool.name(table, 1)
     pool.close(table)
     assert pool.known(keys) == 0
+
+
+def operations(work: Callable[[], object]) -> int:
+    """How many bytecodes a call executes."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)  # type: ignore[arg-type]
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_room_in_a_pool_full_of_kept_blocks_costs_the_same_however_many_they_are(dense: bool) -> None:
+    found = []
+    for count in (200, 6400):
+        pool = BlockPool(count, lambda _sources, _targets: None, dense=dense)
+        for number in range(count):
+            key = number.to_bytes(4, "little")
+            table = Table(keys=[key])
+            pool.extend(table, 1)
+            pool.name(table, 1)
+            pool.close(table)
+        assert pool.known([b"\0\0\0\0"]) == 1
+        row = Table()
+        found.append(operations(lambda pool=pool, row=row: pool.extend(row, 64)))  # type: ignore[misc]
+        assert len(set(row.blocks)) == 64
+    few, many = found
+    assert many < 2 * few
