@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from server.engine.own_request import OwnRequest
+from server.engine.stopwatch import Stopwatch
 from steering.guard import Guard
 from steering.policy import Decision, Mode, Verdict, decide
 from steering.shadow import Shadow
@@ -35,7 +36,7 @@ class Judge:
     def judge(self, requests: Sequence[OwnRequest], states: Tensor | None) -> None:
         """Decide on requests by the tapped states `[B, ...]` of their prompts' last tokens."""
         if self.guard is None:
-            self._set_prefilled(requests)
+            self._set_prefilled(requests, monotonic())
             self._set_decisions(requests, [Decision(Verdict.PASS, None, 0.0)] * len(requests))
             return
         # A prompt is never let through because nothing was read.
@@ -62,15 +63,17 @@ class Judge:
 
     def _act(self, guard: Guard, requests: Sequence[OwnRequest], states: Tensor) -> list[float]:
         """Score every prompt and keep the decisions; the scores."""
-        before = self._set_prefilled(requests)
+        watch = Stopwatch(states.device)  # from where the prompts are computed, which on a GPU is still to come
         policies = [request.policy for request in requests]
         if all(policy.mode is Mode.OFF for policy in policies):
             scores = [0.0] * len(requests)
         else:
             scores = guard.score(states).tolist()
+        seconds = watch.stop()
+        self._set_prefilled(requests, monotonic() - seconds)
         self._set_decisions(requests, decide(scores, policies))
         for request in requests:
-            request.timings.guard_seconds = monotonic() - before
+            request.timings.guard_seconds = seconds
         return scores
 
     def _watch(self, shadow: Shadow, requests: Sequence[OwnRequest], found: list[float] | Tensor) -> None:
@@ -88,12 +91,10 @@ class Judge:
         for request, own in zip(requests, shadow.judge(scores, modes), strict=True):
             request.shadow = own
 
-    def _set_prefilled(self, requests: Sequence[OwnRequest]) -> float:
-        """The prompts are computed now."""
-        now = monotonic()
+    def _set_prefilled(self, requests: Sequence[OwnRequest], at: float) -> None:
+        """The prompts were computed then."""
         for request in requests:
-            request.timings.prefilled = now
-        return now
+            request.timings.prefilled = at
 
     def _set_decisions(self, requests: Sequence[OwnRequest], decisions: Sequence[Decision]) -> None:
         for request, decision in zip(requests, decisions, strict=True):
