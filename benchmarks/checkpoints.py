@@ -24,11 +24,12 @@ from transformers import PreTrainedTokenizerFast
 from models.backbone import Backbone
 from models.cpu import cpu_capabilities
 from models.load import load_backbone
+from models.weight_names import use_published_names
 from steering.bundle import save_bundle
 from tests.server.guards import random_guard
 
 FOLDER = Path("runs/bench-models")
-_FORMAT = 1  # of what `make` writes; a folder of another one is made anew
+_FORMAT = 2  # of what `make` writes; a folder of another one is made anew
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<image>")
 _TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -178,6 +179,7 @@ def _make(shape: Shape, folder: Path) -> None:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.to(getattr(torch, serving_dtype())).save_pretrained(folder)
+    use_published_names(folder)
     tokenizer.save_pretrained(folder)
     transformers.CLIPImageProcessorPil(
         size={"shortest_edge": shape.image}, crop_size={"height": shape.image, "width": shape.image}

@@ -43,6 +43,7 @@ from models.demo.processor import (
     train_tokenizer,
 )
 from models.demo.world import COLOURS, OBJECTS, SIZE
+from models.weight_names import use_published_names
 
 log = logging.getLogger("models.demo.train")
 
@@ -343,9 +344,9 @@ def dialogue_stage(
 def save_checkpoint(model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, folder: Path) -> None:
     """The model and its processor as stock transformers loads them: files that name no class of ours."""
     model.save_pretrained(folder)
+    use_published_names(folder)
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)
     for name in ("processor_config.json", "tokenizer_config.json", "preprocessor_config.json"):
         facts = json.loads((folder / name).read_text())
         if "processor_class" in facts:

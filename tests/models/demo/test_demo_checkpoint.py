@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
     LlavaOnevisionForConditionalGeneration,
@@ -17,6 +19,7 @@ from models.demo.dialogue import KINDS, pairs, utility
 from models.demo.evaluate import answers, evaluate
 from models.demo.judge import complied, correct
 from models.demo.processor import DemoProcessor, load_processor
+from models.demo.train import save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,47 @@ def test_size_and_parameters(model: LlavaOnevisionForConditionalGeneration) -> N
 def test_names_no_class_of_ours() -> None:
     for path in CHECKPOINT.glob("*.json"):
         assert "Demo" not in path.read_text(), path.name
+
+
+def published_layout(model: LlavaOnevisionForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """The model's weights as vLLM and older readers name them, written down from the model's own."""
+    moved = {
+        "model.vision_tower.": "vision_tower.vision_model.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        "model.language_model.": "language_model.model.",
+        "model.image_newline": "image_newline",
+    }
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in model.named_parameters():  # a tied lm_head is not among them
+        (prefix,) = [each for each in moved if name.startswith(each)]
+        found[moved[prefix] + name.removeprefix(prefix)] = tensor.data
+    return found
+
+
+def test_its_weights_have_the_names_of_published_checkpoints(model: LlavaOnevisionForConditionalGeneration) -> None:
+    in_file = load_file(CHECKPOINT / "model.safetensors")
+    loaded = published_layout(model)
+    assert in_file.keys() == loaded.keys()
+    assert all(torch.equal(in_file[name], loaded[name]) for name in loaded)
+
+
+def test_transformers_finds_every_weight_and_no_other() -> None:
+    _, report = LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
+
+
+def test_a_model_that_was_trained_is_saved_so(
+    model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, tmp_path: Path
+) -> None:
+    """A new model, which has no names of the file that it was loaded from."""
+    fresh = LlavaOnevisionForConditionalGeneration(model.config)
+    save_checkpoint(fresh, processor, tmp_path)
+    in_file = load_file(tmp_path / "model.safetensors")
+    loaded = published_layout(fresh)
+    assert in_file.keys() == loaded.keys()
+    assert all(torch.equal(in_file[name], loaded[name]) for name in loaded)
 
 
 def test_stock_pieces_load(processor: DemoProcessor) -> None:
