@@ -156,7 +156,7 @@ class Stack:
     # its parts -----------------------------------------------------------------------------------------------------
 
     def _server(self, name: str) -> ServerProcess:
-        settings = yaml.safe_load((DOCKER / "autosteer.yaml").read_text())
+        settings = yaml.safe_load((DOCKER / "settings" / "autosteer.yaml").read_text())
         settings["audit"]["url"] = f"file://{self.folder}/audit-{name}.jsonl"
         settings["policies"] = POLICIES
         settings["shadow"] = {"name": "candidate", "target_fpr": 0.01}
@@ -194,7 +194,7 @@ class Stack:
                     "server-a:8000": f"127.0.0.1:{ports[0]}",
                     "server-b:8000": f"127.0.0.1:{ports[1]}",
                     "listen 8443 ssl": f"listen 127.0.0.1:{self._ports['gateway']} ssl",
-                    "/etc/nginx/tls/": f"{self.folder}/tls/",
+                    " /tls/": f" {self.folder}/tls/",
                     "/dev/stdout": f"{self.folder}/access.log",
                 },
             )

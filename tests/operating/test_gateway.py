@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 
@@ -215,3 +219,46 @@ def test_with_no_server_left_the_gateway_says_so(mortal: Stack) -> None:
         "code": "not_ready",
     }
     assert response.headers["retry-after"] == "1"
+
+
+# the gateway before a server that only redirects ---------------------------------------------------------------------
+
+
+class _Redirecting(BaseHTTPRequestHandler):
+    """Leads `/v1/here` to `/v1/there` of the host that the request names, over HTTP, as servers behind a gateway do."""
+
+    def do_GET(self) -> None:
+        self.send_response(307 if self.path == "/v1/here" else 200)
+        if self.path == "/v1/here":
+            self.send_header("location", f"http://{self.headers['host']}/v1/there")
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+class _RedirectingStack(Stack):
+    @contextmanager
+    def _server(self, name: str) -> Iterator[_Port]:  # type: ignore[override]
+        with ThreadingHTTPServer(("127.0.0.1", 0), _Redirecting) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                yield _Port(server.server_port)
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+@dataclass(frozen=True)
+class _Port:
+    port: int
+
+
+def test_a_redirect_keeps_the_port_and_https(tmp_path: Path) -> None:
+    with _RedirectingStack(tmp_path, watched=False) as stack, stack.http() as http:
+        redirect = http.get("/v1/here")
+        assert redirect.status_code == 307
+        assert redirect.headers["location"] == f"{stack.url}/v1/there"
+        assert http.get(redirect.headers["location"]).status_code == 200

@@ -1,4 +1,4 @@
-"""The Dockerfile's install steps, as they are, in an empty environment; what they install serves the demo model."""
+"""The image: its install steps alone, built without a daemon, built by Docker; each serves the demo model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from openai import OpenAI
 from models.demo.dialogue import pairs
 from models.demo.judge import refused
 from tests.end_to_end.processes import free_port, user
+from tests.operating.buildah import BASE, Buildah, confined, size_of
 from tests.operating.programs import DOCKER, ROOT
+
+TAG = "localhost/autosteer-server:test"
 
 LINES = re.sub(r"\\\n\s*", "", (DOCKER / "Dockerfile").read_text()).splitlines()
 
@@ -52,20 +55,67 @@ def test_the_install_steps_make_a_server_that_works(tmp_path: Path) -> None:
             *copied, target = line.split()
             for each in copied:
                 _copy(ROOT / each, source / target.rstrip("/") if len(copied) == 1 else source / each)
-    venv, app = tmp_path / "venv", tmp_path / "app"
-    # As ARG gives them: empty. Where pip finds packages on this machine stays as it is.
+    venv, tools, app = tmp_path / "venv", tmp_path / "tools", tmp_path / "app"
+    # As ARG gives them: empty. Where pip finds packages on this machine stays as it is. uv is told that there is no
+    # network, so that it gets no torch and pip has to.
     here = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "http", "HTTP"))}
     building = {"PATH": "/usr/bin:/bin", "VARIANT": "cpu", "TORCH_INDEX_URL": "", "PIP_INDEX_URL": "", **here}
-    building["PYTHON"] = str(Path(sys.executable).resolve())
+    building |= {"PYTHON": str(Path(sys.executable).resolve()), "UV_OFFLINE": "1"}
     script = source / "docker" / "install.sh"
-    for step in (["dependencies", venv], ["application", app, venv], ["weights", tmp_path / "models", ""]):
+    said = ""
+    for step in (
+        ["dependencies", venv, tools],
+        ["application", app, venv, tools],
+        ["weights", tmp_path / "models", ""],
+    ):
         done = subprocess.run(
             [script, *map(str, step)], cwd=source, env=building, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{step}: {done.stdout}{done.stderr}"
-    assert not (venv / "bin" / "pip").exists()
+        said += done.stderr
+    assert "install.sh: uv got no CPU build of torch: it is taken from where pip takes everything" in said
+    assert {each.name for each in (venv / "bin").iterdir()}.isdisjoint({"pip", "uv"})
     shutil.rmtree(source)
-    _smoke(_environment(tmp_path, venv, app))
+    shutil.rmtree(tools)
+    environment = _environment(tmp_path, venv, app)
+    serving = ["env", "-i", "-C", environment["HOME"], *(f"{name}={value}" for name, value in environment.items())]
+    entry, command, health = (
+        json.loads(re.search(r"\[.*\]", instructions(name)[0])[0])  # type: ignore[index]
+        for name in ("ENTRYPOINT", "CMD", "HEALTHCHECK")
+    )
+    _serve_and_ask(serving, [*entry, *command], health, int(environment["PORT"]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(os.geteuid() != 0, reason="buildah's chroot needs root")
+def test_the_image_is_built_without_a_daemon_and_serves(tmp_path: Path) -> None:
+    """With Debian's buildah and debootstrap, as root. What is built is run as compose runs it."""
+    started = time.monotonic()
+    with Buildah(tmp_path / "buildah") as buildah:
+        buildah.make_base()
+        based = time.monotonic()
+        said = buildah.build(TAG, "--build-arg", "VARIANT=cpu")
+        built = time.monotonic()
+        root, config = buildah.file_system(TAG), buildah.config(TAG)
+        size, base = size_of(root), size_of(buildah.file_system(BASE))
+        assert config["User"] == "10001:10001"
+        for absent in ("opt/tools", "src", "opt/autosteer/bin/pip", "opt/autosteer/bin/uv", "usr/bin/gcc"):
+            assert not (root / absent).exists(), absent
+        assert not [*root.glob("opt/autosteer/lib/python3.*/site-packages/*/tests")]
+        port = free_port()
+        environment = {**dict(each.split("=", 1) for each in config["Env"]), "HOST": "127.0.0.1", "PORT": str(port)}
+        variables = [f"{name}={value}" for name, value in environment.items()]
+        serving = [*confined(root, config["User"]), "env", "-i", "-C", config["WorkingDir"], *variables]
+        _, *health = config["Healthcheck"]["Test"]
+        asked = time.monotonic()
+        _serve_and_ask(serving, [*config["Entrypoint"], *config["Cmd"]], health, port)
+        seconds = [round(b - a) for a, b in ((started, based), (based, built), (asked, time.monotonic()))]
+        print(
+            f"image {size / 1e9:.2f} GB, of these the base {base / 1e9:.2f} GB; seconds: base, build, asking: {seconds}"
+        )
+        if "is built for CUDA" not in said:
+            assert size <= 1.5e9
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -88,23 +138,15 @@ def _environment(folder: Path, venv: Path, app: Path) -> dict[str, str]:
     return {**found, "MODEL": "", "AUTOSTEER_REVISION": "", "HOST": "127.0.0.1", "PORT": str(free_port())}
 
 
-def _smoke(environment: dict[str, str]) -> None:
-    """ENTRYPOINT and CMD, the health check, and the main job."""
-    entry, command, health = (
-        json.loads(re.search(r"\[.*\]", line)[0])  # type: ignore[index]
-        for line in (instructions("ENTRYPOINT")[0], instructions("CMD")[0], instructions("HEALTHCHECK")[0])
-    )
-    program = shutil.which(entry[0], path=environment["PATH"])
-    assert program is not None
-    server = subprocess.Popen([program, *command], env=environment, cwd=environment["HOME"])
-    python = shutil.which(health[0], path=environment["PATH"])
-    assert python is not None
+def _serve_and_ask(serving: list[str], command: list[str], health: list[str], port: int) -> None:
+    """Start the command behind the words `serving`, wait until the image's own check is content, do the main job."""
+    server = subprocess.Popen([*serving, *command])
     try:
-        end = time.monotonic() + 120
-        while subprocess.run([python, *health[1:]], env=environment, capture_output=True, check=False).returncode:
+        end = time.monotonic() + 300
+        while subprocess.run([*serving, *health], capture_output=True, check=False).returncode:
             assert server.poll() is None, "the server ended"
-            assert time.monotonic() < end, "not healthy after 120 s"
-        _ask(f"http://127.0.0.1:{environment['PORT']}")
+            assert time.monotonic() < end, "not healthy after 300 s"
+        _ask(f"http://127.0.0.1:{port}")
     finally:
         server.terminate()
         assert server.wait(60) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -38,6 +39,18 @@ def compose() -> dict[str, Any]:
     return loaded
 
 
+def resolved(*files: str, **variables: str) -> dict[str, Any]:
+    """The services as Docker Compose itself understands them, with these variables set and no others of ours."""
+    found = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    arguments = [part for file in files or ("compose.yaml",) for part in ("-f", str(DOCKER / file))]
+    done = subprocess.run(
+        [program("docker-compose"), *arguments, "config", "--format", "json"],
+        env={**found, **variables}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    services: dict[str, Any] = json.loads(done.stdout)["services"]
+    return services
+
+
 def rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
@@ -61,7 +74,7 @@ def nginx(name: str) -> str:
 
 
 def compose_settings() -> Settings:
-    return Settings(**read_file(DOCKER / "autosteer.yaml"))
+    return Settings(**read_file(DOCKER / "settings" / "autosteer.yaml"))
 
 
 def cluster_settings(folder: Path) -> Settings:
@@ -98,7 +111,7 @@ def test_nginx_takes_its_config(tmp_path: Path) -> None:
     text = (DOCKER / "nginx" / "nginx.conf").read_text()
     for shipped, here in [
         ("/tmp/", f"{tmp_path}/"),  # first: the folder's own name may begin with it
-        ("/etc/nginx/tls/", f"{tmp_path}/"),
+        (" /tls/", f" {tmp_path}/"),
         ("server-a:", "127.0.0.1:"),
         ("server-b:", "127.0.0.1:"),
         ("/dev/stdout", f"{tmp_path}/access.log"),
@@ -239,13 +252,72 @@ def test_every_container_is_confined() -> None:
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
 
 
-def test_only_the_gateway_is_reached_from_other_machines() -> None:
-    for name, service in compose()["services"].items():
-        for port in service.get("ports", []):
-            assert name == "gateway" or port.startswith("127.0.0.1:"), (name, port)
+def test_nothing_is_reached_from_other_machines_until_it_is_asked_for() -> None:
+    """As shipped there are no keys, and everybody who reaches the gateway is served."""
+
+    def addresses(services: dict[str, Any]) -> dict[str, str]:
+        return {name: port["host_ip"] for name, each in services.items() for port in each.get("ports", [])}
+
+    assert not compose_settings().keys
+    for files in (["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]):
+        found = addresses(resolved(*files))
+        assert found == {"gateway": "127.0.0.1", "prometheus": "127.0.0.1", "grafana": "127.0.0.1"}
+    opened = addresses(resolved(GATEWAY_ADDRESS="0.0.0.0"))
+    assert opened == {"gateway": "0.0.0.0", "prometheus": "127.0.0.1", "grafana": "127.0.0.1"}
+
+
+def test_every_container_starts_again_and_has_a_limit_of_memory() -> None:
+    """Above what its file systems in memory may take, for they count."""
+    for files in (["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]):
+        for name, service in resolved(*files).items():
+            assert service["restart"] == ("on-failure:3" if name == "certificate" else "unless-stopped"), name
+            in_memory = sum(megabytes(each) for each in service.get("tmpfs", []))
+            assert int(service["mem_limit"]) >= (in_memory + 100) * 2**20, name
+    assert {int(resolved(SERVER_MEMORY="9g")[f"server-{name}"]["mem_limit"]) for name in "ab"} == {9 * 2**30}
+    (container,) = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
+    assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+    assert {"memory", "ephemeral-storage"} <= container["resources"]["limits"].keys()
+
+
+def megabytes(tmpfs: str) -> int:
+    """MiB of `/tmp:mode=1777,size=2g`."""
+    match = re.search(r"size=(\d+)([mg])", tmpfs)
+    assert match is not None, tmpfs
+    return int(match[1]) * {"m": 1, "g": 1024}[match[2]]
+
+
+def test_what_is_mounted_from_here_are_folders() -> None:
+    """A mount of a single file keeps the old one where `sed -i` or an editor put a new one in its place."""
+    for name, service in resolved().items():
+        for volume in service.get("volumes", []):
+            if volume["type"] == "bind":
+                assert Path(volume["source"]).is_dir(), (name, volume["source"])
+                assert volume["read_only"], (name, volume["source"])
+
+
+def test_what_each_program_opens_is_in_a_folder_that_is_mounted() -> None:
+    """The path of each in its container, and the file here that it leads to."""
+    services = resolved()
+    for name, path in {
+        "server-a": services["server-a"]["environment"]["AUTOSTEER_CONFIG"],
+        "server-b": services["server-b"]["environment"]["AUTOSTEER_CONFIG"],
+        "certificate": services["certificate"]["entrypoint"][-1],
+        "gateway": "/etc/nginx/nginx.conf",  # the image's default
+        "prometheus": services["prometheus"]["command"][0].removeprefix("--config.file="),
+        "alertmanager": services["alertmanager"]["command"][0].removeprefix("--config.file="),
+        "grafana": services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"],
+    }.items():
+        mounts = {each["target"]: Path(each["source"]) for each in services[name]["volumes"] if each["type"] == "bind"}
+        folder, _, file = path.rpartition("/")
+        assert (mounts[folder] / file).is_file(), (name, path)
+    for name in ("certificate", "gateway"):
+        assert any(each["target"] == "/tls" for each in services[name]["volumes"]), name
+    assert {Path(each).parent for each in directives("ssl_certificate") + directives("ssl_certificate_key")} == {
+        Path("/tls")
+    }
 
 
 def test_no_package_registry_is_named() -> None:
     for file in [*DOCKER.rglob("*"), ROOT / "deploy.yaml", ROOT / ".ci" / "run"]:
         if file.is_file() and file.suffix != ".png":
-            assert not re.search(r"pypi|download\.pytorch|index-url=?\s*https?:", file.read_text()), file
+            assert not re.search(r"pypi|download\.pytorch|deb\.debian|index-url=?\s*https?:", file.read_text()), file
