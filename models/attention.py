@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from models.cache import PagedCache, Table
+from models.decode import Decode
 
 PAGED = "paged"  # the name of this implementation in a model's config
-_RANGE = 8  # blocks that the range of a pass is rounded up to: each new size costs a new kernel on the CPU
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Span:
         return self.start + self.count
 
     @property
-    def streams(self) -> bool:
+    def decodes(self) -> bool:
         """One token after others."""
         return self.count == 1 and self.start > 0
 
@@ -125,12 +125,12 @@ class Pass(Cache):  # type: ignore[misc]
         raise NotImplementedError
 
 
-class StreamPass(Pass):
+class DecodePass(Pass):
     """Rows that add one token each, and nothing else."""
 
-    def __init__(self, cache: PagedCache, slots: Tensor, streams: Streams) -> None:
+    def __init__(self, cache: PagedCache, slots: Tensor, decode: Decode) -> None:
         super().__init__(cache, slots)
-        self._streams = streams
+        self._decode = decode
 
     def attend(
         self,
@@ -143,17 +143,17 @@ class StreamPass(Pass):
     ) -> Tensor:
         """See `Pass`."""
         keys, values = self._cache.layers[module.layer_idx]  # type: ignore[index]
-        return self._streams.attend(query, keys, values, scale, window)[None]
+        return self._decode.attend(query, keys, values, scale, window)[None]
 
 
 class MixedPass(Pass):
     """Rows that add one token each, if any, and chunks of prompts after them."""
 
-    def __init__(self, cache: PagedCache, slots: Tensor, streams: Streams | None, chunks: Sequence[Span]) -> None:
+    def __init__(self, cache: PagedCache, slots: Tensor, decode: Decode | None, chunks: Sequence[Span]) -> None:
         super().__init__(cache, slots)
-        self._streams = streams
+        self._decode = decode
         self._chunks = chunks
-        self._rows = 0 if streams is None else streams.rows
+        self._rows = 0 if decode is None else decode.rows
         self._masks: dict[tuple[int, int | None], Tensor] = {}
         self._device = cache.shape.device
 
@@ -163,9 +163,9 @@ class MixedPass(Pass):
         """See `Pass`."""
         layer: int = module.layer_idx  # type: ignore[assignment]
         parts: list[Tensor] = []
-        if self._streams is not None:
+        if self._decode is not None:
             keys, values = self._cache.layers[layer]
-            parts.append(self._streams.attend(query[:, :, : self._rows], keys, values, scale, window))
+            parts.append(self._decode.attend(query[:, :, : self._rows], keys, values, scale, window))
         parts += self._attend_chunks(module, layer, query, key, value, scale, window)
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
 
@@ -219,143 +219,6 @@ class MixedPass(Pass):
         return output.reshape(heads, count, width).transpose(0, 1)
 
 
-class Streams(Protocol):
-    """Rows that add one token each, step after step: what is made for one step serves those after it."""
-
-    rows: int
-
-    def advance(self) -> None:
-        """The next step of the same rows, none of which has got another block since."""
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-        """Query `[1, H, B, D]`, a layer's storage -> `[B, H, D]`."""
-
-
-class SingleStream:
-    """Attention of one row by torch's own kernel, which is faster for few: its blocks are brought into order.
-
-    The heads that share a key-value head stand where the kernel expects tokens, so that nothing is repeated.
-    """
-
-    rows = 1
-
-    def __init__(self, cache: PagedCache, table: Table, end: int) -> None:
-        self._blocks = torch.tensor(table.blocks[: cache.blocks_for(end)], device=cache.shape.device)
-        self._end = end
-
-    def advance(self) -> None:
-        """See `Streams`."""
-        self._end += 1
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-        """See `Streams`; keys and values `[blocks, kv_heads, size, D]`."""
-        first = 0 if window is None else max(0, self._end - window)
-        shape = (1, keys.shape[1], -1, keys.shape[-1])
-        keys, values = (
-            stored.index_select(0, self._blocks).transpose(0, 1).reshape(shape)[:, :, first : self._end]
-            for stored in (keys, values)
-        )
-        output = scaled_dot_product_attention(query.reshape(shape), keys, values, scale=scale)
-        return output.view(1, -1, shape[-1])
-
-
-class DenseStreams:
-    """Attention by two batched matrix products over all blocks in use, as one view of the storage.
-
-    The rows' blocks are among its first R; a row has M at most. Each block's scores are computed where it lies, brought
-    into the order of the rows for the softmax, and the weights brought back: what moves is `1 / D` of what is read.
-    """
-
-    def __init__(self, cache: PagedCache, tables: Sequence[Table], ends: Sequence[int]) -> None:
-        device, self._dtype = cache.shape.device, cache.shape.dtype
-        lists = [table.blocks[: cache.blocks_for(end)] for table, end in zip(tables, ends, strict=True)]
-        self.rows = len(lists)
-        self._size = cache.block_size
-        self._most = max(map(len, lists))
-        self._range = min(-(-(max(map(max, lists)) + 1) // _RANGE) * _RANGE, cache.pool.count + 1)
-        owned = [0] * self._range
-        for row, blocks in enumerate(lists):
-            for place, block in enumerate(blocks):
-                owned[block] = row * self._most + place
-        flat = [block for blocks in lists for block in (*blocks, *[0] * (self._most - len(blocks)))]
-        self._table = torch.tensor(flat, device=device)
-        self._owned = torch.tensor(owned, device=device)  # of each block, row and place in it
-        self._owner = self._owned // self._most
-        uneven = any(len(blocks) < self._most for blocks in lists)
-        self._padding = (self._table == 0).view(self.rows, self._most, 1) if uneven else None
-        self._ends = torch.tensor(ends, device=device)[:, None]
-        self._places = torch.arange(self._most * self._size, device=device)
-        self._orders: dict[int, tuple[Tensor, Tensor]] = {}
-        self._masks: dict[int | None, Tensor] = {}
-
-    def advance(self) -> None:
-        """See `Streams`."""
-        self._ends += 1
-        self._masks.clear()
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-        """See `Streams`; keys and values `[blocks, kv_heads, size, D]`."""
-        asking = query[0].transpose(0, 1) * scale
-        heads, width = asking.shape[1:]
-        entries = self._range * keys.shape[1]
-        keys, values = (stored[: self._range].view(entries, self._size, width) for stored in (keys, values))
-        to_rows, to_blocks = self._order(heads)
-        asked = asking.index_select(0, self._owner).view(entries, -1, width)
-        scores = torch.bmm(asked, keys.transpose(1, 2)).view(-1, self._size).index_select(0, to_rows)
-        scores = scores.view(self.rows, heads, -1).add_(self._mask(window))
-        weights = scores.softmax(-1).view(-1, self._size).index_select(0, to_blocks)
-        sums = torch.bmm(weights.view(entries, -1, self._size), values).view(self._range, -1)
-        parts = sums.index_select(0, self._table)
-        if self._most > 1:
-            parts = parts.view(self.rows, self._most, -1)
-            if self._padding is not None:
-                # What stands there is of other rows, which may be no number.
-                parts = parts.masked_fill_(self._padding, 0.0)
-            parts = parts.sum(1)
-        return parts.view(self.rows, heads, width)
-
-    def _order(self, heads: int) -> tuple[Tensor, Tensor]:
-        """Which block's head each (row, head, place) is, and the reverse."""
-        if heads not in self._orders:
-            each = torch.arange(heads, device=self._table.device)[:, None]
-            to_rows = self._table.view(self.rows, 1, self._most) * heads + each
-            to_blocks = (self._owner * heads * self._most + self._owned % self._most)[:, None] + each[:, 0] * self._most
-            self._orders[heads] = to_rows.view(-1), to_blocks.view(-1)
-        return self._orders[heads]
-
-    def _mask(self, window: int | None) -> Tensor:
-        """What to add to the scores of each row, `[B, 1, M * size]`: 0, and minus infinity where it does not see."""
-        if window not in self._masks:
-            hidden = self._places >= self._ends
-            if window is not None:
-                hidden |= self._places < self._ends - window
-            mask = torch.zeros(hidden.shape, dtype=self._dtype, device=hidden.device)
-            mask.masked_fill_(hidden, float("-inf"))
-            self._masks[window] = mask[:, None]
-        return self._masks[window]
-
-
-class KernelStreams:
-    """Attention by a kernel that follows the rows' tables, on a GPU. `width`: blocks that the table has room for."""
-
-    def __init__(self, cache: PagedCache, tables: Sequence[Table], ends: Sequence[int], width: int = 0) -> None:
-        width = max(width, *(len(table.blocks) for table in tables))
-        padded = [[*table.blocks, *[0] * (width - len(table.blocks))] for table in tables]
-        self.rows = len(tables)
-        self.table = torch.tensor(padded, dtype=torch.int32).to(cache.shape.device, non_blocking=True)
-        self.ends = torch.tensor(ends, dtype=torch.int32).to(cache.shape.device, non_blocking=True)
-
-    def advance(self) -> None:
-        """See `Streams`."""
-        self.ends += 1
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-        """See `Streams`."""
-        from models.kernels import attend  # Triton is there where a GPU is
-
-        return attend(query[0].transpose(0, 1), keys, values, self.table, self.ends, scale, window or 2**30)
-
-
 def rotated(states: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value `[B, heads, N, D]`, the first two turned, of states `[B, N, heads + 2 * kv_heads, D]`."""
     turning, value = torch.split(states, [heads + kv_heads, kv_heads], dim=2)
@@ -363,13 +226,6 @@ def rotated(states: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int)
     turned = torch.addcmul(turning * cos, crossed, sin).transpose(1, 2)
     query, key = torch.split(turned, [heads, kv_heads], dim=1)
     return query, key, value.transpose(1, 2)
-
-
-def make_streams(cache: PagedCache, tables: Sequence[Table], ends: Sequence[int]) -> Streams:
-    """Rows with these tables, each of which has its new token at the end."""
-    if not cache.dense:
-        return KernelStreams(cache, tables, ends)
-    return SingleStream(cache, tables[0], ends[0]) if len(tables) == 1 else DenseStreams(cache, tables, ends)
 
 
 def _begin(

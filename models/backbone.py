@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from models.attention import MixedPass, Pass, Span, StreamPass, make_streams
+from models.attention import DecodePass, MixedPass, Pass, Span
 from models.blocks import block_keys
 from models.cache import OutOfBlocks, PagedCache
+from models.decode import make_decode
 from models.families import Family
 from models.graphs import DecodeGraphs
 from models.image_tokens import embed_pictures, image_numbers, place_pictures
@@ -183,7 +184,7 @@ class Backbone:
     def capture(self) -> None:
         """Record steps of each number of rows as CUDA graphs; from then on steps replay them. Elsewhere nothing."""
         if self.info.device.type == "cuda":
-            self._graphs = DecodeGraphs(self.cache, self._stream_pass, self.max_rows, self.info, self._family.mrope)
+            self._graphs = DecodeGraphs(self.cache, self._decode_pass, self.max_rows, self.info, self._family.mrope)
             self._graphs.capture()
 
     # passes ----------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ class Backbone:
         if self.cache.compact():
             self._steps = None
         if all(count == 1 and row.length for row, count in zip(rows, counts, strict=True)):
-            hidden = self._stream(rows)
+            hidden = self._decode_rows(rows)
         else:
             hidden = self._mix(rows, counts)
         for row, count in zip(rows, counts, strict=True):
@@ -248,7 +249,7 @@ class Backbone:
         finally:
             self._taps.remove(tap)
 
-    def _stream(self, rows: Sequence[Row]) -> Tensor:
+    def _decode_rows(self, rows: Sequence[Row]) -> Tensor:
         """A pass over one token of each row."""
         spans = spans_of(rows, [1] * len(rows))
         steps = self._steps
@@ -262,28 +263,28 @@ class Backbone:
             return self._graphs.step(steps, tokens)
         embedded = self._embed(torch.tensor([tokens], device=self.info.device))
         deep = self._embed_pictures(embedded, rows, spans) if pictured else {}
-        return self._run(embedded, steps.positions, StreamPass(self.cache, steps.slots, steps.streams), None, deep)
+        return self._run(embedded, steps.positions, DecodePass(self.cache, steps.slots, steps.decode), None, deep)
 
     def _embed_pictures(self, embedded: Tensor, rows: Sequence[Row], spans: Sequence[Span]) -> dict[str, Any]:
         return embed_pictures(embedded, rows, spans, self._encoder, self._image_token_id)
 
-    def _stream_pass(self, ids: Tensor, positions: Tensor, paged: Pass) -> Tensor:
+    def _decode_pass(self, ids: Tensor, positions: Tensor, paged: Pass) -> Tensor:
         return self._run(self._embed(ids), positions, paged, None, {})
 
     def _mix(self, rows: Sequence[Row], counts: Sequence[int]) -> Tensor:
         """A pass over any tokens: rows that add one come first, then chunks, equally long ones side by side."""
         spans = spans_of(rows, counts)
-        order = sorted(range(len(rows)), key=lambda at: (not spans[at].streams, spans[at].start > 0, spans[at].count))
+        order = sorted(range(len(rows)), key=lambda at: (not spans[at].decodes, spans[at].start > 0, spans[at].count))
         ordered = [spans[place] for place in order]
         rows = [rows[place] for place in order]
-        streams = [span for span in ordered if span.streams]
-        tables, ends = [span.table for span in streams], [span.end for span in streams]
+        decoding = [span for span in ordered if span.decodes]
+        tables, ends = [span.table for span in decoding], [span.end for span in decoding]
         slots = [slot for span in ordered for slot in self.cache.slots(span.table, span.start, span.end)]
         paged = MixedPass(
             self.cache,
             self.cache.targets(slots),
-            make_streams(self.cache, tables, ends) if streams else None,
-            ordered[len(streams) :],
+            make_decode(self.cache, tables, ends) if decoding else None,
+            ordered[len(decoding) :],
         )
         ids = [token for row, span in zip(rows, ordered, strict=True) for token in row.tokens[span.start : span.end]]
         embedded = self._embed(torch.tensor([ids], device=self.info.device))

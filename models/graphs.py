@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.attention import KernelStreams, Pass, StreamPass
+from models.attention import DecodePass, Pass
 from models.blocks import Table
 from models.cache import PagedCache
+from models.decode import KernelDecode
 from models.info import BackboneInfo
 from models.rows import Steps
 
@@ -35,7 +36,7 @@ class _Graph:
     ids: Tensor
     positions: Tensor
     slots: Tensor
-    streams: KernelStreams
+    decode: KernelDecode
     real: Tensor  # 1 for a row, 0 for padding
     hidden: Tensor
     loaded: Steps | None = None  # whose next step the buffers are ready for
@@ -75,7 +76,7 @@ class DecodeGraphs:
         return graph.hidden[:count]
 
     def _load(self, graph: _Graph, steps: Steps, count: int) -> None:
-        assert isinstance(steps.streams, KernelStreams), "graphs are made of the kernel's steps"
+        assert isinstance(steps.decode, KernelDecode), "graphs are made of the kernel's steps"
         for other in self._graphs.values():
             other.loaded = None
         heads = self._cache.shape.kv_heads
@@ -83,10 +84,10 @@ class DecodeGraphs:
         graph.positions[..., count:] = 0
         graph.slots[: count * heads].copy_(steps.slots)
         graph.slots[count * heads :] = 0
-        graph.streams.table.zero_()
-        graph.streams.table[:count, : steps.streams.table.shape[1]].copy_(steps.streams.table)
-        graph.streams.ends[:count].copy_(steps.streams.ends)
-        graph.streams.ends[count:] = 1
+        graph.decode.table.zero_()
+        graph.decode.table[:count, : steps.decode.table.shape[1]].copy_(steps.decode.table)
+        graph.decode.ends[:count].copy_(steps.decode.ends)
+        graph.decode.ends[count:] = 1
         graph.real[:count] = 1
         graph.real[count:] = 0
 
@@ -95,15 +96,15 @@ class DecodeGraphs:
         ids = torch.zeros((1, size), dtype=torch.long, device=self._device)
         positions = torch.zeros((*self._planes, size), dtype=torch.long, device=self._device)
         slots = torch.zeros(size * heads, dtype=torch.long, device=self._device)
-        streams = KernelStreams(self._cache, [Table(blocks=[0]) for _ in range(size)], [1] * size, self._width)
+        decode = KernelDecode(self._cache, [Table(blocks=[0]) for _ in range(size)], [1] * size, self._width)
         real = torch.zeros(size, dtype=torch.int32, device=self._device)
-        paged = StreamPass(self._cache, slots, streams)
+        paged = DecodePass(self._cache, slots, decode)
 
         def step() -> Tensor:
             hidden = self._forward(ids, positions, paged)
             positions.add_(real)
             slots.add_(real.repeat_interleave(heads, output_size=size * heads))
-            streams.ends.add_(real)
+            decode.ends.add_(real)
             return hidden
 
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -115,4 +116,4 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             hidden = step()
-        return _Graph(graph, ids, positions, slots, streams, real, hidden)
+        return _Graph(graph, ids, positions, slots, decode, real, hidden)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.attention import Span, make_streams
+from models.attention import Span
 from models.cache import PagedCache, Table
+from models.decode import make_decode
 from models.images import Picture
 from models.inputs import Prompt
 from models.vision import ImageFeatures
@@ -90,7 +91,7 @@ class Steps:
         self.slots = cache.targets(
             [cache.slots(table, row.length, row.length + 1)[0] for table, row in zip(tables, rows, strict=True)]
         )
-        self.streams = make_streams(cache, tables, [row.length + 1 for row in rows])
+        self.decode = make_decode(cache, tables, [row.length + 1 for row in rows])
 
     def go_on(self, rows: Sequence[Row]) -> bool:
         """Whether the next step is one of the same rows, in blocks that they have."""
@@ -108,7 +109,7 @@ class Steps:
         self._lengths = [length + 1 for length in self._lengths]
         self.positions = self.positions + 1
         self.slots += 1
-        self.streams.advance()
+        self.decode.advance()
 
 
 def spans_of(rows: Sequence[Row], counts: Sequence[int]) -> list[Span]:

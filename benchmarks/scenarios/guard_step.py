@@ -133,7 +133,7 @@ def _firsts(bench: Bench, mode: str, off: EngineRun, guarded: EngineRun) -> Adde
 
 
 def _steps(bench: Bench, mode: str, off: EngineRun, guarded: EngineRun) -> list[float]:
-    """What is added to steps of rows that stream. The rows of both lie side by side, so that neither reach further."""
+    """What is added to steps of decoding rows. The rows of both lie side by side, so that neither reach further."""
     added = []
     steps = bench.effort.steps
     for number in bench.each(range(bench.effort.fine_rounds), f"guard-step, {mode}, steps"):

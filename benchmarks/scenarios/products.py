@@ -15,9 +15,9 @@ from benchmarks.bench import Bench
 from benchmarks.checkpoints import SMALL, serving_dtype
 from benchmarks.estimate import Estimate
 from benchmarks.report import Goal, Report
-from models.attention import DenseStreams, Streams, make_streams
 from models.cache import BLOCK, CacheShape, PagedCache, Table
 from models.cpu import cpu_capabilities
+from models.decode import Decode, DenseDecode, make_decode
 from models.prepacked import PrepackedLinear
 from models.quantize import Int8Linear
 
@@ -75,7 +75,7 @@ def _in_turn(modules: Sequence[nn.Module | Callable[[Tensor], Tensor]], states: 
 
 
 def _attentions() -> list[Case]:
-    """One layer's attention of rows that stream."""
+    """One layer's attention of decoding rows."""
     heads, kv_heads, width = SMALL.heads, SMALL.kv_heads, SMALL.head_size
     shape = CacheShape(SMALL.layers, kv_heads, width, getattr(torch, serving_dtype()), torch.device("cpu"), dense=True)
     cases: list[Case] = []
@@ -89,17 +89,17 @@ def _attentions() -> list[Case]:
         mask = torch.zeros(rows, 1, 1, LENGTH, dtype=shape.dtype)
         what = f"attention of {rows} rows of {LENGTH} tokens"
         theirs = "gathered, with a mask", _gathered(cache, tables, query, mask)
-        served = "as served", _streams(cache, make_streams(cache, tables, [LENGTH] * rows), query)
+        served = "as served", _decode(cache, make_decode(cache, tables, [LENGTH] * rows), query)
         cases.append((what, theirs, served))
         if rows == 1:
-            dense = _streams(cache, DenseStreams(cache, tables, [LENGTH]), query)
+            dense = _decode(cache, DenseDecode(cache, tables, [LENGTH]), query)
             cases.append((what, ("two products over all blocks", dense), served))
     return cases
 
 
-def _streams(cache: PagedCache, streams: Streams, query: Tensor) -> Operation:
+def _decode(cache: PagedCache, decode: Decode, query: Tensor) -> Operation:
     layers = itertools.cycle(cache.layers)
-    return lambda: streams.attend(query, *next(layers), 0.125, None)
+    return lambda: decode.attend(query, *next(layers), 0.125, None)
 
 
 def _gathered(cache: PagedCache, tables: Sequence[Table], query: Tensor, mask: Tensor) -> Operation:

@@ -13,6 +13,7 @@ from math import ceil
 from server.engine import wire
 from server.engine.buffers import SharedBuffer
 from server.engine.host import Host, Inputs, Model
+from server.engine.launch import load_failure
 from server.engine.live import Deliver, LiveRequests
 from server.engine.outbox import Outbox
 from server.engine.protocol import Facts, Load
@@ -204,7 +205,7 @@ class EngineClient:
                 self._facts = wire.read_loaded(body)
                 self._set_model()
             case Kind.NOT_LOADED:
-                self._fail(_load_failure(*wire.read_not_loaded(body)))
+                self._fail(load_failure(*wire.read_not_loaded(body)))
             case Kind.FAILED:
                 self._fail(wire.read_failed(body))
             case _:
@@ -289,13 +290,3 @@ class EngineClient:
                 logger.critical("%s; nothing more is served", failure)
                 self._fail(failure)
                 return
-
-
-def _load_failure(kind: str, words: str) -> Exception:
-    """What the host's loading raised: of the kinds that explain themselves, or EngineFailed."""
-    from models.load import LoadError
-    from steering.manifest import BundleError
-    from steering.policy import PolicyError
-
-    known: dict[str, type[Exception]] = {each.__name__: each for each in (LoadError, BundleError, PolicyError)}
-    return known.get(kind, EngineFailed)(words or kind)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.request import EngineFailed
 from server.settings.schema import LogFormat, Settings, ShadowSettings
 
 if TYPE_CHECKING:
@@ -116,6 +117,16 @@ def explains_itself(error: BaseException) -> bool:
     from steering.policy import PolicyError
 
     return isinstance(error, (LoadError, BundleError, PolicyError))
+
+
+def load_failure(kind: str, words: str) -> Exception:
+    """What loading raised in the engine's process: of the kinds that explain themselves, or EngineFailed."""
+    from models.load import LoadError
+    from steering.manifest import BundleError
+    from steering.policy import PolicyError
+
+    known: dict[str, type[Exception]] = {each.__name__: each for each in (LoadError, BundleError, PolicyError)}
+    return known.get(kind, EngineFailed)(words or kind)
 
 
 SMALL_MODEL = 8_000_000  # parameters: below, threads cost more to bring together than they save

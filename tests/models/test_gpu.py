@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from models.attention import KernelStreams
 from models.backbone import Backbone
 from models.cache import CacheShape, PagedCache
+from models.decode import KernelDecode
 from models.load import load_backbone
 from tests.models.test_backbone import STEPS, greedy, prompt_of
 from tests.reference import stock
@@ -95,8 +95,8 @@ def test_the_kernel_against_a_plain_softmax(dtype: torch.dtype, heads: int, kv_h
         cache.reserve(table, end)
     query = torch.randn(1, heads, len(ends), width, device=device, dtype=dtype)
     for window in (None, 1, 70):
-        streams = KernelStreams(cache, tables, ends)
-        found = streams.attend(query, keys, values, width**-0.5, window)
+        decode = KernelDecode(cache, tables, ends)
+        found = decode.attend(query, keys, values, width**-0.5, window)
         for row, (table, end) in enumerate(zip(tables, ends, strict=True)):
             key, value = (states.repeat_interleave(heads // kv_heads, 0) for states in cache.row(0, table, end))
             first = 0 if window is None else max(0, end - window)

@@ -41,14 +41,14 @@ def test_chunks_give_what_the_whole_gives(backbone: Backbone, sizes: list[int]) 
     torch.testing.assert_close(in_chunks(backbone, prompt, sizes), forced(backbone, prompt, []), atol=TOLERANCE, rtol=0)
 
 
-def test_chunks_beside_rows_that_stream(backbone: Backbone) -> None:
+def test_chunks_beside_decoding_rows(backbone: Backbone) -> None:
     """The step of a server: some rows add a token while a long prompt is computed piece by piece."""
-    streaming = [prompt_of(backbone, name, seed) for seed, name in enumerate(["text", "one image", "turns"])]
+    decoding = [prompt_of(backbone, name, seed) for seed, name in enumerate(["text", "one image", "turns"])]
     tokens = [ordinary_tokens(backbone, 12, seed) for seed in range(3)]
-    alone = [forced(backbone, prompt, fed) for prompt, fed in zip(streaming, tokens, strict=True)]
+    alone = [forced(backbone, prompt, fed) for prompt, fed in zip(decoding, tokens, strict=True)]
     late = long_prompt(backbone, 140, seed=5)
     expected = forced(backbone, late, [])
-    rows = [backbone.open_row(prompt, 12) for prompt in streaming]
+    rows = [backbone.open_row(prompt, 12) for prompt in decoding]
     backbone.prefill(rows)
     newcomer = backbone.open_row(late, 4)
     found = torch.empty(0)
