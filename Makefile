@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 .PHONY: help serve test test-slow check format lint types bench demo-model demo-guard demo-table clean
 
 help:
-	@echo "make serve       set up once, then serve the bundled demo model (HOST, PORT, MODEL, GUARD from the environment)"
+	@echo "make serve       set up once, then serve the bundled demo model; or MODEL=... GUARD=... HOST=... PORT=..."
 	@echo "make test        set up once, then run the tests"
 	@echo "make test-slow   also the tests that take minutes"
 	@echo "make check       format, lint, strict types, tests"
@@ -28,8 +28,12 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.serve
 
+# Only what is given on make's own command line: environments have a HOST that means something else (conda's, a shell's).
+option = $(if $(filter command line,$(origin $(1))),--$(2) '$($(1))')
+
 serve: $(VENV)/.serve
-	@$(BIN)/autosteer serve
+	@$(BIN)/autosteer serve $(call option,MODEL,model) $(call option,GUARD,guard) \
+		$(call option,HOST,host) $(call option,PORT,port)
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n auto -m "not slow and not gpu"

@@ -33,7 +33,8 @@ SECRET_WORDS = frozenset(
     {"KEY", "KEYS", "SECRET", "SECRETS", "TOKEN", "TOKENS", "PASSWORD", "PASSWD", "PASS", "CREDENTIALS", "DSN", "AUTH"}
 )
 OURS = ("AUTOSTEER_", "OTEL_", "PG")  # what configures the server, its traces and its database
-HUB_TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})  # weights may be fetched with it
+# The hub's client's: weights may be fetched with its token, from a mirror or as its other variables say.
+HUB = ("HF_", "HUGGING_FACE_", "HUGGINGFACE_")
 
 
 class EngineProcess:
@@ -82,7 +83,7 @@ def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
     It cannot be a few names that are let through: torch, its back ends and the hub's client read dozens.
     """
     kept = without_import_variables(environment)
-    return {name: value for name, value in kept.items() if name in HUB_TOKENS or not _is_secret(name, value)}
+    return {name: value for name, value in kept.items() if name.startswith(HUB) or not _is_secret(name, value)}
 
 
 def _is_secret(name: str, value: str) -> bool:

@@ -19,9 +19,9 @@ from server.settings.schema import Settings, nested_model
 
 PREFIX = "AUTOSTEER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
-SHORT_VARIABLES = ("MODEL", "GUARD", "HOST", "PORT")  # also read without the prefix
 # Kubernetes sets these for a service named autosteer; nobody meant them as settings.
 SERVICE_LINK = re.compile(r"AUTOSTEER_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
+LINKED_PORT = re.compile(r"(tcp|udp|sctp)://.*")  # what they set AUTOSTEER_PORT to
 
 
 class ConfigError(ValueError):
@@ -61,7 +61,7 @@ def load_settings(options: Mapping[str, object], config: Path | None = None) -> 
     """Read every source once. `options`: what the command line says, by field. Raises ConfigError."""
     if config is None and (named := os.environ.get(CONFIG_VARIABLE)):
         config = Path(named)
-    sources = [Source(options, "--{option}"), *_environment()]
+    sources = [Source(options, "--{option}"), _environment()]
     if config is not None:
         sources.append(Source(read_file(config), str(config).replace("{", "{{").replace("}", "}}")))
     merged: dict[str, Any] = {}
@@ -89,8 +89,8 @@ def _joined(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, An
 # sources -----------------------------------------------------------------------------------------------------------
 
 
-def _environment() -> list[Source]:
-    """`AUTOSTEER_...`, then the short names that `make serve PORT=9000` uses. Raises ConfigError."""
+def _environment() -> Source:
+    """`AUTOSTEER_...`. Raises ConfigError."""
     fields = {PREFIX + name.upper(): name for name in Settings.model_fields}
     for variable in os.environ:
         name = variable.upper()
@@ -106,8 +106,9 @@ def _environment() -> list[Source]:
         field = re.search(r'field "(\w+)"', str(error))
         name = PREFIX + (field[1].upper() if field else "...")
         raise ConfigError([f"{name}: must be JSON; a file set by {CONFIG_VARIABLE} is easier to write"]) from None
-    short = {name.lower(): os.environ[name] for name in SHORT_VARIABLES if os.environ.get(name)}
-    return [Source(values, "environment " + PREFIX + "{FIELD}"), Source(short, "environment {FIELD}")]
+    if LINKED_PORT.fullmatch(str(values.get("port", ""))):
+        del values["port"]
+    return Source(values, "environment " + PREFIX + "{FIELD}")
 
 
 class _YamlLoader(yaml.SafeLoader):

@@ -43,11 +43,7 @@ def command(*arguments: str) -> list[str]:
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment without what would configure a server by accident."""
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith("AUTOSTEER_") and k not in {"HOST", "PORT", "MODEL", "GUARD"}
-    }
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("AUTOSTEER_")}
     return {**kept, "HF_HUB_OFFLINE": "1", **(extra or {})}
 
 

@@ -133,9 +133,15 @@ def _environment(folder: Path, venv: Path, app: Path) -> dict[str, str]:
     places = {"/tmp": folder, "/opt/autosteer": venv, "/opt/app": app, "/models": folder / "models"}
     for place, here in ((place, str(path)) for place, path in places.items()):
         found = {name: value.replace(place, here) for name, value in found.items()}
-    assert found["MODEL"] == "${MODEL}"
+    assert found["AUTOSTEER_MODEL"] == "${MODEL}"
     assert found["AUTOSTEER_REVISION"] == "${REVISION}"
-    return {**found, "MODEL": "", "AUTOSTEER_REVISION": "", "HOST": "127.0.0.1", "PORT": str(free_port())}
+    return {
+        **found,
+        "AUTOSTEER_MODEL": "",
+        "AUTOSTEER_REVISION": "",
+        "AUTOSTEER_HOST": "127.0.0.1",
+        "AUTOSTEER_PORT": str(free_port()),
+    }
 
 
 def _serve_and_ask(serving: list[str], command: list[str], health: list[str], port: int) -> None:

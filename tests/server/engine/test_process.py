@@ -202,6 +202,10 @@ def test_an_environment_without_secrets_and_with_what_torch_and_the_hub_read() -
         "PATH": "/bin", "HOME": "/root", "HF_HOME": "/cache", "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "0", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "LD_LIBRARY_PATH": "/l",
         "HTTPS_PROXY": "http://me:word@proxy:3128", "PYTORCH_CUDA_ALLOC_CONF": "x", "HF_ENDPOINT": "https://hub.example",
+        "HF_TOKEN_PATH": "/secrets/token", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HUGGING_FACE_HUB_TOKEN": "hf_y",
+        "HF_STORED_TOKENS_PATH": "/t", "HUGGINGFACE_HUB_CACHE": "/c", "ALL_PROXY": "http://me:word@proxy:3128",
+        "SSL_CERT_FILE": "/ca.pem", "SSL_CERT_DIR": "/ca", "REQUESTS_CA_BUNDLE": "/ca.pem", "CURL_CA_BUNDLE": "/ca.pem",
+        "XDG_CACHE_HOME": "/x", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "NO_PROXY": "localhost",
     }  # fmt: skip
     dropped = {
         "AUTOSTEER_KEYS": "[...]", "AUTOSTEER_AUDIT__URL": "postgresql://a:b@c/d", "OPENAI_API_KEY": "sk-x",

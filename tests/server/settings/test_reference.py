@@ -19,12 +19,6 @@ DOCS = Path(__file__).parents[3] / "docs"
 EXAMPLE = DOCS / "autosteer.example.yaml"
 
 
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MODEL", "GUARD", "HOST", "PORT"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def test_the_page_has_the_tables_that_the_command_prints() -> None:
     page = (DOCS / "configuration.md").read_text()
     tables = page.partition("<!-- reference -->\n")[2].partition("<!-- end -->")[0]

@@ -14,12 +14,6 @@ from steering.policy import Mode
 HASH = "sha256:" + "a" * 64
 
 
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MODEL", "GUARD", "HOST", "PORT"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def written(folder: Path, text: str, name: str = "autosteer.yaml") -> Path:
     path = folder / name
     path.write_text(text)
@@ -38,7 +32,7 @@ def test_command_line_before_environment_before_file_before_default(
 ) -> None:
     monkeypatch.setenv("AUTOSTEER_MAX_ROWS", "2")
     monkeypatch.setenv("AUTOSTEER_MAX_QUEUE", "2")
-    monkeypatch.setenv("PORT", "2")
+    monkeypatch.setenv("AUTOSTEER_PORT", "2")
     monkeypatch.setenv("AUTOSTEER_EPS", "")
     file = written(tmp_path, "max_rows: 3\nmax_queue: 3\nport: 3\nmax_images: 3\n")
     loaded = load_settings({"max_rows": "1"}, file)
@@ -48,12 +42,17 @@ def test_command_line_before_environment_before_file_before_default(
     assert [loaded.origin(name) for name in ("max_rows", "max_queue", "port", "max_images", "eps")] == [
         "--max-rows",
         "environment AUTOSTEER_MAX_QUEUE",
-        "environment PORT",
+        "environment AUTOSTEER_PORT",
         str(file),
         "default",
     ]
-    monkeypatch.setenv("AUTOSTEER_PORT", "9")
-    assert load_settings({}, file).settings.port == 9
+
+
+def test_only_names_with_the_prefix_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """conda and some shells export HOST; PORT and MODEL are other programs' too."""
+    for name in ("HOST", "PORT", "MODEL", "GUARD", "MODE", "KEYS"):
+        monkeypatch.setenv(name, "x86_64-conda-linux-gnu")
+    assert load_settings({}).settings == Settings()
 
 
 def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +179,7 @@ def test_a_wrong_variable_is_refused(
 def test_the_links_that_kubernetes_sets_are_nobodys_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_80_TCP", "PORT_80_TCP_ADDR"):
         monkeypatch.setenv(f"AUTOSTEER_{name}", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("AUTOSTEER_PORT", "tcp://10.0.0.1:80")
     assert load_settings({}).settings == Settings()
 
 
