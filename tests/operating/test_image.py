@@ -83,7 +83,7 @@ def test_the_install_steps_make_a_server_that_works(tmp_path: Path) -> None:
         json.loads(re.search(r"\[.*\]", instructions(name)[0])[0])  # type: ignore[index]
         for name in ("ENTRYPOINT", "CMD", "HEALTHCHECK")
     )
-    _serve_and_ask(serving, [*entry, *command], health, int(environment["PORT"]))
+    _serve_and_ask(serving, [*entry, *command], health, int(environment["AUTOSTEER_PORT"]))
 
 
 @pytest.mark.slow
