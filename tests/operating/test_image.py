@@ -104,7 +104,11 @@ def test_the_image_is_built_without_a_daemon_and_serves(tmp_path: Path) -> None:
             assert not (root / absent).exists(), absent
         assert not [*root.glob("opt/autosteer/lib/python3.*/site-packages/*/tests")]
         port = free_port()
-        environment = {**dict(each.split("=", 1) for each in config["Env"]), "HOST": "127.0.0.1", "PORT": str(port)}
+        environment = {
+            **dict(each.split("=", 1) for each in config["Env"]),
+            "AUTOSTEER_HOST": "127.0.0.1",
+            "AUTOSTEER_PORT": str(port),
+        }
         variables = [f"{name}={value}" for name, value in environment.items()]
         serving = [*confined(root, config["User"]), "env", "-i", "-C", config["WorkingDir"], *variables]
         _, *health = config["Healthcheck"]["Test"]
