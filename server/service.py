@@ -238,9 +238,9 @@ class Service:
         """What `validate` makes of the JSON body, within the limits. Raises ApiError, ClientGone."""
         settings, call = self.settings, call_of(http)
         body = await read_body(http, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
-        call.read = monotonic()
 
         def kept(data: object) -> T:
+            call.read = monotonic()
             if self.recorder.keeps_bodies:
                 call.body = data
             return validate(data)

@@ -60,7 +60,7 @@ def test_harm_is_refused_and_its_twin_is_answered_as_if_no_guard_were_there(
         for stream in (False, True):
             text, refusal, finish = ask(guarded, pair.toxic, stream=stream)
             assert refused(text)
-            assert (refusal, finish) == (text, "content_filter")
+            assert (refusal, finish) == (None, "content_filter")
             assert ask(guarded, pair.safe, stream=stream) == ask(unguarded, pair.safe)
 
 
