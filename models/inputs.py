@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from models.errors import PromptError
 from models.families import Detail, Family
 from models.images import Picture, pictures_of
 from models.pixels import ImageFile
@@ -35,17 +36,6 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _SENTINEL = "\ue0f0{}\ue0f1"
 _SENTINELS = re.compile("\ue0f0(\\d+)\ue0f1")
 _STAND_IN = Image.new("RGB", (1, 1))  # for an image of which all is known
-
-
-class PromptError(ValueError):
-    """The messages cannot be made into a prompt for this model; the message says why, for the client.
-
-    `place`: the path within the messages of what is at fault, such as `0.name`, where it is one thing.
-    """
-
-    def __init__(self, message: str, place: str | None = None) -> None:
-        super().__init__(message)
-        self.place = place
 
 
 @dataclass(frozen=True)

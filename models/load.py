@@ -19,6 +19,7 @@ from models.attention import PAGED
 from models.backbone import Backbone, BackboneInfo
 from models.cache import BLOCK, CacheShape, PagedCache, cache_room
 from models.cpu import CpuCapabilities, cpu_capabilities
+from models.errors import LoadError
 from models.families import FAMILIES, Family
 from models.fused import fuse
 from models.inputs import InputBuilder
@@ -26,10 +27,6 @@ from models.prepacked import prepack
 from models.quantize import quantize_decoder
 
 IMAGE_MEMORY_BYTES = 128 * 2**20
-
-
-class LoadError(RuntimeError):
-    """The model cannot be served; the message says why in one line."""
 
 
 def load_backbone(

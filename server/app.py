@@ -16,7 +16,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.served import server_version
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
 from server.http.body import as_json
 from server.media.images import Images
@@ -28,6 +27,7 @@ from server.routes import chat, completions, models, moderations, operations, to
 from server.routes.authentication import authentication
 from server.service import EngineClient, Service
 from server.settings.schema import Settings
+from server.version import server_version
 from server.watch.logs import request_id
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from models.info import BackboneInfo
+from steering.errors import BundleError
 from steering.files import digest, write_whole
 from steering.guard import Guard
 from steering.head import RefusalHead
-from steering.manifest import MANIFEST, BundleError, Manifest, load_manifest, read_part
+from steering.manifest import MANIFEST, Manifest, load_manifest, read_part
 from steering.prober import Prober
 
 TENSORS = "guard.safetensors"

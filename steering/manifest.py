@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from steering.errors import BundleError
 from steering.policy import Mode, Policy
 
 if TYPE_CHECKING:
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 MANIFEST = "guard.json"
 
 Rate = Annotated[float, Field(ge=0, le=1)]
-
-
-class BundleError(ValueError):
-    """A bundle cannot be used; the message names the file, or what differs from the model, in one line."""
 
 
 class _Frozen(BaseModel):

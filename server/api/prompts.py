@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.inputs import Prompt, PromptError
+from models.errors import PromptError
+from models.inputs import Prompt
 from models.pixels import ImageFile
 from server.api.messages import ImagePart, Message, Part, RefusalPart, TextPart, UserMessage, parts_of
 from server.api.served import Served

@@ -6,25 +6,17 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from models.grammar import GrammarCompiler
 from server.answer.text_decoder import TextDecoder
+from server.version import server_version
 from steering.policy import Calibrated, Policy
 
 if TYPE_CHECKING:
     from models.backbone import BackboneInfo
     from models.inputs import InputBuilder
     from server.engine.host import Model
-
-
-def server_version() -> str:
-    """The installed version of this distribution."""
-    try:
-        return version("autosteer-server")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 @dataclass(frozen=True)

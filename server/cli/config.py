@@ -65,7 +65,8 @@ def _check_reload(old: Loaded, new: Loaded) -> None:
 def _check_policies(loaded: Loaded) -> str:
     """Resolve every policy against the bundle's manifest; says what was checked."""
     from server.access.policies import make_policies
-    from steering.manifest import BundleError, load_manifest
+    from steering.errors import BundleError
+    from steering.manifest import load_manifest
     from steering.policy import PolicyError
 
     guard = LaunchSpec.of(loaded.settings).guard

@@ -31,10 +31,8 @@ def mistake(message: object) -> NoReturn:
 @contextmanager
 def mistakes() -> Iterator[None]:
     """What the user can put right is one line; anything else is ours, with its traceback."""
-    from models.inputs import PromptError
-    from models.load import LoadError
-    from steering.errors import DataError, FitError, RunError
-    from steering.manifest import BundleError
+    from models.errors import LoadError, PromptError
+    from steering.errors import BundleError, DataError, FitError, RunError
 
     try:
         yield

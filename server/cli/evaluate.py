@@ -13,9 +13,9 @@ import typer
 from server.cli.console import Batch, Device, Dtype, load, mistake, mistakes, progress_bar
 
 if TYPE_CHECKING:
+    from steering.evaluation.columns import Table
     from steering.evaluation.judges import Judge
     from steering.evaluation.remote import Remote
-    from steering.evaluation.report import Table
     from steering.evaluation.run import Guarded
     from steering.evaluation.suite import Suite
 

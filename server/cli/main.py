@@ -61,7 +61,7 @@ def main() -> None:
 @app.command()
 def version() -> None:
     """Print the version."""
-    from server.api.served import server_version
+    from server.version import server_version
 
     typer.echo(server_version())
 

@@ -112,8 +112,8 @@ class LaunchSpec:
 
 def explains_itself(error: BaseException) -> bool:
     """Whether loading failed in a way that the error's own words tell in full."""
-    from models.load import LoadError
-    from steering.manifest import BundleError
+    from models.errors import LoadError
+    from steering.errors import BundleError
     from steering.policy import PolicyError
 
     return isinstance(error, (LoadError, BundleError, PolicyError))
@@ -121,8 +121,8 @@ def explains_itself(error: BaseException) -> bool:
 
 def load_failure(kind: str, words: str) -> Exception:
     """What loading raised in the engine's process: of the kinds that explain themselves, or EngineFailed."""
-    from models.load import LoadError
-    from steering.manifest import BundleError
+    from models.errors import LoadError
+    from steering.errors import BundleError
     from steering.policy import PolicyError
 
     known: dict[str, type[Exception]] = {each.__name__: each for each in (LoadError, BundleError, PolicyError)}

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.backbone import BackboneInfo
 from server.settings.schema import ShadowSettings
-from steering.bundle import load_guard
-from steering.guard import Guard
-from steering.manifest import BundleError
+from steering.errors import BundleError
 from steering.policy import Calibrated, PolicyError
-from steering.shadow import Shadow
+
+if TYPE_CHECKING:
+    from models.info import BackboneInfo
+    from steering.guard import Guard
+    from steering.shadow import Shadow
 
 
 def load_shadow(settings: ShadowSettings, acting: Guard | None, info: BackboneInfo) -> Shadow:
     """The shadow for a loaded model. Raises BundleError where its bundle does not fit, PolicyError."""
+    from steering.bundle import load_guard
+    from steering.shadow import Shadow
+
     if acting is None:
         raise PolicyError("shadow: needs a guard to stand beside; give one with --guard")
     try:

@@ -8,9 +8,9 @@ from starlette.responses import Response
 
 from server.api.objects import Status, Version
 from server.api.openapi import documented
-from server.api.served import server_version
 from server.http.body import as_json
 from server.service import Service
+from server.version import server_version
 from server.watch.metrics import TEXT_FORMAT
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from steering.errors import RunError
+from steering.evaluation.columns import BY_KEY, Table
 from steering.evaluation.figures import Paired, paired
-from steering.evaluation.report import Table
-from steering.evaluation.results import BY_KEY
 
 Row = Mapping[str, Any]
 Mark = Callable[[Row], bool | None]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -64,6 +63,8 @@ def auroc(toxic: Sequence[float], safe: Sequence[float]) -> float | None:
     """How often a toxic score is above a safe one, ties counted half; None where either side is empty."""
     if not toxic or not safe:
         return None
+    from sklearn.metrics import roc_auc_score  # slow to import, and comparing runs needs none of it
+
     return float(roc_auc_score([1] * len(toxic) + [0] * len(safe), [*toxic, *safe]))
 
 
@@ -83,6 +84,8 @@ def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
     """Cohen's kappa of two judges on the same outputs; None where it is not defined (both always say the same)."""
     if not first or len({*first, *second}) < 2:
         return None
+    from sklearn.metrics import cohen_kappa_score
+
     return float(cohen_kappa_score(list(first), list(second)))
 
 

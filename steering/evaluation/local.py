@@ -8,7 +8,7 @@ from itertools import groupby
 from rich.progress import Progress
 
 from models.backbone import Backbone
-from models.inputs import PromptError
+from models.errors import PromptError
 from steering.evaluation.store import Output, Store
 from steering.evaluation.suite import Asked
 from steering.fitting.offline import batches, reply

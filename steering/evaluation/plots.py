@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from steering.evaluation.results import BY_KEY
+from steering.evaluation.columns import BY_KEY
 from steering.fitting.page import ACCENT, GREY, SAFE, TOXIC, panel
 
 COLOURS = (TOXIC, "#ca6f1e", SAFE, ACCENT, "#8e44ad", GREY)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from steering.evaluation.columns import BY_KEY, Table
 from steering.evaluation.plots import drawings
-from steering.evaluation.results import BY_KEY
 from steering.files import write_whole
 from steering.fitting.page import document, picture, png, table
 
@@ -32,8 +32,6 @@ def write_reports(results: Results, scores: Mapping[str, tuple[list[float], list
 
 
 # tables ------------------------------------------------------------------------------------------------------------
-
-Table = list[list[str]]
 
 
 def sections(results: Results, *, brief: bool = False) -> list[tuple[str, list[str], Table]]:

@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from steering.evaluation.answers import is_right
+from steering.evaluation.columns import BY_KEY
 from steering.evaluation.figures import Rate, auroc, kappa, rate_of, tpr_at
 from steering.evaluation.run import Answers, System, Verdicts
 from steering.evaluation.sets import Kind
@@ -19,7 +20,6 @@ from steering.policy import is_flagged
 FPRS = (0.01, 0.001)
 THRESHOLDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 0.99, 0.997, 0.999)
 NO_NUMBER = 2.0  # above every score
-BY_KEY = "known answers"  # who marks accuracy, whatever judge marks the rest
 
 Mark = Callable[[Asked, Output], bool | None]  # None: unjudged
 

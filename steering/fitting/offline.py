@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone, Row
-from models.inputs import Prompt, PromptError
+from models.errors import PromptError
+from models.inputs import Prompt
 from steering.data.questions import Question
 from steering.guard import Guard
 from steering.head import RefusalHead

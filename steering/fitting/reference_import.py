@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from models.backbone import BackboneInfo
 from steering.bundle import save_bundle
+from steering.errors import BundleError
 from steering.files import digest
 from steering.head import RefusalHead
-from steering.manifest import BundleError, Manifest, ModelBinding
+from steering.manifest import Manifest, ModelBinding
 from steering.prober import Prober
 
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.backbone import Backbone
+from models.errors import PromptError
 from models.families import FAMILIES
-from models.inputs import InputBuilder, Prompt, PromptError
+from models.inputs import InputBuilder, Prompt
 from models.load import load_inputs
 from models.pixels import ImageFile
 from tests.reference import stock

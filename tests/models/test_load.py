@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from models.backbone import Backbone
 from models.cpu import CpuCapabilities
+from models.errors import LoadError
 from models.families import FAMILIES
-from models.load import LoadError, load_backbone
+from models.load import load_backbone
 from tests.tiny import CHATS, HIDDEN, LAYERS, TINY, TinyModels
 
 

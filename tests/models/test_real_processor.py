@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from transformers import AutoConfig
 
+from models.errors import PromptError
 from models.families import FAMILIES
-from models.inputs import InputBuilder, PromptError
+from models.inputs import InputBuilder
 from models.load import _processor
 from tests.reference import stock
 from tests.tiny import chat

@@ -21,7 +21,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
-from models.inputs import Prompt, PromptError
+from models.errors import PromptError
+from models.inputs import Prompt
 from models.pixels import ImageFile
 from models.sampling import Logprobs
 from server.app import create_app

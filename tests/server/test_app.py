@@ -14,9 +14,9 @@ import orjson
 import pytest
 
 from server.api.chat_request import ChatCompletionRequest
-from server.api.served import server_version
 from server.request import EngineFailed, Finish, RequestFailed
 from server.settings.schema import Settings
+from server.version import server_version
 from server.watch.metrics import Metrics
 from steering.policy import Verdict
 from tests.server.scripted import (

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from models.backbone import BackboneInfo
 from steering.bundle import TENSORS, load_guard, save_bundle
+from steering.errors import BundleError
 from steering.guard import Guard
 from steering.head import RefusalHead
-from steering.manifest import MANIFEST, BundleError, LayerFigures, Manifest, ModelBinding, Threshold, load_manifest
+from steering.manifest import MANIFEST, LayerFigures, Manifest, ModelBinding, Threshold, load_manifest
 from steering.policy import Mode
 from steering.prober import Prober
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 
-from models.load import LoadError
+from models.errors import LoadError
 from server.engine.client import EngineClient, NotReady
 from server.engine.host import Inputs
 from server.engine.launch import SMALL_MODEL, set_threads

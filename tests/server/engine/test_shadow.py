@@ -15,7 +15,7 @@ from server.engine.scheduler import Scheduler
 from server.engine.shadow import load_shadow
 from server.settings.schema import Settings, ShadowSettings
 from steering.bundle import save_bundle
-from steering.manifest import BundleError
+from steering.errors import BundleError
 from steering.policy import PolicyError
 from steering.shadow import Shadow
 from tests.exposition import metric_of

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from openai.types import Moderation
 
-from models.inputs import PromptError
+from models.errors import PromptError
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.request import Finish

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from server.cli.fit import app
 from steering.bundle import load_guard
+from steering.errors import BundleError
 from steering.fitting.reference_import import import_checkpoints
-from steering.manifest import BundleError
 from tests.reference import head as reference
 from tests.steering.test_bundle import INFO
 

@@ -1,0 +1,18 @@
+"""What a user of a model can put right. Imports nothing, so that naming an error costs nothing."""
+
+from __future__ import annotations
+
+
+class LoadError(RuntimeError):
+    """The model cannot be served; the message says why in one line."""
+
+
+class PromptError(ValueError):
+    """The messages cannot be made into a prompt for this model; the message says why, for the client.
+
+    `place`: the path within the messages of what is at fault, such as `0.name`, where it is one thing.
+    """
+
+    def __init__(self, message: str, place: str | None = None) -> None:
+        super().__init__(message)
+        self.place = place

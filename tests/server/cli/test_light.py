@@ -1,0 +1,56 @@
+"""Commands that compute nothing import nothing slow: they answer within a second."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models import demo
+
+EXAMPLE = Path(__file__).parents[3] / "docs" / "autosteer.example.yaml"
+SLOW = ("torch", "transformers", "scipy", "sklearn", "matplotlib", "fastapi", "sqlalchemy")
+PROGRAM = """
+import sys
+from server.cli.main import main
+sys.argv = ["autosteer", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print("slow:", *(name for name in {slow} if name in sys.modules), file=sys.stderr)
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = PROGRAM.format(slow=SLOW)
+    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["version"],
+        ["inspect", str(demo.GUARD)],
+        ["config", "check", str(EXAMPLE)],
+        ["config", "show"],
+        ["keys", "new", "--name", "shop"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_nothing_slow_is_imported(arguments: list[str]) -> None:
+    found = run(*arguments)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.splitlines()[-1].split() == ["slow:"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "nowhere"], ["compare", "nowhere", "elsewhere"]], ids=lambda words: words[0]
+)
+def test_neither_is_torch_to_say_what_is_wrong(arguments: list[str]) -> None:
+    found = run(*arguments)
+    assert found.returncode == 2
+    assert "nowhere" in found.stderr
+    assert not {"torch", "transformers"} & {*found.stderr.splitlines()[-1].split()}
