@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -117,8 +116,7 @@ class Outermost:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        call = Call(given if REQUEST_ID.fullmatch(given) else "req-" + secrets.token_hex(16))
+        call = Call(given_id(scope))
         scope.setdefault("state", {})["call"] = call
 
         async def send_with_headers(message: Message) -> None:
@@ -127,7 +125,7 @@ class Outermost:
                 MutableHeaders(scope=message).update({"x-request-id": call.id, **self._service.headers(call)})
             await send(message)
 
-        with request_id(call.id):
+        with request_id(call.id, call.record_id):
             try:
                 await self._serve(call, scope, receive, send_with_headers)
             finally:
@@ -143,6 +141,12 @@ class Outermost:
                 raise
             logger.exception("%s %s failed", scope["method"], route_of(scope))
             await as_json(call.error.body, call.error.status)(scope, receive, send)
+
+
+def given_id(scope: Scope) -> str:
+    """The `X-Request-Id` that a request came with; empty where there is none, several, or none that can be logged."""
+    given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
+    return given[0] if len(given) == 1 and REQUEST_ID.fullmatch(given[0]) else ""
 
 
 def route_of(scope: Scope) -> str | None:

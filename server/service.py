@@ -178,7 +178,7 @@ class Service:
         call.route = f"{http.method} {http.scope['route'].path}"
         self.recorder.begin(call, http.headers)
         with counted(self.metrics) if http.method == "POST" else nullcontext():
-            call.client = self.rules.clients.authenticate(http.headers.get("authorization"))
+            call.client = self.rules.clients.authenticate(http.headers.getlist("authorization"))
 
     def headers(self, call: Call) -> dict[str, str]:
         """What every answer to this client carries."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from server.errors import Unauthorized
+from server.errors import BadRequest, Unauthorized
 from server.settings.schema import DEFAULT_POLICY, PolicySettings, Settings
 
 PREFIX = "sk-autosteer-"
@@ -56,11 +56,17 @@ class Clients:
         clients = [self._anonymous] if self._anonymous else self._by_hash.values()
         return frozenset(client.name for client in clients)
 
-    def authenticate(self, authorization: str | None) -> Client:
-        """The client of an `Authorization` header. Raises Unauthorized, which says nothing of what was sent."""
+    def authenticate(self, authorizations: Sequence[str]) -> Client:
+        """The client of a request's `Authorization` headers. Raises BadRequest where there are several, Unauthorized.
+
+        Which of several counts is not agreed on: a gateway may have checked the one, and this server the other.
+        Neither error says anything of what was sent.
+        """
+        if len(authorizations) > 1:
+            raise BadRequest("There are several 'Authorization' headers; send one.", code="several_keys")
         if self._anonymous is not None:
             return self._anonymous
-        scheme, _, key = (authorization or "").partition(" ")
+        scheme, _, key = "".join(authorizations).partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized("An API key is needed: send the header 'Authorization: Bearer KEY'.")
         found = self._find(hash_key(key.strip()))

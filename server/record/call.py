@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Call:
-    """Filled on the request's way; only for the event loop's thread. `id` is its `X-Request-Id`."""
+    """Filled on the request's way; only for the event loop's thread.
 
-    id: str
+    `given`: the `X-Request-Id` that the client sent, which others may have sent too; `record_id` is its own.
+    """
+
+    given: str = ""
+    record_id: str = field(default_factory=lambda: secrets.token_hex(16))
     arrived: float = field(default_factory=monotonic)
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
     route: str | None = None  # set where it is authenticated, and so recorded
@@ -45,6 +50,11 @@ class Call:
     span: Span | None = None
     trace_id: str | None = None
     clock_offset: int = 0  # nanoseconds from the monotonic clock to the time of day
+
+    @property
+    def id(self) -> str:
+        """Its `X-Request-Id`."""
+        return self.given or f"req-{self.record_id}"
 
     def describe(self, fetched: Mapping[str, bytes], *, keep_bytes: int) -> None:
         """Hash what was asked, and keep it if it has at most `keep_bytes`. Slow: for a worker thread.

@@ -33,6 +33,7 @@ def record_of(call: Call, *, layer: int | None, content: bool) -> AuditRecord:
     return AuditRecord(
         time=call.time,
         request_id=call.id,
+        record_id=call.record_id,
         route=call.route,
         outcome=outcome,
         reason=reason,

@@ -31,7 +31,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/metrics", **documented(str, kind="text/plain"))
     async def metrics(http: HttpRequest) -> Response:
         if service.settings.metrics_key:
-            service.rules.clients.authenticate(http.headers.get("authorization"))
+            service.rules.clients.authenticate(http.headers.getlist("authorization"))
         return Response(service.metrics.render(), media_type=TEXT_FORMAT)
 
     @router.get("/version", **documented(Version))

@@ -18,8 +18,9 @@ from typing import Any
 import orjson
 
 from server.settings.schema import LogFormat
+from server.watch.limited import LimitedLines
 
-_request: ContextVar[str | None] = ContextVar("request", default=None)  # each task's own, as its request is
+_request: ContextVar[tuple[str, str] | None] = ContextVar("request", default=None)  # each task's own, as its request is
 ACCESS = logging.getLogger("server.access")
 # C0, DEL, C1, and what some viewers take for the end of a line.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
@@ -32,6 +33,7 @@ def configure(form: LogFormat, *, access: bool) -> None:
     """Everything that is logged in this process goes to stderr in this form; `access`: each request too."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.addFilter(LimitedLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     logging.getLogger("server.ready").setLevel(logging.INFO)
@@ -47,9 +49,12 @@ def adopt_libraries() -> None:
 
 
 @contextmanager
-def request_id(identifier: str) -> Iterator[None]:
-    """What is logged within belongs to a request; also what tasks log that are begun within."""
-    token = _request.set(identifier)
+def request_id(identifier: str, record_id: str) -> Iterator[None]:
+    """What is logged within belongs to a request; also what tasks log that are begun within.
+
+    `record_id` tells it apart from another whose client has sent the same `identifier`.
+    """
+    token = _request.set((identifier, record_id))
     try:
         yield
     finally:
@@ -68,7 +73,7 @@ class JsonFormatter(logging.Formatter):
             "message": _printable(_message(record)),
         }
         if (request := _request.get()) is not None:
-            line["request_id"] = request
+            line["request_id"], line["record_id"] = request
         line |= {name: value for name, value in getattr(record, "fields", {}).items() if value is not None}
         if (error := _error(record)) is not None:
             line["exception"] = _frames(error)
@@ -81,11 +86,15 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, and one more for each place that an exception passed."""
         when = datetime.fromtimestamp(record.created, UTC).isoformat(" ", "milliseconds")
-        request = "" if (found := _request.get()) is None else f" [{found}]"
+        request = "" if (found := _request.get()) is None else f" [{_told(*found)}]"
         line = f"{when} {record.levelname} {record.name}{request}: {_message(record)}"
         error = _error(record)
         frames = [] if error is None else [f"    {frame}" for frame in _frames(error)]
         return "\n".join(_printable(each).translate(_ESCAPES) for each in [line, *frames])
+
+
+def _told(identifier: str, record_id: str) -> str:
+    return identifier if identifier.endswith(record_id) else f"{identifier} {record_id}"
 
 
 def _message(record: logging.LogRecord) -> str:

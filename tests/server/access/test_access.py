@@ -81,6 +81,15 @@ async def test_without_a_known_key_nothing_under_v1_is_served(client: httpx.Asyn
         assert (await client.get(route)).status_code == 200
 
 
+@pytest.mark.parametrize("keys", [[FREE, "sk-wrong"], ["sk-wrong", FREE], [FREE, FREE], ["", FREE]])
+async def test_several_keys_are_none(client: httpx.AsyncClient, keys: list[str]) -> None:
+    """A gateway may have looked at the other one."""
+    headers = [("authorization", f"Bearer {key}") for key in keys]
+    answer = await client.get("/v1/models", headers=headers)
+    assert error_of(answer, 400)["code"] == "several_keys"
+    assert "sk-" not in answer.text
+
+
 async def test_the_body_of_a_stranger_is_not_read(client: httpx.AsyncClient) -> None:
     read: list[bytes] = []
 

@@ -32,14 +32,14 @@ def test_a_key_has_256_random_bits_and_its_hash_says_nothing_of_it() -> None:
 
 @pytest.mark.parametrize("number", range(5))
 def test_each_key_is_its_own_client(number: int) -> None:
-    client = Clients(settings()).authenticate(f"Bearer {KEYS[number]}")
+    client = Clients(settings()).authenticate([f"Bearer {KEYS[number]}"])
     assert (client.name, client.policy) == (f"k{number}", "p")
     assert (client.terms.threshold, client.terms.requests_per_minute) == (0.25, 7)
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer "])
 def test_the_scheme_is_read_in_any_case(scheme: str) -> None:
-    assert Clients(settings()).authenticate(f"{scheme} {KEYS[0]}").name == "k0"
+    assert Clients(settings()).authenticate([f"{scheme} {KEYS[0]}"]).name == "k0"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_the_scheme_is_read_in_any_case(scheme: str) -> None:
 )  # fmt: skip
 def test_anything_else_is_unauthorized_and_not_repeated(header: str | None) -> None:
     with pytest.raises(Unauthorized) as caught:
-        Clients(settings()).authenticate(header)
+        Clients(settings()).authenticate([] if header is None else [header])
     assert caught.value.status == 401
     assert caught.value.body["error"]["code"] == "invalid_api_key"
     assert "sk-" not in str(caught.value.body)
@@ -59,7 +59,7 @@ def test_anything_else_is_unauthorized_and_not_repeated(header: str | None) -> N
 @given(st.text(max_size=200))
 def test_no_text_is_a_key(text: str) -> None:
     with pytest.raises(Unauthorized):
-        Clients(settings()).authenticate(text)
+        Clients(settings()).authenticate([text])
 
 
 def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,15 +73,15 @@ def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hmac, "compare_digest", counting)
     clients = Clients(settings())
     for key in KEYS:
-        clients.authenticate(f"Bearer {key}")
+        clients.authenticate([f"Bearer {key}"])
     with pytest.raises(Unauthorized):
-        clients.authenticate("Bearer wrong")
+        clients.authenticate(["Bearer wrong"])
     assert len(compared) == 6 * 5
 
 
 def test_without_keys_everybody_is_anonymous() -> None:
     clients = Clients(Settings(may_loosen=True))
     for header in (None, "Bearer anything", "Basic x"):
-        client = clients.authenticate(header)
+        client = clients.authenticate([] if header is None else [header])
         assert (client.name, client.policy, client.terms.may_loosen) == ("anonymous", "default", True)
     assert clients.names == {"anonymous"}

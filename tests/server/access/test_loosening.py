@@ -88,7 +88,7 @@ def old(folder: Path) -> Settings:
 
 def client_of_key(rules: Rules, key: str) -> Client | None:
     try:
-        return rules.clients.authenticate(f"Bearer {key}")
+        return rules.clients.authenticate([f"Bearer {key}"])
     except Unauthorized:
         return None
 

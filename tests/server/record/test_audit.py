@@ -72,6 +72,20 @@ async def one(
     return record
 
 
+async def test_requests_of_one_id_are_told_apart() -> None:
+    """A client may send the id of another's request: in audit records and in the log each has one of its own too."""
+    sink = MemorySink()
+    async with serving(sink, **ACCESS) as client:
+        for _ in range(2):
+            await client.post("/v1/chat/completions", json=body("hello"), headers={"x-request-id": "abc"})
+        several = [("x-request-id", "abc"), ("x-request-id", "abd")]
+        await client.post("/v1/chat/completions", json=body("hello"), headers=several)
+    first, second, third = sink.records
+    assert first.request_id == second.request_id == "abc"
+    assert len({first.record_id, second.record_id, third.record_id}) == 3
+    assert third.request_id == f"req-{third.record_id}"
+
+
 async def test_an_answer() -> None:
     sink = MemorySink()
     before = datetime.now(UTC)

@@ -80,7 +80,7 @@ async def test_every_task_of_a_request_logs_with_its_id() -> None:
         return json.loads(formatter.format(record("x"))).get("request_id")
 
     async def outer(name: str) -> Any:
-        with request_id(name):
+        with request_id(name, name):
             return await asyncio.create_task(inner())
 
     assert await asyncio.gather(*(outer(name) for name in "abc")) == ["a", "b", "c"]
@@ -117,13 +117,14 @@ async def test_the_access_log_has_a_line_for_each_request_and_nothing_that_was_s
     assert len(lines) == 6
     assert not any(SECRET in line or "secret" in line or "forged" in line for line in lines)
     if form == "text":
-        assert " INFO server.access [gw-1]: POST /v1/chat/completions 200 " in lines[1]
+        assert re.search(r" INFO server\.access \[gw-1 [0-9a-f]{32}\]: POST /v1/chat/completions 200 ", lines[1])
+        assert re.search(r" INFO server\.access \[req-[0-9a-f]{32}\]: ", lines[0])
         return
     found = [json.loads(line) for line in lines]
     assert [each["status"] for each in found] == [200, 200, 200, 404, 404, 415]
     assert [each.get("route") for each in found[2:5]] == ["/v1/chat/completions", None, "/v1/models/{model:path}"]
     assert found[1]["request_id"] == "gw-1"
-    assert found[2]["request_id"].startswith("req-")
+    assert found[2]["request_id"] == f"req-{found[2]['record_id']}"
     assert found[0]["client"] == "anonymous"
     assert found[4]["reason"] == "model_not_found"
     assert {"time", "level", "logger", "message", "request_id", "method", "seconds"} <= found[0].keys()
