@@ -26,6 +26,7 @@ from server.cli.keys import app as keys_commands
 from server.cli.options import with_settings
 from server.engine.launch import LaunchSpec, explains_itself
 from server.engine.process import EngineProcess
+from server.http.connections import raise_descriptor_limit
 from server.record.audit.sink import Sink, SinkError
 from server.record.audit.sinks import make_sink
 from server.record.tracing import Tracing, TracingError, make_tracing
@@ -78,6 +79,7 @@ def serve(options: dict[str, object], config: Path | None) -> None:
     except (ConfigError, SinkError, TracingError) as error:
         mistake(error)
     configure(settings.log_format, access=settings.access_log)
+    raise_descriptor_limit()
     spec = LaunchSpec.of(settings)
     try:
         listener = listen(settings.host, settings.port)

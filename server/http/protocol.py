@@ -9,12 +9,14 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from server.http.connections import Connections
 from server.http.streaming import WRITE_NOW
 
 HEAD_SECONDS = 20.0  # from the connection, or a request's first byte, to the end of its headers
 MAX_HEAD_BYTES = 64 * 2**10  # looked at as bytes come, so that it may be passed by as much as comes at once
 LINGER_SECONDS = 2.0  # for a client to read its answer while it still sends
 FLUSH_SECONDS = 30.0  # for a client to read the last of its answer
+FULL = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -24,13 +26,26 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
     _head_bytes = 0
 
+    def __init__(self, *rest: Any, open_connections: Connections, **more: Any) -> None:  # noqa: ANN401  uvicorn's own
+        super().__init__(*rest, **more)
+        self._open_connections = open_connections
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a head."""
+        """Begin to wait for a head, unless there are too many connections."""
         super().connection_made(GentleTransport(transport, self.loop, self._is_sending))  # type: ignore[arg-type]
-        self._await_head()
+        if self._open_connections.opened(self):
+            self._await_head()
+        else:
+            self.transport.write(FULL)
+            self.transport.close()
+
+    def make_room(self) -> None:
+        """Close at once, for another connection."""
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing any more."""
+        self._open_connections.closed(self)
         super().connection_lost(exc)
         self._head_is_there()
         self.transport.forget()
@@ -55,8 +70,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is there; its body has limits of its own."""
         self._head_is_there()
+        self._open_connections.at_work(self)
         super().on_headers_complete()
         self.scope["extensions"] = {WRITE_NOW: {"write": partial(_write_now, self.cycle)}}
+
+    def on_response_complete(self) -> None:
+        """An answer was sent; the next request may have come already."""
+        super().on_response_complete()
+        if self.cycle.response_complete:
+            self._open_connections.at_rest(self)
 
     def _await_head(self) -> None:
         self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)

@@ -11,16 +11,19 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from functools import partial
+from typing import Protocol, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.http.connections import Connections, most_connections
 from server.http.protocol import BoundedHttpProtocol
 from server.settings.schema import Settings
 
 logger = logging.getLogger(__name__)
 
+BACKLOG = 2048  # connections that wait to be accepted
 KEEP_ALIVE_SECONDS = 75  # longer than the idle timeout of common gateways, so that they close first
 CLOSE_SECONDS = 5  # for streams to send their last event once the engine has ended them
 
@@ -50,10 +53,13 @@ class HttpServer(uvicorn.Server):
         announce: Callable[[], None],
         reload: Callable[[], Awaitable[None]],
     ) -> None:
+        connections = Connections(most_connections(settings.max_connections))
         super().__init__(
             uvicorn.Config(
                 app,
-                http=BoundedHttpProtocol,
+                http=cast("type[asyncio.Protocol]", partial(BoundedHttpProtocol, open_connections=connections)),
+                # The event loop accepts so many at once; what it must close for them is closed one or two turns later.
+                backlog=max(1, min(BACKLOG, connections.limit // 4)),
                 ws="none",
                 lifespan="on",
                 log_config=None,  # its lines go the way of all others

@@ -261,6 +261,9 @@ class Settings(BaseSettings, PolicySettings):
     quantize: Literal["none", "int8"] = _fixed("none", "Weights of the decoder's layers in 8 bits, on a CPU.")
     cuda_graphs: bool = _fixed(True, "Record steps as CUDA graphs at start, on a GPU.")
     prepare_threads: Count = _fixed(2, "Threads that decode images and render prompts.")
+    max_connections: Count | None = _fixed(
+        None, "Open connections; if not given, and at most, what the limit of descriptors allows. Idle ones make room."
+    )
     drain_seconds: Seconds = _fixed(30.0, "How long running requests may go on after SIGTERM.")
     step_seconds: Seconds = _fixed(300.0, "How long one step of the engine may take before it is taken for dead.")
     default_max_tokens: Count = Field(default=1024, description="Length of an answer whose request does not say.")

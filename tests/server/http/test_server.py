@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -15,10 +15,14 @@ import pytest
 
 from server.cli.main import listen
 from server.http import protocol as http_protocol
+from server.http.connections import connections_within
 from server.http.server import HttpServer
 from server.settings.schema import Settings
 from tests.server.fakes import as_any
 from tests.server.scripted import Script, ScriptedRunner, application, body, content_of, error_of, events_of
+
+# A body that never ends, on a route that answers before it is read.
+UNFINISHED = b"POST /nowhere HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{"
 
 
 @asynccontextmanager
@@ -92,6 +96,49 @@ async def test_a_head_without_end_is_refused() -> None:
         line = b"x-a: " + b"a" * 1000 + b"\r\n"
         answer = await until_closed(httpx.URL(url).port or 0, b"GET /health HTTP/1.1\r\n", *[line] * 2000)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+
+
+# connections -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n", UNFINISHED])
+async def test_idle_connections_yield_to_new_ones(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key as many as one likes could be opened: unfinished heads, answered ones, bodies that never end."""
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 10_000)
+    async with server(ScriptedRunner(), max_connections=8) as (http, url):
+        idle = []
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+            writer.write(sent)
+            idle.append((reader, writer))
+            if sent.endswith(b"\r\n\r\n") or sent == UNFINISHED:
+                await reader.readuntil(b"}")
+        async with httpx.AsyncClient(timeout=None) as client:
+            assert (await client.get(f"{url}/health")).status_code == 200
+        for reader, _ in idle[:12]:  # the longest idle ones
+            with suppress(ConnectionError):
+                await reader.read()  # to its end
+        assert len(http.server_state.connections) <= 8
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_a_request_at_work_does_not_yield(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 10_000)
+    go = asyncio.Event()
+    runner = ScriptedRunner(answer=lambda text: Script.saying(text), gate=go)
+    async with server(runner, max_connections=2) as (_, url), httpx.AsyncClient(base_url=url, timeout=None) as client:
+        answers = [asyncio.create_task(client.post("/v1/chat/completions", json=body("abc"))) for _ in range(2)]
+        await runner.accepted(2)
+        assert (await until_closed(httpx.URL(url).port or 0)).startswith(b"HTTP/1.1 503 ")
+        go.set()
+        assert [(await answer).status_code for answer in answers] == [200, 200]
+        assert (await client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize(("descriptors", "connections"), [(160, 48), (1024, 480), (2**20, 524_256), (10, 1)])
+def test_connections_stay_below_the_limit_of_descriptors(descriptors: int, connections: int) -> None:
+    assert connections_within(descriptors) == connections
 
 
 # refused within a body ---------------------------------------------------------------------------------------------
