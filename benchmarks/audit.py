@@ -40,7 +40,7 @@ def ended_call() -> Call:
     choices = Choices(Parcel([request]), None, lambda _: Pipeline(decoder), Metrics())  # type: ignore[arg-type]
     choices.generations[0].close(Finish.STOP)
     call = Call("req-" + "0" * 32, route="POST /v1/chat/completions", status=200, choices=choices, policy=policy)
-    call.client = Clients(Settings()).authenticate(None)
+    call.client = Clients(Settings()).authenticate([])
     call.content_hash = "0" * 64
     return call
 
