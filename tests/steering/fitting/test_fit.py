@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,54 +229,52 @@ def test_killed_in_every_stage_and_started_again_gives_the_same_bundle(tiny_mode
     """SIGKILL to a real process, in one stage after the other; what had finished is not touched again."""
     data = write_data(tmp_path / "data")
     model, out, work = tiny_models.folder("llava_onevision"), tmp_path / "killed", tmp_path / "killed.work"
-    finished: dict[Path, int] = {}
-    for number, stage in enumerate(STAGES):
-        _kill_after(stage, arguments(model, data, out), work)
-        now = {path: path.stat().st_mtime_ns for path in work.glob("*/done.json")}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    program = [sys.executable, "-c", _KILLED, ",".join(STAGES), str(work), *arguments(model, data, out)]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
+    finished: dict[str, int] = {}
+    for number, line in enumerate(done.stdout.splitlines()):
+        ended_by, now = json.loads(line)
+        assert ended_by == signal.SIGKILL
         assert len(now) == number
         assert finished.items() <= now.items()
         finished = now
+    assert len(finished) == len(STAGES) - 1
     for folder in (tmp_path / "whole", out):
         assert CliRunner().invoke(app, arguments(model, data, folder)).exit_code == 0
-    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+    assert all(Path(path).stat().st_mtime_ns == time for path, time in finished.items())
     for file in (MANIFEST, TENSORS):
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-_SLOWED = """
-import sys, time
+# For each stage a process that kills itself, hard, when the files are written but the stage is not finished. It is
+# forked from one that has imported all, which prints what ended it, and when stages have finished.
+_KILLED = """
+import json, os, signal, sys
+from pathlib import Path
 import steering.fitting.stages as stages
-run = stages.Stages.run
-def waiting(self, name, inputs, work):
-    if name == sys.argv[1]:  # half of the stage's work is done when it is killed
-        work_ = work
-        def work(folder):
-            work_(folder)
-            time.sleep(60)
-    return run(self, name, inputs, work)
-stages.Stages.run = waiting
 from server.cli.fit import app
-app(sys.argv[2:])
+import steering.fitting.fit
+run = stages.Stages.run
+
+def killed_in(stage):
+    def killed(self, name, inputs, work):
+        def killing(folder):
+            work(folder)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run(self, name, inputs, killing if name == stage else work)
+    stages.Stages.run = killed
+    sys.stdout = sys.stderr
+    app(sys.argv[3:])
+
+for stage in sys.argv[1].split(","):
+    child = os.fork()
+    if not child:
+        killed_in(stage)
+    ended_by = os.waitpid(child, 0)[1]
+    finished = {str(path): path.stat().st_mtime_ns for path in Path(sys.argv[2]).glob("*/done.json")}
+    print(json.dumps([ended_by, finished]), flush=True)
 """
-
-
-def _kill_after(stage: str, command: list[str], work: Path) -> None:
-    """Run the command and kill it, hard, when the stage's files are written but it is not finished."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SLOWED, stage, *command],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if any(folder.is_dir() and any(folder.iterdir()) for folder in work.glob(f"{stage}-*")):
-            break
-        time.sleep(0.02)
-    assert process.poll() is None, "it ended by itself"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
 # data that carries nothing, or little ------------------------------------------------------------------------------
