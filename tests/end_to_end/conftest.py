@@ -9,8 +9,8 @@ from tests.end_to_end.processes import ServerProcess
 
 @pytest.fixture(scope="session")
 def guarded() -> Iterator[ServerProcess]:
-    """The bundled model with its guard, as `make serve` starts it, scores exposed."""
-    with ServerProcess(["--expose-scores"]) as server:
+    """The bundled model with its guard, as `make serve` starts it; scores exposed, completions of token ids taken."""
+    with ServerProcess(["--expose-scores", "--completions", "on"]) as server:
         yield server
 
 
