@@ -6,16 +6,14 @@ know that. Nothing of a row is anywhere but in its blocks: closing it forgets it
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from models.blocks import BlockPool, OutOfBlocks, Table
+from models.memory import machine_memory
 
 __all__ = ["CacheShape", "OutOfBlocks", "PagedCache", "Table"]
 
@@ -155,12 +153,3 @@ def cache_room(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free * 17 // 20
     return machine_memory() // 4
-
-
-def machine_memory() -> int:
-    """Bytes of memory of this machine, or of the container that this runs in."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    with suppress(OSError, ValueError):  # not Linux, or no limit
-        return min(physical, int(limit.read_text()))
-    return physical
