@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import os
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from openai import AsyncOpenAI
 
 from steering.data.questions import Question
+from steering.evaluation.clients import open_client
 from steering.evaluation.judges import Case, Judgement, Tick
 from steering.evaluation.suite import JudgeSpec
 from steering.files import digest
@@ -97,12 +97,8 @@ class ModelJudge:
     async def _ask_all(self, cases: Mapping[str, Case], tick: Tick) -> dict[str, Judgement]:
         found: dict[str, Judgement] = {}
         places = asyncio.Semaphore(self._spec.concurrency)
-        async with AsyncOpenAI(
-            base_url=self._spec.url,
-            api_key=os.environ.get(self._spec.api_key_env) or "none",
-            timeout=self._spec.seconds,
-            max_retries=self._spec.retries,
-        ) as client:
+        spec = self._spec
+        async with open_client(spec.url, spec.api_key_env, spec.seconds, spec.retries) as client:
 
             async def one(key: str, case: Case) -> None:
                 async with places:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from openai import APIStatusError, AsyncOpenAI, OpenAIError
 from rich.progress import Progress
 
 from steering.errors import RunError
+from steering.evaluation.clients import open_client
 from steering.evaluation.judge_model import image_parts
 from steering.evaluation.store import Output, Store
 from steering.evaluation.suite import Asked
@@ -49,9 +49,8 @@ class Remote:
         return f"url:{self.name}"
 
     def client(self) -> AsyncOpenAI:
-        """A client of the server."""
-        key = os.environ.get(self.api_key_env) or "none"
-        return AsyncOpenAI(base_url=self.url, api_key=key, timeout=self.seconds, max_retries=self.retries)
+        """A client of the server. Raises RunError."""
+        return open_client(self.url, self.api_key_env, self.seconds, self.retries)
 
 
 @dataclass(frozen=True)

@@ -137,3 +137,14 @@ def test_a_server_that_cannot_be_used_is_one_clear_error(fake: FakeServer) -> No
         look(Remote("it", fake.url, mode="block"))
     with pytest.raises(RunError, match=r"it=http://127\.0\.0\.1:9/v1"):
         look(Remote("it", "http://127.0.0.1:9/v1", retries=0))
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("scheme", ["socks", "socks5"])
+def test_a_proxy_that_cannot_be_used_is_one_line_that_names_the_variable(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, name: str, scheme: str
+) -> None:
+    monkeypatch.setenv(name, f"{scheme}://127.0.0.1:9")
+    with pytest.raises(RunError, match=f"the proxy in {name} cannot be used, unset it") as caught:
+        look(Remote("it", fake.url))
+    assert "\n" not in str(caught.value)
