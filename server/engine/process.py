@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from server.engine.launch import LaunchSpec, explains_itself
 from server.watch.logs import configure
 from server.workers.launch import python_command, without_import_variables
+from server.workers.limits import limit_this_process
 
 if TYPE_CHECKING:
     from server.engine.own import OwnEngine
@@ -100,7 +101,7 @@ def main() -> None:
     spec: LaunchSpec = pickle.load(sys.stdin.buffer)  # noqa: S301  of the process that has started this one
     configure(spec.log_format, access=False)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each image that waits has one
+    limit_this_process(resource.RLIMIT_NOFILE, most)  # each image that waits has one
     from server.engine.loop import EngineLoop
 
     EngineLoop(socket.socket(fileno=int(sys.argv[1])), lambda: _load(spec), leave=_leave).run()

@@ -23,6 +23,7 @@ from PIL import Image
 
 from server.media.files import MediaError, decode_image
 from server.workers.launch import plain_environment, python_command
+from server.workers.limits import limit_this_process
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +130,8 @@ def main() -> None:
     descriptor, max_pixels = map(int, sys.argv[1:])
     os.nice(NICENESS)  # streams first
     limit = MEMORY_BYTES + MEMORY_BYTES_PER_PIXEL * max_pixels
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_this_process(resource.RLIMIT_AS, limit)
+    limit_this_process(resource.RLIMIT_CORE, 0)
     warnings.simplefilter("ignore")  # about damaged images; the server's log is not theirs to fill
     with socket.socket(fileno=descriptor) as connection, connection.makefile("rwb") as file:
         try:

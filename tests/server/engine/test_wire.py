@@ -155,3 +155,11 @@ def test_memory_is_given_back_with_the_last_tensor() -> None:
     del kept
     assert process.num_fds() == before
     assert process.memory_info().shared < size + 20_000_000
+
+
+def test_tensors_cross_where_memory_without_a_name_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, which has no memfd."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    tensors = {"a": torch.arange(5000.0), "b": torch.arange(7)}
+    (arrived,) = crossed(ask("a", [1], features=tensors))
+    assert all(torch.equal(arrived.prompt.features[name], tensor) for name, tensor in tensors.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -257,3 +258,25 @@ async def test_what_still_runs_when_the_drain_ends_gets_its_error_event() -> Non
         http.should_exit = True
         assert events_of((await stream).text)[-1]["error"]["code"] == "shutting_down"
         assert error_of(await whole, 503)["code"] == "shutting_down"
+
+
+# plain ways --------------------------------------------------------------------------------------------------------
+
+
+async def test_streams_are_served_by_a_server_that_does_not_write_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "WRITE_NOW", "an.extension.that.nobody.reads")
+    runner = ScriptedRunner(answer=lambda text: Script.saying(text, pause=0.001))
+    async with server(runner) as (_, url), httpx.AsyncClient(base_url=url) as client:
+        response = await client.post("/v1/chat/completions", json=body("said in parts", stream=True))
+    assert content_of(events_of(response.text)) == "said in parts"
+
+
+def test_without_uvloop_the_loop_is_asyncio_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    monkeypatch.delitem(sys.modules, "uvicorn.loops.auto", raising=False)
+    monkeypatch.delitem(sys.modules, "uvicorn.loops.uvloop", raising=False)
+    runner = ScriptedRunner()
+    http = HttpServer(application(runner), as_any(runner), Settings(), announce=lambda: None, reload=AsyncMock())
+    factory = http.config.get_loop_factory()
+    with asyncio.Runner(loop_factory=factory) as loops:
+        assert type(loops.get_loop()).__module__.startswith("asyncio.")

@@ -1,0 +1,16 @@
+"""Limits of a process that the system holds it to."""
+
+from __future__ import annotations
+
+import logging
+import resource
+
+logger = logging.getLogger(__name__)
+
+
+def limit_this_process(kind: int, value: int) -> None:
+    """Set a limit, `resource.RLIMIT_...`, where the system takes it: macOS has no RLIMIT_AS, and no endless NOFILE."""
+    try:
+        resource.setrlimit(kind, (value, value))
+    except (ValueError, OSError) as error:
+        logger.debug("limit %d stays as it is: %s", kind, error)
