@@ -127,19 +127,22 @@ def large(kind: str, mode: str = "RGB") -> bytes:
 
 
 async def latencies(until: asyncio.Future[Any], tick: float = 0.005) -> list[float]:
-    """How late the event loop comes to work that is due every `tick` seconds, for each time it was due."""
+    """How late the event loop comes to work that is due every `tick` seconds, for each time it was due.
+
+    At most what this process has computed meanwhile: what other programs take from it is not its threads' fault.
+    """
     due = time.perf_counter()
     late: list[float] = []
     while not until.done():
         due += tick
+        computed = time.process_time()
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        late.append(time.perf_counter() - due)
+        late.append(min(time.perf_counter() - due, time.process_time() - computed))
     return late
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs 2 cores")
 async def test_sixteen_large_images_do_not_hold_up_the_event_loop() -> None:
-    """The best of three: other work on the machine holds it up as well."""
     kinds = [data_url(large(*each)) for each in (("JPEG",), ("WEBP",), ("PNG", "RGBA"), ("WEBP", "RGBA"))]
     app = application(ScriptedRunner(), max_body_bytes=2**28)
     async with client_of(app) as client:
@@ -151,13 +154,10 @@ async def test_sixteen_large_images_do_not_hold_up_the_event_loop() -> None:
         def size_of(path: str) -> tuple[int, int]:
             return found.file(path).decode().size
 
-        for _ in range(3):
-            work = asyncio.gather(*(loop.run_in_executor(service._threads, size_of, path) for path in found.urls))
-            late = np.array(await latencies(work))
-            assert set(await work) == {(6000, 4000)}
-            assert len(late) > 100
-            p99 = float(np.percentile(late, 99))
-            print(f"16 images of 24 megapixels: event loop p99 {p99 * 1e3:.1f} ms, worst {late.max() * 1e3:.1f} ms")
-            if p99 <= 0.05:
-                return
-    pytest.fail(f"the event loop was late by {p99:.3f} s")
+        work = asyncio.gather(*(loop.run_in_executor(service._threads, size_of, path) for path in found.urls))
+        late = np.array(await latencies(work))
+    assert set(await work) == {(6000, 4000)}
+    assert len(late) > 20
+    p99 = float(np.percentile(late, 99))
+    print(f"16 images of 24 megapixels: event loop p99 {p99 * 1e3:.1f} ms, worst {late.max() * 1e3:.1f} ms")
+    assert p99 <= 0.05
