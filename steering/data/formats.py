@@ -136,13 +136,14 @@ def _single(source: Source, text: str, pictures: Sequence[Picture] = (), **more:
 
 
 def _vlsafe(fields: Mapping[str, Any], source: Source) -> Example:
-    """VLSafe: `orig_query` or `query` is harmful, `safe_query` its twin; images are COCO files, fetched apart."""
+    """VLSafe: `orig_query` or `query` is harmful, `safe_query` its twin, if any; images are COCO files."""
     pictures = source.pictures(fields["image_id"]) if source.images is not None else ()
+    twin = fields.get("safe_query")
     return Example(
         id=source.id,
         where=source.where,
         harmful=Question(fields.get("orig_query") or fields["query"], pictures),
-        harmless=Question(fields["safe_query"], pictures),
+        harmless=Question(twin, pictures) if twin else None,
         category="VLSafe",
         group=str(fields["image_id"]),
     )

@@ -94,8 +94,9 @@ def test_vlsafe_and_its_twins(tmp_path: Path) -> None:
         tmp_path / "v.jsonl",
         {"image_id": "1.jpg", "safe_query": "safe", "orig_query": "toxic"},
         {"image_id": "1.jpg", "caption": "c", "query": "toxic 2", "safe_query": "safe 2", "reference": "r"},
+        {"image_id": "1.jpg", "caption": "c", "query": "toxic 3", "reference": "r"},
     )
-    assert [row.question.text for row in read_set(path, "vlsafe", "harmful")] == ["toxic", "toxic 2"]
+    assert [row.question.text for row in read_set(path, "vlsafe", "harmful")] == ["toxic", "toxic 2", "toxic 3"]
     safe = read_set(path, "vlsafe", "harmless", tmp_path)
     assert [(row.question.text, len(row.question.images)) for row in safe] == [("safe", 1), ("safe 2", 1)]
 
