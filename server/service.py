@@ -159,6 +159,7 @@ class Service:
 
     def start(self) -> None:
         """Begin to load the model, and to write the audit log."""
+        self._parse_thread.submit(int)  # the thread is there from the start, and none is begun within a load
         self.recorder.start()
         self.engine.start()
 
