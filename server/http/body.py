@@ -55,15 +55,14 @@ async def validated(
             f"The body holds {values} commas and brackets; the limit is {max_values} (max_json_values).",
             code="too_many_values",
         )
-    if values <= FEW_VALUES:
-        return validate(parsed(body))
 
     def work() -> T:
         data = parsed(body)
-        check_containers(data, max_containers)
+        if values > max_containers:  # or there cannot be more
+            check_containers(data, max_containers)
         return validate(data)
 
-    return await asyncio.get_running_loop().run_in_executor(threads, work)
+    return work() if values <= FEW_VALUES else await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 async def count_values(body: bytes) -> int:

@@ -73,6 +73,13 @@ def test_containers_are_counted_exactly() -> None:
         check_containers(data, 4)
 
 
+async def test_the_limit_of_containers_holds_for_small_bodies_too(threads: Executor) -> None:
+    body = orjson.dumps([[], [], []])
+    assert await validated(body, lambda data: data, max_values=100, max_containers=4, threads=threads) == [[], [], []]
+    with pytest.raises(BadRequest, match=r"more than 3 arrays and objects \(max_json_containers\)"):
+        await validated(body, lambda data: data, max_values=100, max_containers=3, threads=threads)
+
+
 async def test_a_text_of_brackets_is_only_counted_as_values(threads: Executor) -> None:
     body = orjson.dumps({"text": "[{," * 5000})
     found = await validated(body, lambda data: data, max_values=20_000, max_containers=1, threads=threads)

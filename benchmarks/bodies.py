@@ -1,0 +1,98 @@
+"""What hostile JSON bodies cost others: the longest stop of the event loop while one is counted, parsed and validated.
+
+`python -m benchmarks.bodies`; no server and no model: the parsing that every route does, with the default limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from server.api.chat import ChatJob
+from server.api.completions import CompletionJob
+from server.errors import BadRequest
+from server.http.body import validated
+from server.settings.schema import Settings
+
+TICK = 0.001  # seconds between two looks at the clock
+EMPTY_PART = {"type": "text", "text": ""}
+
+Validate = Callable[[object], Any]
+
+
+def chat(content: object) -> bytes:
+    """A chat of one message."""
+    return orjson.dumps({"model": "m", "messages": [{"role": "user", "content": content}]})
+
+
+def completion(prompt: object) -> bytes:
+    """A legacy completion."""
+    return orjson.dumps({"model": "m", "prompt": prompt})
+
+
+def cases() -> dict[str, tuple[bytes, Validate]]:
+    """Bodies by what is much of them, each with what a route makes of it."""
+    image = "data:image/png;base64," + "A" * 30 * 2**20
+    return {
+        "900,000 empty parts": (chat([EMPTY_PART] * 900_000), ChatJob.of),
+        "60,000 empty parts": (chat([EMPTY_PART] * 60_000), ChatJob.of),
+        "19,000 empty parts": (chat([EMPTY_PART] * 19_000), ChatJob.of),
+        "10 million empty lists": (b'{"model":"m","messages":[' + b"[]," * (10 * 2**20) + b"[]]}", ChatJob.of),
+        "190,000 token ids": (completion([*range(190_000)]), CompletionJob.of),
+        "190,000 texts": (completion([f"text {number}" for number in range(190_000)]), CompletionJob.of),
+        "a text of 30 MiB": (chat("x" * 30 * 2**20), ChatJob.of),
+        "an image of 30 MiB": (chat([{"type": "image_url", "image_url": {"url": image}}]), ChatJob.of),
+    }
+
+
+async def stop_of(body: bytes, validate: Validate, threads: ThreadPoolExecutor) -> tuple[float, float, str]:
+    """Seconds in all, the longest stop of the event loop meanwhile, and what became of the body."""
+    settings = Settings()
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            begun = perf_counter()
+            await asyncio.sleep(TICK)
+            longest = max(longest, perf_counter() - begun - TICK)
+
+    watching = asyncio.create_task(watch())
+    await asyncio.sleep(10 * TICK)
+    begun = perf_counter()
+    try:
+        await validated(
+            body,
+            validate,
+            max_values=settings.max_json_values,
+            max_containers=settings.max_json_containers,
+            threads=threads,
+        )
+        outcome = "taken"
+    except BadRequest as error:
+        outcome = f"400: {str(error)[:60]}"
+    took = perf_counter() - begun
+    await asyncio.sleep(10 * TICK)  # a stop is seen when it is over
+    watching.cancel()
+    return took, longest, outcome
+
+
+async def main() -> None:
+    """Print a line for each body."""
+    table = Table("body", "MB", "seconds in all", "longest stop, ms", "outcome")
+    with ThreadPoolExecutor(1) as threads:
+        for name, (body, validate) in cases().items():
+            took, stop, outcome = await stop_of(body, validate, threads)
+            table.add_row(name, f"{len(body) / 1e6:.1f}", f"{took:.3f}", f"{stop * 1e3:.1f}", outcome)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
