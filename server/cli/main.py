@@ -26,7 +26,6 @@ from server.cli.keys import app as keys_commands
 from server.cli.options import with_settings
 from server.engine.launch import LaunchSpec, explains_itself
 from server.engine.process import EngineProcess
-from server.http.connections import raise_descriptor_limit
 from server.record.audit.sink import Sink, SinkError
 from server.record.audit.sinks import make_sink
 from server.record.tracing import Tracing, TracingError, make_tracing
@@ -34,6 +33,7 @@ from server.request import EngineFailed
 from server.settings.schema import LogFormat, Settings
 from server.settings.sources import ConfigError, Loaded, load_settings
 from server.watch.logs import configure
+from server.workers.limits import raise_descriptor_limit
 
 if TYPE_CHECKING:
     from server.api.served import Served
@@ -105,7 +105,7 @@ def _serve(
 ) -> None:
     """Run until a signal; exits with 2 if the model does not load."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
-    host = EngineProcess(spec)  # it loads while this process imports what it serves with
+    engine = EngineProcess(spec)  # it loads while this process imports what it serves with
     from server.access.policies import make_policies
     from server.app import create_app
     from server.engine.client import EngineClient
@@ -113,7 +113,7 @@ def _serve(
     from server.reload import reload
 
     client = EngineClient(
-        host,
+        engine,
         lambda: _inputs(spec),
         max_live=settings.max_live,
         step_seconds=settings.step_seconds,

@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import pickle
-import resource
 import signal
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 from server.engine.launch import LaunchSpec, explains_itself
 from server.watch.logs import configure
 from server.workers.launch import python_command, without_import_variables
-from server.workers.limits import limit_this_process
+from server.workers.limits import raise_descriptor_limit
 
 if TYPE_CHECKING:
     from server.engine.own import OwnEngine
@@ -100,8 +99,7 @@ def main() -> None:
         signal.signal(each, signal.SIG_IGN)  # sent to all of a service's processes, they are the server's to handle
     spec: LaunchSpec = pickle.load(sys.stdin.buffer)  # noqa: S301  of the process that has started this one
     configure(spec.log_format, access=False)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit_this_process(resource.RLIMIT_NOFILE, most)  # each image that waits has one
+    raise_descriptor_limit()  # each image that waits has one
     from server.engine.loop import EngineLoop
 
     EngineLoop(socket.socket(fileno=int(sys.argv[1])), lambda: _load(spec), leave=_leave).run()

@@ -19,15 +19,6 @@ class Connection(Protocol):
         """Close at once."""
 
 
-def raise_descriptor_limit() -> None:
-    """Let this process open as many files as the system allows it to."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ValueError, OSError):  # macOS: no limit is told, and none is not accepted
-        logger.debug("the limit of descriptors stays at %d", soft)
-
-
 def connections_within(descriptors: int) -> int:
     """How many connections so many descriptors allow: each may have an image, which is a descriptor too."""
     return max(1, (descriptors - KEPT_DESCRIPTORS) // 2)
