@@ -108,8 +108,7 @@ class Backbone:
                 f"{len(prompt.ids)} prompt tokens and {max_tokens} more pass the cache of "
                 f"{self.cache.pool.count * self.cache.block_size}; it needs more memory"
             )
-        if self.cache.rows >= self.max_rows:
-            raise OutOfRows(f"{self.cache.rows} rows are open, the limit is {self.max_rows}")
+        self._check_rows()
         tokens = [*prompt.ids, *generated]
         pictures = place_pictures(prompt, self._image_token_id)
         marks = [(each.places[0], each.picture.digest) for each in pictures if each.places]
@@ -130,8 +129,7 @@ class Backbone:
         Raises OutOfRows.
         """
         assert source.length >= len(prompt.ids), f"{source.length} of {len(prompt.ids)} prompt tokens are computed"
-        if self.cache.rows >= self.max_rows:
-            raise OutOfRows(f"{self.cache.rows} rows are open, the limit is {self.max_rows}")
+        self._check_rows()
         tokens = [*prompt.ids, *generated]
         known = min(len(prompt.ids), len(tokens) - 1)
         try:
@@ -147,6 +145,10 @@ class Backbone:
         assert table is not None, "the row is closed"
         self.cache.shrink(table, known)
         return source.like(prompt, [*prompt.ids], table, known, place_pictures(prompt, self._image_token_id))
+
+    def _check_rows(self) -> None:
+        if self.cache.rows >= self.max_rows:
+            raise OutOfRows(f"{self.cache.rows} rows are open, the limit is {self.max_rows}")
 
     def has_room(self, tokens: int) -> bool:
         """Whether one more row could hold so many tokens, and each open one some more."""

@@ -48,12 +48,17 @@ def _load(file: Path) -> Loaded:
 def _check_reload(old: Loaded, new: Loaded) -> None:
     """Tell what a reload would loosen; a mistake where the new file does not say that it is meant."""
     from server.access.loosening import change_id, losses_between
+    from steering.errors import BundleError
     from steering.manifest import load_manifest
+    from steering.policy import PolicyError
 
     guard = LaunchSpec.of(old.settings).guard
     if guard is not None and not guard.exists():
         mistake(f"what a reload would loosen depends on the guard bundle {guard}, which is not here")
-    losses = losses_between(old.settings, new.settings, None if guard is None else load_manifest(guard))
+    try:
+        losses = losses_between(old.settings, new.settings, None if guard is None else load_manifest(guard))
+    except (PolicyError, BundleError) as error:
+        mistake(error)
     for loss in losses:
         typer.echo(f"a reload would loosen: {loss}")
     if not losses:

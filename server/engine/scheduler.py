@@ -83,7 +83,7 @@ class Scheduler:
         for request in [*self.running.values()]:
             if request.id in self.running:  # or it has made room for one before it
                 left -= self._run(request, left, plan, rows)
-        for request in [each for each in self.waiting if not each.waits]:
+        for request in (each for each in [*self.waiting] if not each.waits):
             if len(self.running) >= self.max_running or left <= 0 or self.preemptions != before:
                 break
             try:
