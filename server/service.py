@@ -21,8 +21,8 @@ from server.answer.deadline import Deadline
 from server.answer.pipeline import Pipeline
 from server.api.job import Intake, Job
 from server.api.served import Served
-from server.engine.client import NotReady, QueueFull
 from server.engine.host import Model
+from server.engine.live import NotReady, QueueFull
 from server.engine.protocol import Load
 from server.engine.wire import Parcel
 from server.errors import (
@@ -68,6 +68,10 @@ class EngineClient(Submits, Protocol):
     def retry_after(self) -> int:
         """Seconds after which a full queue may have room."""
 
+    @property
+    def restarts(self) -> int:
+        """How often the engine was started again."""
+
     def start(self) -> None:
         """Begin to load."""
 
@@ -108,6 +112,7 @@ class Service:
         self._parse_thread = ThreadPoolExecutor(1, thread_name_prefix="parse")  # one large body at a time
         self.metrics.watch(self._running, self._waiting, self._cache_usage)
         self.metrics.watch_ready(self._ready)
+        self.metrics.watch_restarts(lambda: self.engine.restarts)
 
     # state -----------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from models.backbone import Backbone
 
 EXIT_MISTAKE = 2
+EXIT_ENGINE = 3  # it has failed and is not started again here: whoever supervises the process starts it anew
 EXTRAS = {"sklearn": "fit", "matplotlib": "fit", "scipy": "eval", "openai": "eval", "pyarrow": "eval", "yaml": "eval"}
 
 Model = Annotated[str, typer.Option(help="Hub id or folder of the model.")]

@@ -19,7 +19,7 @@ import typer
 
 from server.cli.audit import print_audit
 from server.cli.config import app as config_commands
-from server.cli.console import mistake
+from server.cli.console import EXIT_ENGINE, mistake
 from server.cli.evaluate import app as evaluation
 from server.cli.fit import app as fitting
 from server.cli.keys import app as keys_commands
@@ -103,7 +103,7 @@ def _serve(
     tracing: Tracing | None,
     listener: socket.socket,
 ) -> None:
-    """Run until a signal; exits with 2 if the model does not load."""
+    """Run until a signal; exits with 2 if the model does not load, with 3 if the engine has failed for good."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
     engine = EngineProcess(spec)  # it loads while this process imports what it serves with
     from server.access.policies import make_policies
@@ -118,6 +118,7 @@ def _serve(
         max_live=settings.max_live,
         step_seconds=settings.step_seconds,
         check=lambda facts: make_policies(settings, facts.guard),
+        again=partial(EngineProcess, spec) if settings.engine_failure == "restart" else None,
     )
     application = create_app(settings, client, name=spec.name, sink=sink, tracing=tracing)
     service = application.state.service
@@ -142,6 +143,8 @@ def _serve(
         if not isinstance(failure, EngineFailed) and not explains_itself(failure):  # the engine's own is in the log
             logging.getLogger(__name__).error("the model could not be loaded", exc_info=failure)
         mistake(failure)
+    if server.engine_failure is not None:  # the log has it
+        raise typer.Exit(EXIT_ENGINE)
 
 
 def _inputs(spec: LaunchSpec) -> Inputs:

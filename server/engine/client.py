@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import ceil
 
 from server.engine import wire
 from server.engine.buffers import SharedBuffer
 from server.engine.host import Host, Inputs, Model
 from server.engine.launch import load_failure
-from server.engine.live import Deliver, LiveRequests
+from server.engine.live import Deliver, LiveRequests, NotReady, QueueFull
+from server.engine.loading import load_in_thread
 from server.engine.outbox import Outbox
 from server.engine.protocol import Facts, Load
+from server.engine.restarts import Restarts
 from server.engine.wire import Kind, Parcel
 from server.request import Ask, EngineFailed, Finish
 
@@ -24,18 +24,6 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILURE_CHARACTERS = 200  # of a failure's own words that are told to anyone who asks whether the server is ready
 END_SECONDS = 1.0  # for the system to tell how a process ended that has closed its connection
-
-
-class NotReady(Exception):
-    """The engine is still loading, has failed, or is shutting down."""
-
-
-class QueueFull(Exception):
-    """Too many live requests; `retry_after` in seconds is the server's guess at when to come back."""
-
-    def __init__(self, live: int, limit: int, retry_after: int) -> None:
-        super().__init__(f"{live} requests are running or waiting, the limit is {limit}")
-        self.retry_after = retry_after
 
 
 class EngineClient:
@@ -47,6 +35,8 @@ class EngineClient:
     `finish`, also where the host fails, dies, or stands still: nothing is heard of a request that has ended here.
 
     `step_seconds`: where requests live and the engine has told nothing for so long, it is taken for dead and killed.
+    `again`: makes another host where one has failed that served before; without it, or once `restarts` gives up, the
+    client is `over`.
     """
 
     STOP_SECONDS = 5.0  # for the step that runs when the server stops
@@ -59,6 +49,8 @@ class EngineClient:
         max_live: int,
         step_seconds: float = 300.0,
         check: Callable[[Facts], object] = lambda _: None,
+        again: Callable[[], Host] | None = None,
+        restarts: Restarts | None = None,
     ) -> None:
         self._host = host
         self._load_inputs = inputs
@@ -71,6 +63,11 @@ class EngineClient:
         self._live = LiveRequests()
         self._facts: Facts | None = None
         self._inputs: Inputs | None = None
+        self._again = again
+        self._restarts = restarts or Restarts()
+        self._serving = False  # an engine has loaded, and not failed since
+        self._starts_again = False  # one that served has failed, and another is on its way
+        self._over = asyncio.Event()
         self._loaded = asyncio.Event()
         self._closed = asyncio.Event()
         self._heard = False  # since the watch last looked
@@ -85,13 +82,28 @@ class EngineClient:
 
     def start(self) -> None:
         """Begin to load; must be called on the running event loop."""
-        loop = asyncio.get_running_loop()
+        self._connect()
+        self._tasks.append(asyncio.create_task(self._watch()))
+        load_in_thread(self._load_inputs, self._set_inputs, self._fail)
+
+    def _connect(self) -> None:
+        self._frames = wire.Frames()
+        self._closed.clear()
         self._connection = self._host.connect()
         self._connection.setblocking(False)
         self._outbox = Outbox(self._connection)
-        loop.add_reader(self._connection, self._read)
-        self._tasks.append(asyncio.create_task(self._watch()))
-        threading.Thread(target=self._read_inputs, args=(loop,), name="inputs", daemon=True).start()
+        asyncio.get_running_loop().add_reader(self._connection, self._read)
+
+    async def over(self) -> BaseException:
+        """Wait until an engine that served has failed and none is started again; returns the last failure."""
+        await self._over.wait()
+        assert self.failure is not None
+        return self.failure
+
+    @property
+    def restarts(self) -> int:
+        """How often an engine was started again."""
+        return self._restarts.count
 
     async def loaded(self) -> Model:
         """Wait until the model is there; raises what loading raised."""
@@ -115,7 +127,7 @@ class EngineClient:
         self._stopping = self._ending = True
         for task in self._tasks:
             task.cancel()
-        if self.model is not None and self._connection is not None:
+        if self._serving and self._connection is not None:
             self._post(wire.frame(Kind.STOP))
             try:
                 await asyncio.wait_for(self._closed.wait(), self.STOP_SECONDS)
@@ -129,7 +141,7 @@ class EngineClient:
     @property
     def ready(self) -> bool:
         """Whether a request would be accepted now."""
-        return self.model is not None and self.failure is None and not self._stopping
+        return self._serving and not self._stopping
 
     @property
     def live(self) -> int:
@@ -144,11 +156,17 @@ class EngineClient:
     @property
     def state(self) -> str:
         """One phrase for `/ready`: ready, loading, stopping, or what failed."""
+        if self.failure is not None and self._starts_again:
+            return "starting the engine again: " + self._why
         if self.failure is not None:
-            return "failed: " + " ".join(str(self.failure).split())[:MAX_FAILURE_CHARACTERS]
+            return "failed: " + self._why
         if self._stopping:
             return "stopping"
         return "ready" if self.model is not None else "loading the model"
+
+    @property
+    def _why(self) -> str:
+        return " ".join(str(self.failure).split())[:MAX_FAILURE_CHARACTERS]
 
     # requests --------------------------------------------------------------------------------------------------
 
@@ -213,46 +231,65 @@ class EngineClient:
 
     # loading ---------------------------------------------------------------------------------------------------
 
-    def _read_inputs(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread: the half of the model that is needed here."""
-        try:
-            inputs = self._load_inputs()
-        except BaseException as error:  # noqa: BLE001  told to those who wait
-            report = partial(self._fail, error)
-        else:
-            report = partial(self._set_inputs, inputs)
-        try:
-            loop.call_soon_threadsafe(report)
-        except RuntimeError:
-            logger.debug("the event loop has ended before the tokenizer was read")
-
     def _set_inputs(self, inputs: Inputs) -> None:
         self._inputs = inputs
         self._set_model()
 
     def _set_model(self) -> None:
         """Ready, once both halves are there."""
-        if self._facts is None or self._inputs is None or self.failure is not None:
+        if self._facts is None or self._inputs is None or (self.failure is not None and not self._starts_again):
             return
         try:
             self._check(self._facts)
+            if self.model is not None and self._facts != self.model.facts:
+                raise EngineFailed("another model or guard was loaded than before; start the server anew")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001  told to those who wait
             self._fail(error)
             return
-        self.model = Model(self._facts, self._inputs)
+        if self.model is None:
+            self.model = Model(self._facts, self._inputs)
+        else:
+            logger.warning("the engine serves again")
+        self._serving, self._starts_again, self.failure = True, False, None
+        self._restarts.served()
         self._loaded.set()
 
     # ends ------------------------------------------------------------------------------------------------------
 
     def _fail(self, failure: BaseException) -> None:
         """Nothing more is accepted, and what lives ends, whatever has become of the host."""
-        if self.failure is not None:
+        if self.failure is not None and not self._starts_again:
             return
-        self.failure = failure
+        self.failure, self._serving, self._starts_again = failure, False, False
         self._close()
         self._host.kill()
         self._live.end_all(Finish.ERROR, failure if isinstance(failure, EngineFailed) else None)
         self._loaded.set()
+        if self.model is not None and not self._stopping:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """After the failure of an engine that served: another one, or none."""
+        wait = None if self._again is None else self._restarts.wait()
+        if wait is None:
+            logger.critical("the engine is not started again: %s", self.state)
+            self._over.set()
+            return
+        logger.warning("the engine is started again in %g seconds", wait)
+        self._starts_again = True
+        self._tasks.append(asyncio.create_task(self._start_again(wait)))
+
+    async def _start_again(self, wait: float) -> None:
+        assert self._again is not None
+        await asyncio.sleep(wait)
+        await self._host.ended(END_SECONDS)  # so that its memory is free
+        self._facts = None
+        try:
+            self._host = self._again()
+        except OSError as error:
+            self._fail(EngineFailed(f"the engine cannot be started: {error.strerror or error}"))
+            return
+        self._connect()
 
     def _close(self) -> None:
         """Hear and tell nothing more."""
@@ -270,8 +307,8 @@ class EngineClient:
         """The host has ended by itself."""
         how = await self._host.ended(END_SECONDS)
         failure = EngineFailed(f"the engine's process {how or 'has closed its connection'}")
-        if self.failure is None:
-            logger.critical("%s; nothing more is served", failure)
+        if self.failure is None or self._starts_again:
+            logger.critical("%s", failure)
         self._fail(failure)
 
     async def _watch(self) -> None:
@@ -283,10 +320,10 @@ class EngineClient:
         looks = 0
         while True:
             await asyncio.sleep(self._step_seconds / 4)
-            looks = looks + 1 if self._live and not self._heard else 0
+            looks = looks + 1 if self._connection is not None and self._live and not self._heard else 0
             self._heard = False
             if looks > 4:
                 failure = EngineFailed(f"a step of the engine did not end within {self._step_seconds:g} seconds")
-                logger.critical("%s; nothing more is served", failure)
+                logger.critical("%s", failure)
                 self._fail(failure)
-                return
+                looks = 0

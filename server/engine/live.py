@@ -16,6 +16,18 @@ logger = logging.getLogger(__name__)
 Deliver = Callable[[Sequence[Event]], None]
 
 
+class NotReady(Exception):
+    """The engine is still loading, has failed, or is shutting down."""
+
+
+class QueueFull(Exception):
+    """Too many live requests; `retry_after` in seconds is the server's guess at when to come back."""
+
+    def __init__(self, live: int, limit: int, retry_after: int) -> None:
+        super().__init__(f"{live} requests are running or waiting, the limit is {limit}")
+        self.retry_after = retry_after
+
+
 @dataclass(frozen=True, slots=True)
 class _Live:
     request: Request

@@ -34,6 +34,9 @@ class Loads(Protocol):
     async def loaded(self) -> object:
         """Wait for the model; raises what loading raised."""
 
+    async def over(self) -> BaseException:
+        """Wait for a failure that nothing is done about here; returns it."""
+
     async def drain(self, seconds: float) -> bool:
         """Take nothing new and wait for the rest."""
 
@@ -71,6 +74,7 @@ class HttpServer(uvicorn.Server):
             )
         )
         self.start_failure: BaseException | None = None
+        self.engine_failure: BaseException | None = None
         self._engine = engine
         self._drain_seconds = settings.drain_seconds
         self._announce = announce
@@ -81,7 +85,8 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen at once, so that `/health` answers; announce later."""
         await super().startup(sockets)
-        self._tasks = [asyncio.create_task(self._announce_when_loaded()), asyncio.create_task(self._reload_on_hangup())]
+        steps = (self._announce_when_loaded(), self._reload_on_hangup(), self._end_with_the_engine())
+        self._tasks = [asyncio.create_task(step) for step in steps]
 
     async def _announce_when_loaded(self) -> None:
         try:
@@ -90,6 +95,10 @@ class HttpServer(uvicorn.Server):
         except Exception as error:  # noqa: BLE001  told to whoever started the server
             self.start_failure = error
             self.should_exit = True
+
+    async def _end_with_the_engine(self) -> None:
+        self.engine_failure = await self._engine.over()
+        self.should_exit = True
 
     async def _reload_on_hangup(self) -> None:
         """One reload after another, however fast the signals come; none before the model is loaded."""

@@ -265,6 +265,11 @@ class Settings(BaseSettings, PolicySettings):
         None, "Open connections; if not given, and at most, what the limit of descriptors allows. Idle ones make room."
     )
     drain_seconds: Seconds = _fixed(30.0, "How long running requests may go on after SIGTERM.")
+    engine_failure: Literal["restart", "exit"] = _fixed(
+        "restart",
+        "What follows a failure of the engine: it is started again, up to 5 times in a row; then, or with `exit`, the "
+        "server ends with code 3.",
+    )
     step_seconds: Seconds = _fixed(300.0, "How long one step of the engine may take before it is taken for dead.")
     default_max_tokens: Count = Field(default=1024, description="Length of an answer whose request does not say.")
     request_seconds: Seconds = Field(

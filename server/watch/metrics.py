@@ -132,6 +132,10 @@ class Metrics:
             )
         )
 
+    def watch_restarts(self, restarts: Callable[[], int]) -> None:
+        """Read how often the engine was started again whenever the metrics are."""
+        self.registry.register(_Restarts(restarts))
+
     def watch_audit(self, audit: Audit) -> None:
         """Read the audit log's state whenever the metrics are."""
         self.registry.register(
@@ -246,3 +250,15 @@ class _Gauges(Collector):
     def collect(self) -> list[GaugeMetricFamily]:
         """Read all gauges now."""
         return [GaugeMetricFamily(name, text, value=read()) for name, text, read in self._gauges]
+
+
+class _Restarts(Collector):
+    """Restarts of the engine, read at the time of a scrape."""
+
+    def __init__(self, restarts: Callable[[], int]) -> None:
+        self._restarts = restarts
+
+    def collect(self) -> list[CounterMetricFamily]:
+        """Read them now."""
+        text = "How often the engine was started again after it had failed."
+        return [CounterMetricFamily("autosteer_engine_restarts", text, value=self._restarts())]

@@ -26,9 +26,8 @@ from models.inputs import Prompt
 from models.pixels import ImageFile
 from models.sampling import Logprobs
 from server.app import create_app
-from server.engine.client import NotReady, QueueFull
 from server.engine.host import Inputs, Model
-from server.engine.live import Deliver
+from server.engine.live import Deliver, NotReady, QueueFull
 from server.engine.protocol import Facts, Load
 from server.engine.wire import Parcel
 from server.request import Ask, EngineError, Event, Finish, Request
@@ -172,6 +171,7 @@ class ScriptedRunner:
     requests: list[Request] = field(default_factory=list)
     stopped: bool = False
     retry_after: int = 7
+    restarts: int = 0
     gate: asyncio.Event | None = None  # until it is set, nothing is scheduled
 
     def __post_init__(self) -> None:
@@ -192,6 +192,10 @@ class ScriptedRunner:
 
     def start(self) -> None:
         pass
+
+    async def over(self) -> BaseException:
+        await asyncio.Event().wait()
+        raise AssertionError
 
     async def loaded(self) -> Any:
         return self.model

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from server.answer.choices import Choices
 from server.answer.pipeline import Pipeline
 from server.answer.text_decoder import TextDecoder
-from server.engine.client import QueueFull
-from server.engine.live import Deliver
+from server.engine.live import Deliver, QueueFull
 from server.engine.wire import Parcel
 from server.errors import ServerFault, Unavailable
 from server.request import EngineFailed, Event, Finish, RequestFailed

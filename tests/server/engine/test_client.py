@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from models.inputs import Prompt
-from server.engine.client import EngineClient, NotReady, QueueFull
+from server.engine.client import EngineClient
+from server.engine.live import NotReady, QueueFull
 from server.engine.loop import EngineLoop
 from server.engine.own import OwnEngine
 from server.engine.pace import Pace

@@ -20,10 +20,12 @@ import pytest
 import torch
 
 from models.errors import LoadError
-from server.engine.client import EngineClient, NotReady
+from server.engine.client import EngineClient
 from server.engine.host import Inputs
 from server.engine.launch import SMALL_MODEL, set_threads
+from server.engine.live import NotReady
 from server.engine.process import EngineProcess, engine_environment
+from server.engine.restarts import Restarts
 from server.engine.wire import pack
 from server.request import EngineFailed, Finish
 from server.workers import launch
@@ -100,7 +102,81 @@ async def test_one_that_dies_ends_every_request_once_and_nothing_is_accepted_aft
         assert (runner.ready, runner.live) == (False, 0)
         with pytest.raises(NotReady, match="SIGKILL"):
             runner.submit(pack([endless("late")]), Inbox())
-    assert "was ended by SIGKILL; nothing more is served" in caplog.text
+    assert "was ended by SIGKILL" in caplog.text
+
+
+async def until_ready(runner: EngineClient) -> None:
+    while not runner.ready:  # noqa: ASYNC110  only asking tells
+        await asyncio.sleep(0.01)
+
+
+async def test_one_that_dies_is_started_again_and_serves() -> None:
+    """Each request in flight ends once; none is accepted in between; those that come later are answered."""
+    spec = FakeSpec()
+    async with running(spec, again=lambda: EngineProcess(as_any(spec)), restarts=Restarts((0.0, 0.0))) as (runner, _):
+        for number in (1, 2):
+            inboxes = [Inbox() for _ in range(5)]
+            for inbox in inboxes:
+                runner.submit(pack([endless(f"{number} {id(inbox)}")]), inbox)
+            await inboxes[0].begun.wait()
+            process_of(runner).kill()
+            await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
+            assert all(inbox.finishes == [Finish.ERROR] for inbox in inboxes)
+            assert runner.state == "starting the engine again: the engine's process was ended by SIGKILL"
+            assert (runner.ready, runner.live) == (False, 0)
+            with pytest.raises(NotReady, match="starting the engine again"):
+                runner.submit(pack([endless("between")]), Inbox())
+            await until_ready(runner)
+            assert (runner.restarts, runner.failure, runner.state) == (number, None, "ready")
+            inbox = Inbox()
+            runner.submit(pack([ask(f"after {number}", [3], max_tokens=4)]), inbox)
+            await inbox.ended.wait()
+            assert inbox.finishes == [Finish.LENGTH]
+
+
+async def test_one_that_stands_still_is_started_again() -> None:
+    spec = FakeSpec()
+    async with running(spec, step_seconds=0.4, again=lambda: EngineProcess(as_any(spec))) as (runner, process):
+        inbox = Inbox()
+        runner.submit(pack([endless("a")]), inbox)
+        await inbox.begun.wait()
+        process.suspend()
+        await inbox.ended.wait()
+        await until_ready(runner)
+
+
+@pytest.mark.parametrize(
+    "broken", [FakeSpec(fault=MemoryError("cannot allocate")), FakeSpec(signal=signal.SIGKILL)], ids=["fault", "kill"]
+)
+async def test_a_loop_of_failures_has_an_end(broken: FakeSpec) -> None:
+    made: list[EngineProcess] = []
+
+    def again() -> EngineProcess:
+        made.append(EngineProcess(as_any(broken)))
+        return made[-1]
+
+    async with running(again=again, restarts=Restarts((0.0, 0.0, 0.0))) as (runner, process):
+        process.kill()
+        failure = await runner.over()
+        assert isinstance(failure, EngineFailed)
+        assert runner.state == f"failed: {failure}"
+        assert (len(made), runner.restarts) == (3, 3)
+
+
+async def test_without_another_one_it_is_over_at_once() -> None:
+    async with running() as (runner, process):
+        process.kill()
+        assert "SIGKILL" in str(await runner.over())
+        assert runner.restarts == 0
+
+
+async def test_one_that_waits_to_be_started_again_is_not_when_the_server_stops() -> None:
+    made: list[object] = []
+    async with running(again=as_any(lambda: made.append(None)), restarts=Restarts((1000.0,))) as (runner, process):
+        process.kill()
+        while runner.restarts == 0:  # noqa: ASYNC110  only asking tells
+            await asyncio.sleep(0.01)
+    assert made == []
 
 
 async def test_one_that_stands_still_is_killed() -> None:

@@ -43,6 +43,7 @@ FAMILIES = {
     "autosteer_audit_records": "counter",
     "autosteer_model_info": "gauge",
     "autosteer_ready": "gauge",
+    "autosteer_engine_restarts": "counter",
 }
 
 
@@ -50,6 +51,7 @@ def watched() -> Metrics:
     metrics = Metrics()
     metrics.watch(lambda: 2, lambda: 3, lambda: 0.25)
     metrics.watch_ready(lambda: True)
+    metrics.watch_restarts(lambda: 0)
     return metrics
 
 
