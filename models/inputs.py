@@ -11,30 +11,25 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 from PIL import Image
-from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from models.errors import PromptError
 from models.families import Detail, Family
 from models.images import Picture, pictures_of
+from models.pieces import SENTINEL, SENTINELS, PieceTokenizer, SentinelTokenizer, special_pattern
 from models.pixels import ImageFile
 from models.processed import NOTHING, ImageProcessor, ProcessedMemory, PromptImages
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
-# Private-use characters: in a rendering with sentinels there is no text of a user left that could contain them.
-_SENTINEL = "\ue0f0{}\ue0f1"
-_SENTINELS = re.compile("\ue0f0(\\d+)\ue0f1")
 _STAND_IN = Image.new("RGB", (1, 1))  # for an image of which all is known
 
 
@@ -74,8 +69,8 @@ class InputBuilder:
         self._family = family
         self._template = chat_template
         self._image_token_id = image_token_id
-        self._special = _special_pattern(self._tokenizer)
-        self._pieces = _PieceTokenizer(self._tokenizer)
+        self._special = special_pattern(self._tokenizer)
+        self._pieces = PieceTokenizer(self._tokenizer)
 
     @property
     def template_hash(self) -> str:
@@ -110,7 +105,7 @@ class InputBuilder:
         self._check_placeholders(skeleton, len(images))
         rendered = self._render(chat)
         # The texts add a special token, alone, together or with the template's words around them?
-        hostile = self._special.findall(rendered) != self._special.findall(_SENTINELS.sub("", skeleton))
+        hostile = self._special.findall(rendered) != self._special.findall(SENTINELS.sub("", skeleton))
         if hostile:
             return self._process(self._with_pieces(texts), skeleton, pictures)
         return self._process(copy.copy(self._processor), rendered, pictures)
@@ -169,7 +164,7 @@ class InputBuilder:
     def _with_pieces(self, texts: Sequence[_Text]) -> Any:  # noqa: ANN401
         """A copy of the processor whose tokenizer knows what the sentinels stand for."""
         processor = copy.copy(self._processor)
-        processor.tokenizer = _SentinelTokenizer(self._tokenizer, self._pieces, [text.core for text in texts])
+        processor.tokenizer = SentinelTokenizer(self._tokenizer, self._pieces, [text.core for text in texts])
         return processor
 
     def _process(self, processor: Any, text: str, images: PromptImages) -> Prompt:  # noqa: ANN401
@@ -232,11 +227,11 @@ def _with_sentinels(chat: Sequence[Mapping[str, Any]], texts: list[_Text]) -> li
                 content.append(part)
                 continue
             before, after = part["text"].split(core, 1)
-            content.append({"type": "text", "text": f"{before}{_SENTINEL.format(len(texts))}{after}"})
+            content.append({"type": "text", "text": f"{before}{SENTINEL.format(len(texts))}{after}"})
             texts.append(_Text(where=f"messages[{place}]", core=core))
         stand_in = {**message, "content": content}
         if (name := message.get("name")) is not None:
-            stand_in["name"] = _SENTINEL.format(len(texts))
+            stand_in["name"] = SENTINEL.format(len(texts))
             texts.append(_Text(where=f"messages[{place}].name", core=name, place=f"{place}.name"))
         out.append(stand_in)
     return out
@@ -244,130 +239,7 @@ def _with_sentinels(chat: Sequence[Mapping[str, Any]], texts: list[_Text]) -> li
 
 def _check_nothing_dropped(skeleton: str, texts: Sequence[_Text]) -> None:
     """A template that leaves out a message (often the system's) must not do so silently."""
-    shown = {int(number) for number in _SENTINELS.findall(skeleton)}
+    shown = {int(number) for number in SENTINELS.findall(skeleton)}
     for number, text in enumerate(texts):
         if number not in shown:
             raise PromptError(f"the model's chat template leaves out the text of {text.where}", text.place)
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Every added token, special or not, save the blank ones: line breaks are added tokens of some families."""
-    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-    return {content: number for content, number in added.items() if not content.isspace()}
-
-
-def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that no user's words may turn into. The unknown token is one only where it doubles as another."""
-    tokens = _special_tokens(tokenizer)
-    others = {token for name, token in tokenizer.special_tokens_map.items() if name != "unk_token"}
-    if tokenizer.unk_token not in others:
-        tokens.pop(str(tokenizer.unk_token), None)
-    return frozenset(tokens.values())
-
-
-def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    longest_first = sorted(_special_tokens(tokenizer), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-
-class _PieceTokenizer:
-    """Tokenises a piece of a prompt: the template's words with special tokens, a user's words without."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._plain = _backend(tokenizer, inert=False)
-        self._inert = _backend(tokenizer, inert=True)
-        self._special = _special_pattern(tokenizer)
-        self._special_ids = _control_ids(tokenizer)
-        self._newline = {id(each): _ids(each, "\n") for each in (self._plain, self._inert)}
-        self.prefix, self.suffix = _frame(tokenizer)
-
-    def template(self, text: str, *, first: bool) -> list[int]:
-        """Ids of the template's words; the special tokens in them count."""
-        return _ids(self._plain, text) if first else self._inside(self._plain, text)
-
-    def user(self, text: str, *, first: bool) -> list[int]:
-        """Ids of a user's words, none of them special."""
-        ids = _ids(self._inert, text) if first else self._inside(self._inert, text)
-        if self._special_ids.isdisjoint(ids):
-            return ids
-        return self._broken(text)
-
-    def _broken(self, text: str) -> list[int]:
-        """For vocabularies whose ordinary merges spell a special token: break each one after its first character."""
-        pieces: list[str] = []
-        last = 0
-        for match in self._special.finditer(text):
-            pieces += [text[last : match.start() + 1], text[match.start() + 1 : match.end()]]
-            last = match.end()
-        pieces.append(text[last:])
-        ids = [number for piece in pieces if piece for number in self._inside(self._inert, piece)]
-        if not self._special_ids.isdisjoint(ids):
-            raise PromptError("a text holds a special token of the model that cannot be written as plain text")
-        return ids
-
-    def _inside(self, backend: Tokenizer, text: str) -> list[int]:
-        # After a line break, which is then cut off: SentencePiece puts a space before the first word of a string.
-        newline = self._newline[id(backend)]
-        ids = _ids(backend, "\n" + text)
-        if newline and ids[: len(newline)] == newline:
-            return ids[len(newline) :]
-        return _ids(backend, text)
-
-
-def _backend(tokenizer: PreTrainedTokenizerBase, *, inert: bool) -> Tokenizer:
-    """An own copy of the Rust tokenizer, so that no setting is shared; `inert` ones match no added token."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["truncation"] = state["padding"] = None
-    if inert:
-        for token in state["added_tokens"]:
-            token["special"] = True
-    backend = Tokenizer.from_str(json.dumps(state))
-    backend.encode_special_tokens = inert
-    return backend
-
-
-def _ids(backend: Tokenizer, text: str) -> list[int]:
-    return list(backend.encode(text, add_special_tokens=False).ids)
-
-
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer itself puts before and after a text (such as a BOS token)."""
-    bare = tokenizer.encode("a", add_special_tokens=False)
-    full = tokenizer.encode("a")
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start], full[start + len(bare) :]
-    raise AssertionError(f"{full} does not contain {bare}")
-
-
-class _SentinelTokenizer:
-    """Stands in for the processor's tokenizer in one call: tokenises between the sentinels, and the texts inertly."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, pieces: _PieceTokenizer, texts: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
-        self._pieces = pieces
-        self._texts = texts
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(self._tokenizer, name)
-
-    def __call__(self, text: str | Sequence[str], **options: Any) -> _PieceEncoding:  # noqa: ANN401
-        samples = [text] if isinstance(text, str) else text
-        ids = [self._encode(sample, framed=options.get("add_special_tokens", True)) for sample in samples]
-        return _PieceEncoding({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
-
-    def _encode(self, sample: str, *, framed: bool) -> list[int]:
-        ids: list[int] = []
-        for place, piece in enumerate(_SENTINELS.split(sample)):  # words, number, words, number, ..., words
-            if not piece:
-                continue
-            encode: Callable[..., list[int]] = self._pieces.user if place % 2 else self._pieces.template
-            ids += encode(self._texts[int(piece)] if place % 2 else piece, first=not ids)
-        return [*self._pieces.prefix, *ids, *self._pieces.suffix] if framed else ids
-
-
-class _PieceEncoding(BatchEncoding):  # type: ignore[misc]
-    """Has no character offsets; the processors that ask use them only for token types, which we count ourselves."""
-
-    def char_to_token(self, *_args: int) -> int:
-        return 0
