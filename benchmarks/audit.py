@@ -22,7 +22,8 @@ from server.record.audit.sinks import make_sink
 from server.record.call import Call
 from server.record.describe import record_of
 from server.request import Ask, Finish, Request
-from server.settings.schema import AuditSettings, Settings
+from server.settings.groups import AuditSettings
+from server.settings.schema import Settings
 from server.watch.metrics import Metrics
 from steering.policy import Decision, Mode, Policy, Verdict
 from tests.server.scripted import byte_tokenizer

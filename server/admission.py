@@ -12,7 +12,7 @@ from server.api.answer_fields import GuardOptions
 from server.api.served import Served
 from server.errors import ApiError, BadRequest, ClientGone, TooManyRequests
 from server.record.call import Call
-from server.settings.schema import PolicySettings
+from server.settings.groups import PolicySettings
 from server.watch.metrics import Metrics
 from steering.policy import Policy
 

@@ -39,7 +39,8 @@ from server.record.call import Call, call_of
 from server.record.recorder import Recorder
 from server.record.tracing import Tracing
 from server.request import Ask, Request
-from server.settings.schema import DEFAULT_POLICY, Settings
+from server.settings.schema import Settings
+from server.settings.values import DEFAULT_POLICY
 from server.watch.metrics import Metrics
 from steering.policy import Policy, PolicyError
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from server.errors import BadRequest, Unauthorized
-from server.settings.schema import DEFAULT_POLICY, PolicySettings, Settings
+from server.settings.groups import PolicySettings
+from server.settings.schema import Settings
+from server.settings.values import DEFAULT_POLICY
 
 PREFIX = "sk-autosteer-"
 ANONYMOUS = "anonymous"

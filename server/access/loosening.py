@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from server.access.policies import looser_fields, make_policy
-from server.settings.schema import DEFAULT_POLICY, NoKeys, PolicySettings, Settings
+from server.settings.groups import NoKeys, PolicySettings
+from server.settings.schema import Settings
+from server.settings.values import DEFAULT_POLICY
 from steering.policy import Calibrated
 
 PERMISSIONS = ("may_loosen", "expose_scores")

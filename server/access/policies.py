@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from server.api.answer_fields import GuardOptions
 from server.errors import BadRequest, Forbidden
-from server.settings.schema import DEFAULT_POLICY, PolicySettings, Settings
+from server.settings.groups import PolicySettings
+from server.settings.schema import Settings
+from server.settings.values import DEFAULT_POLICY
 from steering.policy import Calibrated, Mode, Policy, PolicyError
 
 # A blocked request is never decoded; a steered one is, and what steering fails on gets through.

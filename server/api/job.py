@@ -12,7 +12,8 @@ from server.api.answer_fields import GuardOptions
 from server.api.served import Served
 from server.media.images import RequestImages
 from server.request import Ask
-from server.settings.schema import PolicySettings, Settings
+from server.settings.groups import PolicySettings
+from server.settings.schema import Settings
 from steering.policy import Policy
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, SecretStr
 from server.cli.console import EXIT_MISTAKE, mistake
 from server.cli.options import with_settings
 from server.engine.launch import LaunchSpec
-from server.settings.schema import NoKeys, ShadowSettings
+from server.settings.groups import NoKeys, ShadowSettings
 from server.settings.sources import ConfigError, Loaded, load_settings
 
 if TYPE_CHECKING:

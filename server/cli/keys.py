@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from server.access.keys import hash_key, new_key
 from server.cli.console import mistake
-from server.settings.schema import DEFAULT_POLICY, KeySettings
+from server.settings.groups import KeySettings
+from server.settings.values import DEFAULT_POLICY
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from server.settings.schema import Settings, nested_model
+from server.settings.groups import nested_model
+from server.settings.schema import Settings
 
 Config = Annotated[
     Path | None, typer.Option(metavar="FILE", help="YAML or TOML file of settings. Environment: AUTOSTEER_CONFIG.")

@@ -24,7 +24,7 @@ import httpx
 
 from server.media.addresses import is_public
 from server.media.files import MediaError
-from server.settings.schema import MediaSettings
+from server.settings.groups import MediaSettings
 from server.watch.trace_context import outgoing
 
 # Only what RFC 3986 allows, written as it is sent. A part that another parser could read differently is refused.

@@ -8,7 +8,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from server.settings.schema import PolicySettings, Settings, is_fixed, nested_model
+from server.settings.groups import PolicySettings, nested_model
+from server.settings.schema import Settings, is_fixed
 
 
 def reference() -> str:

@@ -2,197 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
-    SecretStr,
-    ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from steering.policy import Mode
-
-DEFAULT_POLICY = "default"
-AUDIT_SCHEMES = ("file", "sqlite", "postgresql")
-MEBI = 2**20
+from server.settings.groups import (
+    AuditSettings,
+    KeySettings,
+    MediaSettings,
+    PolicySettings,
+    ShadowSettings,
+    read_keys,
+)
+from server.settings.values import DEFAULT_POLICY, MEBI, Count, Endpoint, Name, Seconds, Word
 
 LogFormat = Literal["json", "text"]
-
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-# A name as it is compared with a URL's host: lower case, no trailing dot; `*.` stands for one or more labels.
-Domain = Annotated[
-    str, Field(max_length=253, pattern=r"^(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]$")
-]
-Endpoint = Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s@?#]+$")]
-Word = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 def _fixed(default: object, description: str) -> Any:  # noqa: ANN401  as pydantic's own Field
     """A setting that cannot change while the server runs."""
     return Field(default, description=description, json_schema_extra={"fixed": True})
-
-
-def _key_hash(value: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", value.get_secret_value()):
-        raise PydanticCustomError(
-            "key_hash", "must be 'sha256:' and 64 hex digits, as `autosteer keys new` prints it; never the key itself"
-        )
-    return value
-
-
-def _audit_url(value: SecretStr) -> SecretStr:
-    url = value.get_secret_value()
-    scheme = url.partition(":")[0]
-    if scheme not in AUDIT_SCHEMES:
-        raise PydanticCustomError(
-            "audit_url", "must begin with file:///, sqlite:/// or postgresql://, not {scheme}", {"scheme": scheme[:20]}
-        )
-    parts = urlsplit(url)
-    if scheme == "file" and (parts.netloc or len(parts.path) < 2 or parts.query or parts.fragment):
-        raise PydanticCustomError("audit_url", "must be file:/// and the absolute path of a file")
-    if scheme == "sqlite" and (parts.netloc or len(parts.path) < 2):
-        raise PydanticCustomError("audit_url", "must be sqlite:/// and the path of a file")
-    return value
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class PolicySettings(_Frozen):
-    """What a policy says; what a named one leaves out is as in the policy `default`, which the top level describes."""
-
-    mode: Mode | None = Field(
-        default=None, description="`off`, `monitor`, `steer` or `block`; `steer` where there is a guard."
-    )
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        default=None, description="Score from which a request is flagged, 0 to 1; the bundle's where neither is given."
-    )
-    target_fpr: Share | None = Field(
-        default=None, description="Instead of a threshold: the false-positive rate aimed at, one that the bundle has."
-    )
-    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="Steering strength; the bundle's where not given."
-    )
-    refusal: Annotated[str, Field(min_length=1, max_length=2000)] | None = Field(
-        default=None, description="What a blocked request is told; the bundle's where not given."
-    )
-    expose_scores: bool = Field(default=False, description="Show verdict and score in every answer.")
-    may_loosen: bool = Field(default=False, description="Whether a request may loosen its policy.")
-    completions: Literal["on", "text", "off"] | None = Field(
-        default=None,
-        description="What `/v1/completions` takes: texts and token ids (`on`), only texts (`text`) or nothing (`off`); "
-        "`text` where there is a guard, else `on`.",
-    )
-    requests_per_minute: Count | None = Field(
-        default=None, description="Requests of one key per minute; unlimited if not given."
-    )
-    tokens_per_minute: Count | None = Field(
-        default=None, description="Prompt and answer tokens of one key per minute; unlimited if not given."
-    )
-
-    @model_validator(mode="after")
-    def _one_threshold(self) -> Self:
-        if self.threshold is not None and self.target_fpr is not None:
-            raise PydanticCustomError("threshold", "threshold and target-fpr exclude each other; give one of them")
-        return self
-
-
-class KeySettings(_Frozen):
-    """One API key. The key itself is nowhere: only its hash, and a name for logs and audit."""
-
-    name: Name = Field(description="The key's name in the audit log.")
-    hash: Annotated[SecretStr, AfterValidator(_key_hash)] = Field(
-        description="`sha256:` and the hash, as `autosteer keys new` prints it."
-    )
-    policy: Name = Field(default=DEFAULT_POLICY, description="The policy that its requests are served under.")
-
-
-class NoKeys(tuple[KeySettings, ...]):
-    """`keys: none`: that there are none is meant. An empty list may be what is left of a file."""
-
-    __slots__ = ()
-
-
-def _keys(value: object, validate: ValidatorFunctionWrapHandler) -> tuple[KeySettings, ...]:
-    if value == "none":
-        return NoKeys()
-    if not isinstance(value, (list, tuple)):
-        raise PydanticCustomError("keys", "must be a list, or `none` where everybody is to be served without a key")
-    found: tuple[KeySettings, ...] = validate(value)
-    return found
-
-
-class AuditSettings(_Frozen):
-    """Where one record per request goes, and what happens if that fails."""
-
-    url: Annotated[SecretStr, AfterValidator(_audit_url)] = Field(
-        description="`file:///PATH` (JSON lines), `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`."
-    )
-    on_failure: Literal["serve", "refuse"] = Field(
-        default="serve", description="While records cannot be written: go on serving, or `refuse` requests with 503."
-    )
-    content: bool = Field(default=False, description="Also keep the messages (images as hashes) and the answers.")
-    max_bytes: Annotated[int, Field(ge=4096)] = Field(
-        default=64 * MEBI, description="Size of a JSON lines file at which the next one is begun."
-    )
-    max_files: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=10, description="How many JSON lines files are kept; the oldest is deleted."
-    )
-    queue: Annotated[int, Field(ge=1)] = Field(default=10_000, description="Records that may wait to be written.")
-    flush_seconds: Seconds = Field(
-        default=10.0, description="How long the end of the server waits for the last records."
-    )
-
-
-class ShadowSettings(_Frozen):
-    """What is evaluated on live traffic beside the acting guard, and changes no answer."""
-
-    name: Name = Field(default="shadow", description="Its name in metrics and audit records.")
-    guard: Word | None = Field(default=None, description="Guard bundle folder; the acting one where not given.")
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        default=None, description="Score from which it would flag, 0 to 1; its bundle's where neither is given."
-    )
-    target_fpr: Share | None = Field(
-        default=None, description="Instead of a threshold: the false-positive rate aimed at, one that its bundle has."
-    )
-
-    @model_validator(mode="after")
-    def _differs(self) -> Self:
-        given = [name for name in ("threshold", "target_fpr") if getattr(self, name) is not None]
-        if len(given) == 2:
-            raise PydanticCustomError("threshold", "threshold and target_fpr exclude each other; give one of them")
-        if not given and self.guard is None:
-            raise PydanticCustomError("threshold", "needs a guard, a threshold or a target_fpr of its own")
-        return self
-
-
-class MediaSettings(_Frozen):
-    """Where images may be fetched from; nowhere by default. Their size is limited as that of all images is."""
-
-    allowed_domains: tuple[Domain, ...] = Field(
-        default=(), description="Domains to fetch from: `images.example.com`, or `*.example.com` for all below it."
-    )
-    allow_http: bool = Field(default=False, description="Also fetch `http` URLs.")
-    redirects: Annotated[int, Field(ge=0, le=10)] = Field(
-        default=3, description="Redirects that are followed, each checked like the first URL."
-    )
-    seconds: Seconds = Field(default=10.0, description="How long one fetch may take in all.")
-    fetches: Count = Field(default=16, description="Fetches at the same time.")
-    fetches_per_host: Count = Field(default=8, description="Fetches from one host at the same time.")
 
 
 class Settings(BaseSettings, PolicySettings):
@@ -224,7 +59,7 @@ class Settings(BaseSettings, PolicySettings):
 
     # who may ask, and under what
     policies: dict[Name, PolicySettings] = Field(default={}, description="Named policies.")
-    keys: Annotated[tuple[KeySettings, ...], WrapValidator(_keys)] = Field(
+    keys: Annotated[tuple[KeySettings, ...], WrapValidator(read_keys)] = Field(
         default=(), description="API keys; without any everybody is served as `anonymous`, which `none` spells out."
     )
     revoked_keys: tuple[Name, ...] = Field(
@@ -354,17 +189,6 @@ class Settings(BaseSettings, PolicySettings):
     def policy_names(self) -> tuple[str, ...]:
         """Every policy that there is."""
         return (DEFAULT_POLICY, *self.policies)
-
-
-def nested_model(field: FieldInfo) -> type[BaseModel] | None:
-    """The model that a setting holds, or holds several of; None for a single value."""
-    found: list[object] = [field.annotation]
-    while found:
-        each = found.pop()
-        if isinstance(each, type) and issubclass(each, BaseModel):
-            return each
-        found += get_args(each)
-    return None
 
 
 def fixed_fields() -> tuple[str, ...]:

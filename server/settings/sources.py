@@ -15,7 +15,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
-from server.settings.schema import Settings, nested_model
+from server.settings.groups import nested_model
+from server.settings.schema import Settings
 
 PREFIX = "AUTOSTEER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"

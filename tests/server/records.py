@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from server.record.audit.record import AuditRecord, Outcome
-from server.settings.schema import AuditSettings
+from server.settings.groups import AuditSettings
 
 
 def record(number: int = 0, **fields: Any) -> AuditRecord:

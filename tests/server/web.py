@@ -12,7 +12,7 @@ import httpcore
 import trustme
 
 from server.media.fetch import Fetcher
-from server.settings.schema import MediaSettings
+from server.settings.groups import MediaSettings
 from tests.server.scripted import png
 
 PUBLIC = "93.184.215.14"

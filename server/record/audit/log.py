@@ -13,7 +13,7 @@ from typing import Protocol
 
 from server.record.audit.record import AuditRecord
 from server.record.audit.sink import Sink
-from server.settings.schema import AuditSettings
+from server.settings.groups import AuditSettings
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from server.record.audit.sink import Reader, Sink, SinkError
-from server.settings.schema import AuditSettings
+from server.settings.groups import AuditSettings
 
 
 def make_sink(settings: AuditSettings) -> Sink:

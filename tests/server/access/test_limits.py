@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from server.access.keys import Client
 from server.access.limits import MINUTE, RateLimiter, duration
 from server.errors import RateLimited
-from server.settings.schema import PolicySettings
+from server.settings.groups import PolicySettings
 
 
 class Clock:

@@ -24,7 +24,8 @@ from server.access.rules import Rules
 from server.cli.main import app
 from server.errors import Unauthorized
 from server.reload import reload
-from server.settings.schema import KeySettings, Settings
+from server.settings.groups import KeySettings
+from server.settings.schema import Settings
 from server.settings.sources import ConfigError, load_settings
 from steering.policy import Mode, PolicyError, Verdict, decide
 from tests.server.scripted import ScriptedGuard, ScriptedRunner, application, chat, client_of, error_of, metric

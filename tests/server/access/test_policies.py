@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from server.access.policies import MAX_EPS_FACTOR, looser_in, make_policies, make_policy, wished_policy
 from server.api.answer_fields import GuardOptions
 from server.errors import BadRequest, Forbidden
-from server.settings.schema import PolicySettings, Settings
+from server.settings.groups import PolicySettings
+from server.settings.schema import Settings
 from steering.policy import Decision, Mode, Policy, PolicyError, Verdict, decide
 from tests.server.scripted import THRESHOLDS, ScriptedGuard
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from server.media.addresses import is_public
 from server.media.fetch import NOT_FETCHED, Fetcher, FetchFailed, PublicNetwork, SystemResolver, check_url
 from server.media.files import MediaError
-from server.settings.schema import MediaSettings
+from server.settings.groups import MediaSettings
 from server.watch.trace_context import outgoing
 from tests.server.scripted import png
 from tests.server.web import ALLOWED, ALSO_PUBLIC, GOOD, PUBLIC, SETTINGS, Answer, World, ok, redirect

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from server.cli.main import app
 from server.record.audit.record import AuditRecord
+from server.settings.groups import nested_model
 from server.settings.reference import reference
-from server.settings.schema import Settings, nested_model
+from server.settings.schema import Settings
 from server.settings.sources import load_settings
 
 DOCS = Path(__file__).parents[3] / "docs"

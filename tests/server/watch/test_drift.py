@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 
 from models import demo
 from server.access.policies import make_policies
-from server.settings.schema import PolicySettings, Settings
+from server.settings.groups import PolicySettings
+from server.settings.schema import Settings
 from server.watch.drift import DriftWatch, ScoreWindow
 from steering.drift import LOOK_EVERY, MIN_SAMPLES, WINDOW, Reference, Scores
 from tests.exposition import metric_of
