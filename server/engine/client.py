@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Sequence
 from math import ceil
 
 from server.engine import wire
-from server.engine.buffers import SharedBuffer
+from server.engine.connection import Connection
 from server.engine.host import Host, Inputs, Model
 from server.engine.launch import load_failure
 from server.engine.live import Deliver, LiveRequests, NotReady, QueueFull
 from server.engine.loading import load_in_thread
-from server.engine.outbox import Outbox
 from server.engine.protocol import Facts, Load
 from server.engine.restarts import Restarts
 from server.engine.wire import Kind, Parcel
@@ -57,9 +55,7 @@ class EngineClient:
         self._check = check
         self._max_live = max_live
         self._step_seconds = step_seconds
-        self._connection: socket.socket | None = None  # None before the start, and once nothing more is heard
-        self._frames = wire.Frames()
-        self._outbox: Outbox | None = None  # as long as there is a connection
+        self._connection: Connection | None = None  # None before the start, and once nothing more is heard
         self._live = LiveRequests()
         self._facts: Facts | None = None
         self._inputs: Inputs | None = None
@@ -70,7 +66,6 @@ class EngineClient:
         self._over = asyncio.Event()
         self._loaded = asyncio.Event()
         self._closed = asyncio.Event()
-        self._heard = False  # since the watch last looked
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._ending = False  # the host is told to end
@@ -87,17 +82,12 @@ class EngineClient:
         load_in_thread(self._load_inputs, self._set_inputs, self._fail)
 
     def _connect(self) -> None:
-        self._frames = wire.Frames()
         self._closed.clear()
-        self._connection = self._host.connect()
-        self._connection.setblocking(False)
-        self._outbox = Outbox(self._connection)
-        asyncio.get_running_loop().add_reader(self._connection, self._read)
+        self._connection = Connection(self._host.connect(), self._take, self._ended)
 
-    async def over(self) -> BaseException:
+    async def over(self) -> BaseException | None:
         """Wait until an engine that served has failed and none is started again; returns the last failure."""
         await self._over.wait()
-        assert self.failure is not None
         return self.failure
 
     @property
@@ -128,7 +118,7 @@ class EngineClient:
         for task in self._tasks:
             task.cancel()
         if self._serving and self._connection is not None:
-            self._post(wire.frame(Kind.STOP))
+            self._connection.post(wire.frame(Kind.STOP))
             try:
                 await asyncio.wait_for(self._closed.wait(), self.STOP_SECONDS)
             except TimeoutError:
@@ -179,39 +169,18 @@ class EngineClient:
 
         Raises NotReady, QueueFull.
         """
-        if not self.ready:
+        if not self.ready or self._connection is None:
             raise NotReady(self.state)
         if len(self._live) + len(parcel.requests) > self._max_live:
             raise QueueFull(len(self._live), self._max_live, self.retry_after)
-        self._post(wire.submit(self._live.add(parcel.requests, deliver), parcel), parcel.buffer)
+        self._connection.post(wire.submit(self._live.add(parcel.requests, deliver), parcel), parcel.buffer)
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step; nothing happens if it has already ended."""
-        if request_id in self._live:
-            self._post(wire.frame(Kind.ABORT, request_id.encode()))
-
-    def _post(self, data: bytes, buffer: SharedBuffer | None = None) -> None:
-        if self._outbox is not None:
-            self._outbox.post(data, buffer)
+        if request_id in self._live and self._connection is not None:
+            self._connection.post(wire.frame(Kind.ABORT, request_id.encode()))
 
     # what the engine tells -------------------------------------------------------------------------------------
-
-    def _read(self) -> None:
-        assert self._connection is not None
-        try:
-            data = self._connection.recv(wire.READ_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return
-        except ConnectionError:
-            data = b""
-        if not data:
-            self._close()
-            if not self._ending:
-                self._tasks.append(asyncio.create_task(self._bury()))
-            return
-        self._heard = True
-        for kind, body in self._frames.feed(data):
-            self._take(kind, body)
 
     def _take(self, kind: Kind, body: bytes) -> None:
         match kind:
@@ -294,22 +263,26 @@ class EngineClient:
     def _close(self) -> None:
         """Hear and tell nothing more."""
         if self._connection is not None:
-            asyncio.get_running_loop().remove_reader(self._connection)
-            if self._outbox is not None:
-                self._outbox.close()
-                self._outbox = None
             self._connection.close()
             self._connection = None
         self.load = Load()
         self._closed.set()
 
+    def _ended(self) -> None:
+        self._close()
+        if not self._ending:
+            self._tasks.append(asyncio.create_task(self._bury()))
+
     async def _bury(self) -> None:
         """The host has ended by itself."""
         how = await self._host.ended(END_SECONDS)
-        failure = EngineFailed(f"the engine's process {how or 'has closed its connection'}")
+        self._lose(f"the engine's process {how or 'has closed its connection'}")
+
+    def _lose(self, how: str) -> None:
+        """The host has failed without a word of its own."""
         if self.failure is None or self._starts_again:
-            logger.critical("%s", failure)
-        self._fail(failure)
+            logger.critical(how)
+        self._fail(EngineFailed(how))
 
     async def _watch(self) -> None:
         """Give the engine up once it has been silent for too long.
@@ -320,10 +293,8 @@ class EngineClient:
         looks = 0
         while True:
             await asyncio.sleep(self._step_seconds / 4)
-            looks = looks + 1 if self._connection is not None and self._live and not self._heard else 0
-            self._heard = False
+            heard = self._connection is None or self._connection.heard()
+            looks = 0 if heard or not self._live else looks + 1
             if looks > 4:
-                failure = EngineFailed(f"a step of the engine did not end within {self._step_seconds:g} seconds")
-                logger.critical("%s", failure)
-                self._fail(failure)
+                self._lose(f"a step of the engine did not end within {self._step_seconds:g} seconds")
                 looks = 0

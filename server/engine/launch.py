@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.request import EngineFailed
-from server.settings.schema import LogFormat, Settings, ShadowSettings
+from server.settings.groups import ShadowSettings
+from server.settings.schema import LogFormat, Settings
 
 if TYPE_CHECKING:
     from models.backbone import Backbone

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.settings.schema import ShadowSettings
+from server.settings.groups import ShadowSettings
 from steering.errors import BundleError
 from steering.policy import Calibrated, PolicyError
 

@@ -34,7 +34,7 @@ class Loads(Protocol):
     async def loaded(self) -> object:
         """Wait for the model; raises what loading raised."""
 
-    async def over(self) -> BaseException:
+    async def over(self) -> BaseException | None:
         """Wait for a failure that nothing is done about here; returns it."""
 
     async def drain(self, seconds: float) -> bool:

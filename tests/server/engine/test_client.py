@@ -307,7 +307,7 @@ async def test_an_event_loop_that_stands_still_holds_up_no_step_and_misses_nothi
     inboxes = [Inbox() for _ in range(4)]
     for number, inbox in enumerate(inboxes):
         runner.submit(pack([ask(str(number), [number + 1], max_tokens=2500)]), inbox)
-    as_any(runner._outbox).flush()
+    as_any(runner._connection)._outbox.flush()
     until = time.monotonic() + 60
     while (backbone.rows or not backbone.prefills) and time.monotonic() < until:
         time.sleep(0.01)  # noqa: ASYNC251  the event loop is what stands still

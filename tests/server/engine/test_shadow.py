@@ -13,7 +13,8 @@ from server.app import create_app
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.engine.shadow import load_shadow
-from server.settings.schema import Settings, ShadowSettings
+from server.settings.groups import ShadowSettings
+from server.settings.schema import Settings
 from steering.bundle import save_bundle
 from steering.errors import BundleError
 from steering.policy import PolicyError
