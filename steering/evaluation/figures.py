@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+from scipy.special import bdtr, betaincinv  # scipy.stats takes a second to import, which comparing runs would wait for
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -39,24 +39,34 @@ def rate_of(values: Sequence[bool]) -> Rate | None:
     if n == 0:
         return None
     if hits in (0, n):
-        exact = binomtest(hits, n).proportion_ci(CONFIDENCE, "exact")
-        return Rate(n, hits, float(exact.low), float(exact.high))
+        return Rate(n, hits, *_exact(hits, n))
     low, high = _bootstrap(np.asarray(values, dtype=float))
     return Rate(n, hits, low, high)
 
 
+def _exact(hits: int, n: int) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a share, from quantiles of the beta distribution."""
+    tail = (1 - CONFIDENCE) / 2
+    low = betaincinv(hits, n - hits + 1, tail) if hits > 0 else 0.0
+    high = betaincinv(hits + 1, n - hits, 1 - tail) if hits < n else 1.0
+    return float(low), float(high)
+
+
 def _bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """Percentile interval of the mean."""
-    interval = bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=BATCH,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    """Percentile interval of the mean, as `scipy.stats.bootstrap` computes it."""
+    rng = np.random.default_rng(SEED)
+    n = len(values)
+    sizes = [min(BATCH, RESAMPLES - done) for done in range(0, RESAMPLES, BATCH)]
+    means = np.concatenate([values[rng.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _sign_test(only_first: int, only_second: int) -> float:
+    """McNemar's exact test: how likely so uneven a split is where both sides are as likely."""
+    tail = bdtr(min(only_first, only_second), only_first + only_second, 0.5)
+    return float(min(1.0, 2 * tail))
 
 
 def auroc(toxic: Sequence[float], safe: Sequence[float]) -> float | None:
@@ -117,9 +127,8 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired | None:
     discordant = only_first + only_second
     if np.all(differences == differences[0]):
         # As with a single rate: what never varies gets the exact interval, of the share of rows that differ.
-        spread = binomtest(discordant, len(differences)).proportion_ci(CONFIDENCE, "exact")
         signs = (float(differences[0]),) if discordant else (-1.0, 1.0)
-        edges = [sign * float(edge) for sign in signs for edge in (spread.low, spread.high)]
+        edges = [sign * edge for sign in signs for edge in _exact(discordant, len(differences))]
         low, high = min(edges), max(edges)
     else:
         low, high = _bootstrap(differences)
@@ -131,5 +140,5 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired | None:
         high=high,
         only_first=only_first,
         only_second=only_second,
-        p=binomtest(only_second, discordant, 0.5).pvalue if discordant else 1.0,
+        p=_sign_test(only_first, only_second) if discordant else 1.0,
     )
