@@ -41,11 +41,11 @@ class Answer:
         return self.marks[0] - self.due
 
 
-def request_bytes(url: str, body: Mapping[str, Any], path: str = "/v1/chat/completions") -> bytes:
+def request_bytes(url: str, body: Mapping[str, Any], path: str = "/v1/chat/completions", key: str = "none") -> bytes:
     """A whole HTTP request, made before it is needed."""
     content = json.dumps(body).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: {urlsplit(url).netloc}\r\nauthorization: Bearer none\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: {urlsplit(url).netloc}\r\nauthorization: Bearer {key}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content

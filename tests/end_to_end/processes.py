@@ -65,6 +65,7 @@ class ServerProcess:
     arguments: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     key: str = "none"
+    folder: Path | None = None  # that it is started in
     port: int = field(default=0, init=False)  # the system's choice, as the server tells it
     ready_seconds: float = field(default=0.0, init=False)
     # Of the process that takes longer (they load side by side): no other work on the machine adds to it.
@@ -80,6 +81,7 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=clean_environment(self.environment),
+            cwd=self.folder,
         )
         try:
             self._wait_ready(started)
@@ -127,7 +129,7 @@ class ServerProcess:
     @property
     def rss_bytes(self) -> int:
         """Of the server and its processes; what they share counts for each."""
-        return sum(each.memory_info().rss for each in self._processes)
+        return sum(int(each.memory_info().rss) for each in self._processes)
 
     @property
     def _processes(self) -> list[psutil.Process]:

@@ -1,0 +1,1 @@
+"""Attackers against one server while others chat."""

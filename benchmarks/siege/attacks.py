@@ -1,0 +1,265 @@
+"""What attackers send: each attack is one or two requests, or some sockets, that once stopped a server or opened it.
+
+None costs an attacker more than a few megabytes. What must not happen is told by what becomes of others; what must
+happen to the attacker itself is `Attack.expected`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+SILENCE_SECONDS = 60.0  # after which a server is said not to answer
+HOLD_SECONDS = 5.0  # for which sockets are held that send nothing
+READ_BYTES = 2**16
+CUT = b"polic"  # a config file of which the rest is lost
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server that is attacked: where it is, the attackers' keys by policy, and what its operator may do."""
+
+    host: str
+    port: int
+    model: str
+    keys: Mapping[str, str]
+    config: Path
+    pid: int
+    reloads: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def request(
+        self, body: bytes, path: str = "/v1/chat/completions", key: str | None = "default", head: str = ""
+    ) -> bytes:
+        """A whole request, with the key of a policy or none."""
+        authorization = f"authorization: Bearer {self.keys[key]}\r\n" if key is not None else ""
+        lines = (
+            f"POST {path} HTTP/1.1\r\nhost: {self.host}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            f"{authorization}{head}content-length: {len(body)}\r\n\r\n"
+        )
+        return lines.encode() + body
+
+    async def send(self, data: bytes) -> str:
+        """Send something whole and read the answer to its end: the status, or why there is none."""
+        return await self._exchange(data, whole=True)
+
+    async def hold(self, data: bytes, seconds: float = HOLD_SECONDS) -> str:
+        """Send what is only a part, and wait for so long: the status if the server would not wait, else "held"."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._exchange(data, whole=False)
+        return "held"
+
+    async def _exchange(self, data: bytes, *, whole: bool) -> str:
+        try:
+            reader, writer = await asyncio.open_connection(self.host, self.port)
+        except OSError:
+            return "not connected"
+        try:
+            writer.write(data)
+            async with asyncio.timeout(SILENCE_SECONDS if whole else None):
+                head = await reader.read(READ_BYTES)
+                while whole and await reader.read(READ_BYTES):
+                    pass
+        except TimeoutError:
+            return "silent"
+        except OSError:
+            return "closed"
+        finally:
+            writer.transport.abort()
+        return head[9:12].decode(errors="replace") or "closed"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack, what it is called, and the outcomes that are right for whoever tries it."""
+
+    name: str
+    run: Callable[[Target, random.Random], Awaitable[str]]
+    expected: frozenset[str]
+
+
+def _short(target: Target, content: object = "hello", **more: object) -> bytes:
+    messages = [{"role": "user", "content": content}]
+    return json.dumps({"model": target.model, "messages": messages, "max_tokens": 4, **more}).encode()
+
+
+async def _together(*tries: Awaitable[str]) -> str:
+    """Several at once; the outcomes, each once."""
+    return " ".join(sorted(set(await asyncio.gather(*tries))))
+
+
+# schemas, pictures, bodies -------------------------------------------------------------------------------------
+
+
+def schema(chance: random.Random) -> dict[str, Any]:
+    """A schema of some 200 bytes that takes seconds, or for ever, to compile."""
+    number = chance.choice([9_999_991, 300_007, 999_983, 2**61 - 1])
+    primes = [{"multipleOf": prime} for prime in chance.sample([83, 89, 97, 101, 103, 107, 109, 113], 4)]
+    return chance.choice(
+        [
+            {"type": "integer", "multipleOf": number},
+            {"type": "integer", "allOf": primes},
+            {"$defs": {"a": {"multipleOf": 9973}}, "type": "integer", "allOf": [{"$ref": "#/$defs/a"}, *primes]},
+            {"type": "string", "pattern": "(a{1,900}){1,900}"},
+            {"type": "array", "items": {"type": "string", "maxLength": 10**9}, "minItems": 10**6},
+            {"type": "string", "enum": [f"{number:x}{index}" for index in range(20_000)]},
+        ]
+    )
+
+
+async def _schemas(target: Target, chance: random.Random) -> str:
+    def body() -> bytes:
+        form = {"type": "json_schema", "json_schema": {"name": "s", "strict": True, "schema": schema(chance)}}
+        return _short(target, response_format=form)
+
+    return await _together(*(target.send(target.request(body())) for _ in range(2)))
+
+
+@cache
+def large_picture() -> str:
+    """24 megapixels of one colour, as a data URL of about 80 characters."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (6000, 4000)).save(buffer, "WEBP", quality=1, method=0)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+async def _pictures(target: Target, chance: random.Random) -> str:
+    parts = [{"type": "image_url", "image_url": {"url": large_picture()}}] * 16
+    words = {"type": "text", "text": f"{chance.random()}"}
+    return await _together(*(target.send(target.request(_short(target, [*parts, words]))) for _ in range(2)))
+
+
+HEAVY = ("parts", "lists", "message", "tokenize", "text", "ids")
+
+
+@cache
+def _heavy(name: str, model: str) -> tuple[str, bytes]:
+    """A body that is large or has many values, and its path."""
+
+    def body(**fields: object) -> bytes:
+        return json.dumps({"model": model, **fields}).encode()
+
+    def chat(values: bytes) -> bytes:
+        return body(messages=[]).replace(b"[]", b"[" + values + b"]")
+
+    match name:
+        case "parts":
+            parts = b'{"type":"text","text":""},' * 1_200_000
+            return "/v1/chat/completions", chat(b'{"role":"user","content":[' + parts[:-1] + b"]}")
+        case "lists":
+            return "/v1/chat/completions", chat(b"[]," * 11_000_000 + b"[]")
+        case "message":
+            return "/v1/chat/completions", body(messages=[{"role": "user", "content": "a b " * 250_000}])
+        case "tokenize":
+            return "/tokenize", body(prompt="a b " * 250_000)
+        case "text":
+            return "/v1/completions", body(prompt="word " * 800_000)
+        case _:
+            return "/v1/completions", body(prompt=[*range(190_000)])
+
+
+async def _bodies(target: Target, chance: random.Random) -> str:
+    path, body = _heavy(chance.choice(HEAVY), target.model)
+    return await target.send(target.request(body, path))
+
+
+async def _refused_picture(target: Target, _: random.Random) -> str:
+    url = "data:image/tiff;base64," + "A" * (12 * 2**20)
+    return await target.send(target.request(_short(target, [{"type": "image_url", "image_url": {"url": url}}])))
+
+
+# places and connections --------------------------------------------------------------------------------------------
+
+
+async def _one_byte_bodies(target: Target, _: random.Random) -> str:
+    data = target.request(b"x" * 1000)[:-999]
+    return await _together(*(target.hold(data) for _ in range(272)))
+
+
+async def _large_bodies(target: Target, _: random.Random) -> str:
+    data = target.request(b" " * (31 * 2**20))[:-1]
+    return await _together(*(target.hold(data) for _ in range(40)))
+
+
+async def _idle(target: Target, _: random.Random) -> str:
+    return await _together(*(target.hold(b"") for _ in range(170)))
+
+
+async def _malformed(target: Target, chance: random.Random) -> str:
+    wrong = [b"GET\r\n\r\n", b"\x16\x03\x01" + chance.randbytes(200), b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n"]
+    return await _together(*(target.send(chance.choice(wrong)) for _ in range(20)))
+
+
+# the guard, keys, limits -------------------------------------------------------------------------------------------
+
+
+async def _weak_steering(target: Target, _: random.Random) -> str:
+    return await target.send(target.request(_short(target, guard={"mode": "steer", "eps": 0.001}), key="watched"))
+
+
+async def _strong_steering(target: Target, _: random.Random) -> str:
+    return await target.send(target.request(_short(target, guard={"eps": 100})))
+
+
+async def _many_choices(target: Target, _: random.Random) -> str:
+    return await target.send(target.request(_short(target, n=16), key="limited"))
+
+
+async def _two_keys(target: Target, _: random.Random) -> str:
+    return await target.send(target.request(_short(target), head="authorization: Bearer another\r\n"))
+
+
+async def _reload(target: Target, chance: random.Random) -> str:
+    """The operator's disk was full: the file is cut, and the signal comes. Everybody must still need a key."""
+    async with target.reloads:
+        whole = target.config.read_bytes()
+        try:
+            target.config.write_bytes(chance.choice([b"", CUT, whole[: chance.randrange(len(whole))]]))
+            os.kill(target.pid, signal.SIGHUP)
+            await asyncio.sleep(0.5)  # nothing is awaited: whenever the file is read, no key must be lost
+            outcome = await target.send(target.request(_short(target), key=None))
+        finally:
+            target.config.write_bytes(whole)
+            os.kill(target.pid, signal.SIGHUP)
+        return outcome
+
+
+REFUSED = frozenset({"400", "408", "413", "429", "503"})
+
+ATTACKS = (
+    Attack("schemas that are dear to compile", _schemas, REFUSED),
+    Attack("16 pictures of 24 megapixels, twice", _pictures, REFUSED),
+    Attack("bodies of megabytes, or of many values", _bodies, REFUSED),
+    Attack("a cut config file and SIGHUP", _reload, frozenset({"401"})),
+    Attack("bodies of one byte, 272", _one_byte_bodies, REFUSED | {"held", "closed"}),
+    Attack("bodies of 31 MiB that do not end, 40", _large_bodies, REFUSED | {"held", "closed"}),
+    Attack("idle connections, 170", _idle, frozenset({"held", "closed"})),
+    Attack("steering too weak to steer", _weak_steering, REFUSED),
+    Attack("steering too strong for words", _strong_steering, REFUSED),
+    Attack("16 choices", _many_choices, frozenset({"200", "429", "503"})),
+    Attack("no HTTP, 20", _malformed, frozenset({"400", "closed", "503"})),
+    Attack("two keys", _two_keys, frozenset({"400"})),
+    Attack("a refused picture of 12 MiB", _refused_picture, REFUSED),
+)
+
+
+@contextmanager
+def poisoned(folder: Path) -> Iterator[Path]:
+    """A folder to start the server in, with a module that must not be run: it would leave the file yielded."""
+    proof = folder / "was-run"
+    for name in ("numpy", "PIL", "json"):
+        (folder / f"{name}.py").write_text(f"open({str(proof)!r}, 'w').close()\nraise SystemExit(1)\n")
+    yield proof
