@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow check format lint types bench demo-model demo-guard demo-table clean
+.PHONY: help serve test test-slow check format lint types bench demo-model demo-guard demo-table real-model clean
 
 help:
 	@echo "make serve       set up once, then serve the bundled demo model; or MODEL=... GUARD=... HOST=... PORT=..."
@@ -15,6 +15,7 @@ help:
 	@echo "make demo-table  accuracy, attack success and refusals of the bundled model, with and without its guard"
 	@echo "make demo-model  train the bundled demo model from scratch"
 	@echo "make demo-guard  fit the bundled guard"
+	@echo "make real-model  bring SmolLM2-135M-Instruct into runs/smollm2, once"
 
 # A stamp per level, so that `make serve` installs no test tools and neither is done twice.
 $(BIN)/python:
@@ -24,9 +25,13 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
+$(VENV)/.real: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	@touch $@ $(VENV)/.serve
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@ $(VENV)/.serve
+	@touch $@ $(VENV)/.serve $(VENV)/.real
 
 # Only what is given on make's own command line: environments have a HOST that means something else (conda's, a shell's).
 option = $(if $(filter command line,$(origin $(1))),--$(2) '$($(1))')
@@ -66,6 +71,9 @@ demo-guard: $(VENV)/.dev
 
 demo-table: $(VENV)/.dev
 	$(BIN)/autosteer eval --model demo --suite demo --out runs/demo-table
+
+real-model: $(VENV)/.real
+	@$(BIN)/python -m models.smollm2 --out runs/smollm2
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 
+from tests.real import real_model
 from tests.reference import stock
 from tests.sharing import ByServer, longest_first, workers
 from tests.tiny import TinyModels, backbone, family, remembering, tiny_models
@@ -26,7 +27,7 @@ hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, m
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile("quick")
 
-__all__ = ["backbone", "family", "remembering", "tiny_models"]
+__all__ = ["backbone", "family", "real_model", "remembering", "tiny_models"]
 
 
 @pytest.fixture(scope="session")
