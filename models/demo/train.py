@@ -81,19 +81,8 @@ class Recipe:
     save_every: int = field(default=200, compare=False)  # steps between saved states
 
 
-def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionForConditionalGeneration:
-    """A LLaVA-OneVision with random weights: SigLIP tower, projector, Qwen2."""
-    torch.manual_seed(recipe.seed)
-    vision = SiglipVisionConfig(
-        hidden_size=recipe.tower_hidden,
-        intermediate_size=3 * recipe.tower_hidden,
-        num_hidden_layers=recipe.tower_layers,
-        num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=PATCH,
-        vision_use_head=False,
-    )
-    text = Qwen2Config(
+def _decoder_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
+    return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
         intermediate_size=recipe.mlp,
@@ -108,6 +97,21 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaOnevi
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
         pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
     )
+
+
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionForConditionalGeneration:
+    """A LLaVA-OneVision with random weights: SigLIP tower, projector, Qwen2."""
+    torch.manual_seed(recipe.seed)
+    vision = SiglipVisionConfig(
+        hidden_size=recipe.tower_hidden,
+        intermediate_size=3 * recipe.tower_hidden,
+        num_hidden_layers=recipe.tower_layers,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
+    text = _decoder_config(recipe, tokenizer)
     config = LlavaOnevisionConfig(
         vision_config=vision,
         text_config=text,

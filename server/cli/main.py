@@ -38,6 +38,7 @@ from server.workers.limits import raise_descriptor_limit
 if TYPE_CHECKING:
     from server.api.served import Served
     from server.engine.host import Inputs
+    from server.http.server import HttpServer
     from steering.policy import Policy
 
 app = typer.Typer(
@@ -122,22 +123,24 @@ def _serve(
     )
     application = create_app(settings, client, name=spec.name, sink=sink, tracing=tracing)
     service = application.state.service
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def ready() -> None:
         gc.collect()
         gc.freeze()  # the libraries' objects: a collection that walks through all of them holds up streams for 0.2 s
-        announce(service.served, service.default_policy(service.served), url, settings.log_format)
+        announce(service.served, service.default_policy(service.served), _url(listener), settings.log_format)
 
-    server = HttpServer(
-        application,
-        client,
-        settings,
-        announce=ready,
-        reload=lambda: reload(service, load),
-    )
+    server = HttpServer(application, client, settings, announce=ready, reload=lambda: reload(service, load))
     server.run(sockets=[listener])
+    _exit_after(server)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _exit_after(server: HttpServer) -> None:
+    """Exit with the code of a failure, if there was one."""
     if server.start_failure is not None:
         failure = server.start_failure
         if not isinstance(failure, EngineFailed) and not explains_itself(failure):  # the engine's own is in the log
