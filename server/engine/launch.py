@@ -134,13 +134,17 @@ SMALL_MODEL = 8_000_000  # parameters: below, threads cost more to bring togethe
 
 
 def set_threads(spec: LaunchSpec, backbone: Backbone) -> None:
-    """How many threads a step computes with. Where nothing says it one for a small model, else torch decides."""
+    """How many threads a step computes with. Where nothing says it one for a small model, else one for each core."""
     import torch
+
+    from models.cores import machine_cores
 
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     elif backbone.info.parameters < SMALL_MODEL:
         torch.set_num_threads(1)
+    else:
+        torch.set_num_threads(min(torch.get_num_threads(), machine_cores()))  # torch knows nothing of quotas
 
 
 def _quiet_libraries(form: LogFormat) -> None:

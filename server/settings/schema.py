@@ -91,7 +91,8 @@ class Settings(BaseSettings, PolicySettings):
         128, "Memory for images that were seen, by content, in each of the two processes; 0 for none."
     )
     threads: Count | None = _fixed(
-        None, "Threads of the model on a CPU; if not given one for a small model, else one for each core."
+        None,
+        "Threads of the model on a CPU; if not given one for a small model, else one for each core within the quota.",
     )
     quantize: Literal["none", "int8"] = _fixed("none", "Weights of the decoder's layers in 8 bits, on a CPU.")
     cuda_graphs: bool = _fixed(True, "Record steps as CUDA graphs at start, on a GPU.")

@@ -291,11 +291,15 @@ def test_an_environment_without_secrets_and_with_what_torch_and_the_hub_read() -
     assert engine_environment(kept | dropped) == kept
 
 
-def test_threads_are_those_of_the_plan_one_for_a_small_model_or_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_those_of_the_plan_one_for_a_small_model_or_what_the_quota_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    monkeypatch.setattr("models.cores.machine_cores", lambda: 5)
     small, large = SMALL_MODEL - 1, SMALL_MODEL
     for threads, parameters in ((None, large), (3, large), (3, small), (None, small)):
         backbone = SimpleNamespace(info=SimpleNamespace(parameters=parameters))
         set_threads(as_any(SimpleNamespace(threads=threads)), as_any(backbone))
-    assert asked == [3, 3, 1]
+    assert asked == [5, 3, 3, 1]
