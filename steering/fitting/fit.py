@@ -17,7 +17,6 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from steering.bundle import save_bundle
-from steering.data.formats import Part
 from steering.errors import FitError
 from steering.fitting.confound import words_auroc
 from steering.fitting.dataset import Dataset
@@ -32,9 +31,10 @@ from steering.fitting.figures import (
 )
 from steering.fitting.items import Item
 from steering.fitting.layers import SELECTS, choose_layer
+from steering.fitting.lengths import Parts, find_long, length_warnings, without_long
 from steering.fitting.stages import Stages, load_json, load_state
 from steering.fitting.steps import Settings, Steps, load_head
-from steering.fitting.sweep import EPS_SWEEP, EpsPoint, choose_eps
+from steering.fitting.sweep import EPS_SWEEP, EpsPoint, choose_eps, refusal_ids
 from steering.guard import Guard
 from steering.manifest import LayerFigures, Manifest, ModelBinding
 from steering.prober import Prober
@@ -76,7 +76,7 @@ class _Finished:
 
 def fit(
     backbones: Sequence[Backbone],
-    parts: Mapping[Part, Sequence[Item]],
+    parts: Parts,
     settings: Settings,
     out: Path,
     work: Path,
@@ -84,17 +84,36 @@ def fit(
 ) -> Fitted:
     """Fit a guard and write its bundle to `out`; stages are kept under `work`. One backbone per device, all the same.
 
-    Raises FitError where the data is too small.
+    Rows that pass the context are left out, which the report says. Raises FitError where the data is too small.
     """
-    stages, dataset = Stages(work), Dataset.of(parts)
+    stages = Stages(work)
+    parts, left_out = _within_context(stages, backbones[0], parts, settings, progress)
+    dataset = Dataset.of(parts)
     dataset.check()
     layers = _layers(settings, backbones[0].info.num_layers)
     rate = threshold_rate(settings.target_fpr, len(dataset.places("calibration", 0)))
     finished = _run(stages, Steps(backbones, dataset, settings, progress), backbones[0], dataset, settings, layers)
     guard = _guard(finished, rate)
     report = {**_report(finished, guard.manifest, rate), "stages": stages.summary}
+    report["warnings"] += length_warnings(left_out, backbones[0].info.context_length)
     save_bundle(out, guard.manifest, guard.prober, guard.head, guard.calibration)
     return Fitted(guard, report, finished.folders, dataset)
+
+
+def _within_context(
+    stages: Stages, backbone: Backbone, parts: Parts, settings: Settings, progress: Progress
+) -> tuple[Parts, list[Item]]:
+    """The rows that have room for a refusal, and those that have not."""
+    room = max(len(refusal_ids(backbone, refusal)) for refusal in settings.refusals)
+    binding = ModelBinding.of(backbone.info).model_dump(exclude={"name", "revision"})
+    inputs = {"model": binding, "data": Dataset.of(parts).digest(), "context": backbone.info.context_length - room}
+    task = progress.add_task("lengths", total=sum(map(len, parts.values())))
+    folder = stages.run(
+        "lengths",
+        inputs,
+        lambda to: find_long(backbone, parts, room, to, lambda count: progress.advance(task, count)),
+    )
+    return without_long(parts, folder)
 
 
 def _layers(settings: Settings, num_layers: int) -> list[int]:

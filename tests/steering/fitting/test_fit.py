@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -179,7 +180,7 @@ def test_bad_rows_are_listed_before_the_model_runs(tmp_path: Path) -> None:
 # killed and started again ------------------------------------------------------------------------------------------
 
 
-STAGES = ("data", "states", "layers", "prober", "refusals", "head", "eps")
+STAGES = ("lengths", "data", "states", "layers", "prober", "refusals", "head", "eps")
 
 
 class CutError(Exception):
@@ -362,8 +363,14 @@ def test_a_score_that_is_no_number_counts_as_flagged() -> None:
     assert by_category(dataset, scores, 0.5)["(none)"]["safe_flagged"] == 0.5
 
 
-def test_words_that_give_the_label_away_are_reported(tiny_models: TinyModels, tmp_path: Path) -> None:
-    result = fitted(tiny_models, tmp_path, items(300, shuffled=False))
+def test_words_that_give_the_label_away_are_reported_and_rows_without_room_left_out(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    long = Item("long", Question("Break it." + " a" * 5000), Question("Describe it."), where="pairs.jsonl:301")
+    result = fitted(tiny_models, tmp_path, [*items(300, shuffled=False), long])
+    assert len(result.dataset.items) == 300
+    (told,) = [line for line in result.report["warnings"] if "left out" in line]
+    assert re.fullmatch(r"1 rows pass the model's context of \d+ tokens and are left out: pairs.jsonl:301", told)
     assert result.guard.manifest.validation["auroc"] > 0.95
     assert not any(line.startswith("There is no signal") for line in result.report["warnings"])
     assert any(line.startswith("The words alone give the label away") for line in result.report["warnings"])
@@ -408,7 +415,7 @@ def test_another_place_on_disk_is_the_same_fit(tiny_models: TinyModels, tmp_path
     moved = tmp_path / "moved" / "pairs.jsonl", tmp_path / "moved" / "benign.jsonl"
     work = "--work", str(tmp_path / "one.work")
     assert CliRunner().invoke(app, arguments(model, moved, tmp_path / "two", *work)).exit_code == 0
-    assert len(list((tmp_path / "one.work").iterdir())) == 7
+    assert len(list((tmp_path / "one.work").iterdir())) == len(STAGES)
     assert (tmp_path / "one" / TENSORS).read_bytes() == (tmp_path / "two" / TENSORS).read_bytes()
     backbone = load_backbone(model, device="cpu", dtype=torch.float32)
     assert load_guard(tmp_path / "two", backbone.info).layer == load_guard(tmp_path / "one", backbone.info).layer
