@@ -21,7 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import httpx
 import numpy as np
 import psutil
 import typer
@@ -32,6 +31,7 @@ from rich.table import Table
 
 from models.demo.dialogue import pairs, utility
 from server.access.keys import hash_key, new_key
+from tests import plain_http
 from tests.end_to_end.processes import ServerProcess, user
 
 LEFT = "left"
@@ -99,6 +99,7 @@ class Site:
 
     folder: Path
     keys: tuple[str, ...] = field(default_factory=lambda: tuple(new_key() for _ in range(6)))
+    make: type[ServerProcess] = ServerProcess
 
     def __post_init__(self) -> None:
         policies: dict[str, dict[str, object]] = {
@@ -132,7 +133,7 @@ class Site:
 
     def server(self) -> ServerProcess:
         """A server of this site."""
-        return ServerProcess(["--config", str(self.config)], key=self.keys[0])
+        return self.make(["--config", str(self.config)], key=self.keys[0])
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,7 @@ async def soak(
 def counted(url: str) -> Counter[str]:
     """How the server says its requests ended: finish reasons, and reasons why some never began."""
     books: Counter[str] = Counter()
-    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=60).text):
+    for family in text_string_to_metric_families(plain_http.get(f"{url}/metrics", timeout=60).text):
         for sample in family.samples:
             if sample.name in ("autosteer_request_success_total", "autosteer_admission_rejections_total"):
                 books[sample.labels.get("finished_reason") or sample.labels["reason"]] += int(sample.value)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from benchmarks.dashboards.panels import RATE
+from tests import plain_http
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,14 @@ class Prometheus:
 
     def alerts(self) -> list[dict[str, Any]]:
         """The rules as Prometheus evaluates them: name, state, health, last error."""
-        groups = httpx.get(f"{self.url}/api/v1/rules", timeout=30).json()["data"]["groups"]
+        groups = plain_http.get(f"{self.url}/api/v1/rules", timeout=30).json()["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]
 
     def _filled(self, expr: str) -> str:
         return expr.replace(RATE, self.rate_interval)
 
     def _ask(self, path: str, parameters: dict[str, Any]) -> list[Series]:
-        answer = httpx.post(f"{self.url}/api/v1/{path}", data=parameters, timeout=30).json()
+        answer = plain_http.post(f"{self.url}/api/v1/{path}", data=parameters, timeout=30).json()
         if answer["status"] != "success":
             raise ValueError(f"{parameters['query']}: {answer['error']}")
         found = []

@@ -4,18 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess
 
 
 @pytest.fixture(scope="session")
 def guarded() -> Iterator[ServerProcess]:
-    """The bundled model with its guard, as `make serve` starts it; scores exposed, completions of token ids taken."""
-    with ServerProcess(["--expose-scores", "--completions", "on"]) as server:
+    """The bundled model with its guard, as `make serve` serves it; scores exposed, completions of token ids taken."""
+    with ForkedServer(["--expose-scores", "--completions", "on"]) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def unguarded() -> Iterator[ServerProcess]:
     """The same model with the guard off."""
-    with ServerProcess(["--mode", "off"]) as server:
+    with ForkedServer(["--mode", "off"]) as server:
         yield server

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
-import httpx
 import psutil
 from openai import OpenAI
 from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionUserMessageParam
 from PIL import Image
 
+from tests import plain_http
 from tests.exposition import metric_of
 from tests.waiting import wait_until
 
@@ -47,7 +48,21 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1", **(extra or {})}
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+class Program(Protocol):
+    """A process that a test has started; `subprocess.Popen` is one."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+def end(process: Program) -> None:
     """Ask a process to end, and make it; nothing happens if it has ended."""
     if process.poll() is None:
         process.terminate()
@@ -75,14 +90,7 @@ class ServerProcess:
         self._log = Path(f"/proc/self/fd/{os.memfd_create('server-log')}")
         self._out = self._log.open("wb")
         started = time.monotonic()
-        self.process = subprocess.Popen(
-            command("serve", "--port", "0", *self.arguments),
-            stdout=self._out,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=clean_environment(self.environment),
-            cwd=self.folder,
-        )
+        self.process = self._start(["serve", "--port", "0", *self.arguments])
         try:
             self._wait_ready(started)
         except BaseException:
@@ -93,6 +101,16 @@ class ServerProcess:
     def __exit__(self, *_: object) -> None:
         end(self.process)
         self._out.close()
+
+    def _start(self, arguments: Sequence[str]) -> Program:
+        return subprocess.Popen(
+            command(*arguments),
+            stdout=self._out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=clean_environment(self.environment),
+            cwd=self.folder,
+        )
 
     def _wait_ready(self, started: float) -> None:
         def announced() -> bool:
@@ -122,7 +140,7 @@ class ServerProcess:
 
     @cached_property
     def model(self) -> str:
-        found = httpx.get(f"{self.url}/v1/models", headers={"authorization": f"Bearer {self.key}"})
+        found = plain_http.get(f"{self.url}/v1/models", headers={"authorization": f"Bearer {self.key}"})
         name: str = found.json()["data"][0]["id"]
         return name
 
@@ -144,7 +162,7 @@ class ServerProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples whose labels include `labels`."""
-        return metric_of(httpx.get(f"{self.url}/metrics").text, name, **labels)
+        return metric_of(plain_http.get(f"{self.url}/metrics").text, name, **labels)
 
 
 def data_url(image: Image.Image) -> str:

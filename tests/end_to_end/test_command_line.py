@@ -6,45 +6,49 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from openai import APIError
 
 from models.demo import CHECKPOINT, GUARD
-from tests.end_to_end.processes import ServerProcess, clean_environment, command, user
+from tests import plain_http
+from tests.end_to_end.commands import run, run_process
+from tests.end_to_end.forked import ForkedServer
+from tests.end_to_end.processes import ServerProcess, user
+from tests.waiting import wait_until
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=120, env=clean_environment(), check=False
-    )
+@pytest.fixture(scope="module")
+def started() -> Iterator[ServerProcess]:
+    """A server as a user starts it."""
+    with ServerProcess() as server:
+        yield server
 
 
-def test_ready_within_15_seconds_and_1_5_gigabytes(guarded: ServerProcess) -> None:
+def test_ready_within_15_seconds_and_1_5_gigabytes(started: ServerProcess) -> None:
     """Of the processor: seconds of the clock are more where other work runs."""
-    assert guarded.ready_cpu_seconds <= 15
-    assert guarded.rss_bytes <= 1.5e9
+    assert started.ready_cpu_seconds <= 15
+    assert started.rss_bytes <= 1.5e9
 
 
-def test_the_ready_line_says_what_runs(guarded: ServerProcess) -> None:
-    log = guarded.log
-    for word in (guarded.url, "layer", "steer", "curl"):
+def test_the_ready_line_says_what_runs(started: ServerProcess) -> None:
+    log = started.log
+    for word in (started.url, "layer", "steer", "curl"):
         assert word in log, log
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_command_to_try_gets_an_answer(guarded: ServerProcess) -> None:
-    line = next(line for line in guarded.log.splitlines() if line.startswith("try it: "))
+def test_the_command_to_try_gets_an_answer(started: ServerProcess) -> None:
+    line = next(line for line in started.log.splitlines() if line.startswith("try it: "))
     done = subprocess.run(shlex.split(line.removeprefix("try it: ")), capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "I see a red apple."
 
 
 def test_unguarded_says_so_loudly(unguarded: ServerProcess) -> None:
     assert "off" in unguarded.log
-    with ServerProcess(["--model", str(CHECKPOINT), "--guard", "none"]) as server:
+    with ForkedServer(["--model", str(CHECKPOINT), "--guard", "none"]) as server:
         assert "UNGUARDED" in server.log
         server.client.chat.completions.create(model=server.model, messages=[user("hello")], max_tokens=4)
 
@@ -72,7 +76,7 @@ def test_a_bundle_of_another_model_is_refused_with_what_differs(tmp_path: Path) 
     (tmp_path / "guard.json").write_text(
         text.replace("LlavaOnevisionForConditionalGeneration", "OtherForConditionalGeneration")
     )
-    result = run("serve", "--port", "0", "--guard", str(tmp_path))
+    result = run_process("serve", "--port", "0", "--guard", str(tmp_path))
     assert result.returncode == 2
     assert "OtherForConditionalGeneration" in result.stderr
     assert "Traceback" not in result.stderr
@@ -101,14 +105,14 @@ def test_a_port_in_use_is_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        result = run("serve", "--port", str(taken.getsockname()[1]))
+        result = run_process("serve", "--port", str(taken.getsockname()[1]))
     assert result.returncode == 2
     assert "in use" in result.stderr
 
 
-@pytest.mark.parametrize("after", ["restart", "exit"])
-def test_a_server_whose_engine_is_killed_starts_it_again_or_ends(after: str) -> None:
-    with ServerProcess(["--engine-failure", after]) as server:
+@pytest.mark.parametrize(("after", "start"), [("restart", ServerProcess), ("exit", ForkedServer)])
+def test_a_server_whose_engine_is_killed_starts_it_again_or_ends(after: str, start: type[ServerProcess]) -> None:
+    with start(["--engine-failure", after]) as server:
         endless = {"max_tokens": 1500, "logit_bias": {str(eos): -100 for eos in range(3)}, "stream": True}
         stream = server.client.chat.completions.create(  # type: ignore[call-overload]
             model=server.model, messages=[user("hello")], **endless
@@ -119,8 +123,7 @@ def test_a_server_whose_engine_is_killed_starts_it_again_or_ends(after: str) -> 
             list(stream)
         assert caught.value.code == "engine_failed"
         if after == "restart":
-            while httpx.get(f"{server.url}/ready").status_code != 200:
-                time.sleep(0.05)
+            wait_until(lambda: plain_http.get(f"{server.url}/ready").status_code == 200, "another engine")
             server.client.chat.completions.create(model=server.model, messages=[user("hello")], max_tokens=4)
             assert server.metric("autosteer_engine_restarts_total") == 1
             server.process.terminate()

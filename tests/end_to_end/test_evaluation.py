@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
-import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.processes import ServerProcess, clean_environment, command
+from tests.end_to_end import commands
+from tests.end_to_end.commands import Ended
+from tests.end_to_end.forked import Forked, ForkedServer
+from tests.end_to_end.processes import ServerProcess, clean_environment, end
+from tests.waiting import wait_until
 
 SUITE = """
 name: small
@@ -40,13 +43,11 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(suite: Path, out: Path, *more: str) -> list[str]:
     common = ["--suite", str(suite), "--out", str(out), "--batch", "8", "--dtype", "float32", "--no-cost"]
-    return command("eval", *common, *more)
+    return ["eval", *common, *more]
 
 
-def run(suite: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        arguments(suite, out, *more), capture_output=True, text=True, timeout=240, env=clean_environment(), check=False
-    )
+def run(suite: Path, out: Path, *more: str) -> Ended:
+    return commands.run(*arguments(suite, out, *more))
 
 
 def figures(out: Path) -> dict[str, Any]:
@@ -93,13 +94,13 @@ def _kept(out: Path) -> int:
 def test_killed_and_started_again_it_says_the_same(after: int, suite: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     more = ("--model", "demo", "--eps-sweep", "0.5")
-    with subprocess.Popen(
-        arguments(suite, out, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=clean_environment()
-    ) as process:
-        deadline = time.monotonic() + 120
-        while _kept(out) < after and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    process = Forked(arguments(suite, out, *more), clean_environment(), os.devnull)
+    try:
+        wait_until(lambda: _kept(out) >= after or process.poll() is not None, f"{after} answers")
+        process.kill()
+        assert process.wait(20) == -signal.SIGKILL, "it has ended before"
+    finally:
+        end(process)
     kept = _kept(out)
     assert kept >= after
     assert not (out / "results.json").exists()
@@ -123,7 +124,7 @@ def test_another_run_in_its_folder_is_refused_with_the_way_out(whole: Path, suit
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with ServerProcess(["--dtype", "float32", "--may-loosen"]) as running:
+    with ForkedServer(["--dtype", "float32", "--may-loosen"]) as running:
         yield running
 
 
@@ -135,7 +136,8 @@ def test_a_server_answers_as_the_model_in_process_does(
     columns = [f"--url={mode}={server.url}/v1#{mode}" for mode in modes]
     done = run(suite, out, *columns)
     assert done.returncode == 0, done.stderr
-    compared = subprocess.run(command("compare", str(whole), str(out)), capture_output=True, text=True, check=True)
+    compared = commands.run("compare", str(whole), str(out))
+    assert compared.returncode == 0, compared.stderr
     for mode in modes:
         assert f"{mode}: 64 of 64 answers are the same to the letter" in compared.stdout
     rows = [[json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()] for folder in (whole, out)]

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -15,6 +14,8 @@ from schemathesis import GenerationMode
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from tests import plain_http
+from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess
 
 ROUTES = 10
@@ -22,7 +23,7 @@ ROUTES = 10
 
 @pytest.fixture(scope="module")
 def fuzzed() -> Iterator[ServerProcess]:
-    with ServerProcess(environment={"AUTOSTEER_DEFAULT_MAX_TOKENS": "4"}) as server:
+    with ForkedServer(environment={"AUTOSTEER_DEFAULT_MAX_TOKENS": "4"}) as server:
         yield server
 
 
@@ -32,7 +33,7 @@ def fuzz(server: ServerProcess, cases: int) -> int:
     A request that fits the document may be refused all the same: for the order of its roles, an image that is none,
     a prompt that is too long.
     """
-    document = httpx.get(f"{server.url}/openapi.json").json()
+    document = plain_http.get(f"{server.url}/openapi.json").json()
     for path in document["paths"].values():
         for operation in path.values():
             operation.pop("security", None)  # a server without keys takes any, and none

@@ -14,6 +14,7 @@ from PIL import Image
 from models.cache import BLOCK
 from models.demo.dialogue import Example, pairs, utility
 from models.demo.judge import complied, correct, refused
+from tests import plain_http
 from tests.end_to_end.processes import ServerProcess, data_url, user
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "google-coral+test_data"
@@ -132,7 +133,7 @@ def test_a_disconnected_client_frees_its_row(guarded: ServerProcess) -> None:
             break
     assert guarded.metric("autosteer_num_requests_running") == 0
     assert guarded.metric("autosteer_request_success_total", finished_reason="abort") == aborted + 1
-    assert httpx.get(f"{guarded.url}/ready").status_code == 200
+    assert plain_http.get(f"{guarded.url}/ready").status_code == 200
 
 
 def eos_tokens() -> list[int]:
@@ -167,7 +168,7 @@ def test_natural_photographs_are_answered(guarded: ServerProcess) -> None:
 def test_models_version_health_ready(guarded: ServerProcess) -> None:
     assert guarded.client.models.list().data[0].id == guarded.model
     for route in ("/health", "/ready", "/version", "/metrics"):
-        assert httpx.get(guarded.url + route).status_code == 200
+        assert plain_http.get(guarded.url + route).status_code == 200
     assert guarded.metric("autosteer_guard_decisions_total", decision="steered") > 0
 
 
@@ -181,6 +182,6 @@ def test_an_image_url_that_is_no_image_names_the_field(guarded: ServerProcess) -
             }
         ],
     }
-    response = httpx.post(f"{guarded.url}/v1/chat/completions", json=body)
+    response = plain_http.post(f"{guarded.url}/v1/chat/completions", json=body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "messages.0.content.0.image_url.url"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from models.demo import GUARD
+from tests.end_to_end.commands import run
 from tests.end_to_end.processes import ServerProcess, user
-from tests.end_to_end.test_policies_and_audit import run
 from tests.server.record.test_tracing import collector
 from tests.waiting import wait_until
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 from openai.types import Completion
@@ -20,6 +19,7 @@ from PIL import Image
 
 from models.demo.dialogue import pairs
 from models.demo.judge import refused
+from tests import plain_http
 from tests.end_to_end.processes import ServerProcess, data_url, user
 
 APPLE = Image.new("RGB", (96, 96), "white")
@@ -177,7 +177,7 @@ def test_completions_whole_and_streamed(client: OpenAI, model: str, guarded: Ser
 
 def test_harm_is_refused_by_the_legacy_route_too(client: OpenAI, model: str, guarded: ServerProcess) -> None:
     example = next(pair for pair in pairs(1, seed=922, split="test") if pair.kind == "text").toxic
-    tokens = httpx.post(
+    tokens = plain_http.post(
         f"{guarded.url}/tokenize", json={"messages": [{"role": "user", "content": example.question}]}
     ).json()["tokens"]
     answer = client.completions.create(model=model, prompt=tokens, max_tokens=40)
@@ -209,7 +209,7 @@ def test_models(client: OpenAI, model: str) -> None:
 def test_tokens_are_counted_without_generating(
     client: OpenAI, model: str, guarded: ServerProcess, messages: list[ChatCompletionMessageParam]
 ) -> None:
-    counted = httpx.post(f"{guarded.url}/tokenize", json={"model": model, "messages": messages}).json()
+    counted = plain_http.post(f"{guarded.url}/tokenize", json={"model": model, "messages": messages}).json()
     usage = client.chat.completions.create(model=model, messages=messages, max_tokens=1).usage
     assert usage is not None
     assert usage.prompt_tokens_details is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator, Set
@@ -21,7 +20,10 @@ import pytest
 import yaml
 
 from server.access.keys import hash_key
-from tests.end_to_end.processes import ServerProcess, clean_environment, command, user
+from tests import plain_http
+from tests.end_to_end.commands import run
+from tests.end_to_end.forked import ForkedServer
+from tests.end_to_end.processes import ServerProcess, user
 from tests.waiting import wait_until
 
 SHOP, TEAM = "sk-autosteer-shop", "sk-autosteer-team"
@@ -31,12 +33,6 @@ KEYS = [
 ]
 STRICT: dict[str, Any] = {"mode": "block", "refusal": "Please ask the service desk."}
 FREE: dict[str, Any] = {"may_loosen": True, "expose_scores": True}
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=120, env=clean_environment(), check=False
-    )
 
 
 def until_reloads(server: ServerProcess, outcome: str, count: float) -> None:
@@ -87,7 +83,7 @@ class Site:
         self.config.write_text(yaml.safe_dump(self.settings))
 
     def server(self, *arguments: str) -> ServerProcess:
-        return ServerProcess(["--config", str(self.config), *arguments])
+        return ForkedServer(["--config", str(self.config), *arguments])
 
     def records(self) -> list[dict[str, Any]]:
         """Every line of the log; none may be broken."""
@@ -100,7 +96,7 @@ def client_of(server: ServerProcess, key: str) -> openai.OpenAI:
 
 def ask(server: ServerProcess, key: str, text: str = "hello", **options: Any) -> httpx.Response:
     body = {"model": "autosteer-demo", "messages": [user(text)], "max_tokens": 8, **options}
-    return httpx.post(
+    return plain_http.post(
         f"{server.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}, timeout=60
     )
 
@@ -280,7 +276,7 @@ def test_a_full_disk_closes_a_server_that_is_to_refuse(tmp_path: Path) -> None:
         assert ask(server, SHOP).status_code == 200  # the first that shows it
         wait_until(lambda: server.metric("autosteer_audit_sink_up") == 0, "the sink's failure")
         assert ask(server, SHOP).json()["error"]["code"] == "audit_failed"
-        ready = httpx.get(f"{server.url}/ready")
+        ready = plain_http.get(f"{server.url}/ready")
         assert ready.status_code == 503
         assert "No space left on device" in ready.json()["error"]["message"]
         server.process.send_signal(signal.SIGTERM)
@@ -342,10 +338,8 @@ def test_config_check_tells_everything_that_is_wrong(tmp_path: Path) -> None:
 
 def test_config_show_tells_where_everything_comes_from_and_no_secret(tmp_path: Path) -> None:
     site = Site(tmp_path, {"audit": {"url": "postgresql://u:SECRET@db/audit?sslpassword=SECRET"}})
-    environment = clean_environment({"AUTOSTEER_MAX_QUEUE": "7", "AUTOSTEER_CONFIG": str(site.config)})
-    shown = subprocess.run(
-        command("config", "show", "--port", "9"), capture_output=True, text=True, env=environment, check=True
-    ).stdout
+    environment = {"AUTOSTEER_MAX_QUEUE": "7", "AUTOSTEER_CONFIG": str(site.config)}
+    shown = run("config", "show", "--port", "9", environment=environment).stdout
     assert "port: 9  # --port" in shown
     assert "max_queue: 7  # environment AUTOSTEER_MAX_QUEUE" in shown
     assert f"keys:  # {site.config}" in shown

@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks.soak import HALF, Site, run, run_until_signal
+from tests.end_to_end.forked import ForkedServer
 
 FLAT = 0.02  # of the memory at half-time, added in the second half
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
+    return Site(tmp_path, make=ForkedServer)
+
+
+@pytest.fixture
+def whole_site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
@@ -41,8 +47,8 @@ def test_after_a_kill_within_a_load_the_log_is_whole_and_the_server_starts(site:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_ten_thousand_requests_of_two_hundred_clients(site: Site) -> None:
-    result, problems = run(site, clients=200, requests=10_000)
+def test_ten_thousand_requests_of_two_hundred_clients(whole_site: Site) -> None:
+    result, problems = run(whole_site, clients=200, requests=10_000)
     start, growth = result.growth()
     print(f"{result.seconds:.0f} s, {start:.0f} MiB at half-time, {growth:+.1f} MiB until the end")
     assert problems == []
@@ -51,8 +57,8 @@ def test_ten_thousand_requests_of_two_hundred_clients(site: Site) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_signal_within_the_load_of_two_hundred_clients(site: Site) -> None:
+def test_a_signal_within_the_load_of_two_hundred_clients(whole_site: Site) -> None:
     for _ in range(5):
-        result, code, problems = run_until_signal(site, signal.SIGTERM, clients=200, requests=2000)
+        result, code, problems = run_until_signal(whole_site, signal.SIGTERM, clients=200, requests=2000)
         assert problems == []
         assert (code, result.outcomes[HALF]) == (0, 0)

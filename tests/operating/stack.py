@@ -23,6 +23,8 @@ from openai import OpenAI
 
 from benchmarks.dashboards.queries import Prometheus
 from server.access.keys import hash_key, new_key
+from tests import plain_http
+from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess, end, free_port
 from tests.operating.programs import DOCKER, program
 from tests.waiting import wait_until
@@ -43,7 +45,7 @@ def substituted(text: str, replacements: Mapping[str, str]) -> str:
 def answers(url: str) -> bool:
     """Whether a GET gets 200."""
     try:
-        return httpx.get(url, timeout=5).status_code == 200
+        return plain_http.get(url, timeout=5).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -163,7 +165,7 @@ class Stack:
         settings["keys"] = [{"name": key, "hash": hash_key(value), "policy": key} for key, value in self.keys.items()]
         file = self.folder / f"server-{name}.yaml"
         file.write_text(yaml.safe_dump(settings))
-        return ServerProcess(["--config", str(file)], environment={"OMP_NUM_THREADS": "1"})
+        return ForkedServer(["--config", str(file)], environment={"OMP_NUM_THREADS": "1"})
 
     def _make_certificate(self) -> None:
         certificates = self.folder / "tls"

@@ -19,6 +19,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from tests import plain_http
 from tests.end_to_end.processes import user
 from tests.end_to_end.test_guarded_answers import eos_tokens
 from tests.operating.stack import MODEL, Stack
@@ -136,7 +137,7 @@ def test_a_head_and_a_url_over_the_limits_and_plain_http(stack: Stack) -> None:
         url = http.get("/v1/" + "y" * 40_000)
     assert (head.status_code, url.status_code) == (400, 414)
     assert error_of(head)["type"] == error_of(url)["type"] == "invalid_request_error"
-    response = httpx.get(stack.url.replace("https", "http") + "/v1/models")
+    response = plain_http.get(stack.url.replace("https", "http") + "/v1/models")
     assert response.status_code == 400
     assert "HTTPS" in str(error_of(response)["message"])
 
@@ -159,12 +160,19 @@ def test_too_many_requests_of_one_address_are_429(stack: Stack) -> None:
     wait_until(lambda: stack.get("/v1/models").status_code == 200, "an end of the limit")
 
 
-# a stack of their own: a server dies in each ------------------------------------------------------------------------
+# stacks of their own: servers die in them -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def mortal(tmp_path: Path) -> Iterator[Stack]:
     with Stack(tmp_path, watched=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def draining(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One whose first server ends in one test, and all that are left in the next."""
+    with Stack(tmp_path_factory.mktemp("draining"), watched=False) as running:
         yield running
 
 
@@ -193,24 +201,26 @@ def test_a_server_that_dies_takes_only_its_own_streams(mortal: Stack) -> None:
     assert all(new)
 
 
-def test_a_server_that_drains_refuses_nobody(mortal: Stack) -> None:
+def test_a_server_that_drains_refuses_nobody(draining: Stack) -> None:
     """On SIGTERM its streams go on to their end, and what it turns away the other answers."""
-    client = mortal.client()
+    client = draining.client()
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(stream_times, client, 800) for _ in range(4)]
-        wait_until(lambda: sum(s.metric("autosteer_num_requests_running") for s in mortal.servers) == 4, "four streams")
-        mortal.servers[0].process.send_signal(signal.SIGTERM)
-        wait_until(lambda: httpx.get(f"{mortal.servers[0].url}/ready").status_code == 503, "the drain")
+        wait_until(
+            lambda: sum(s.metric("autosteer_num_requests_running") for s in draining.servers) == 4, "four streams"
+        )
+        draining.servers[0].process.send_signal(signal.SIGTERM)
+        wait_until(lambda: plain_http.get(f"{draining.servers[0].url}/ready").status_code == 503, "the drain")
         for _ in range(10):
             assert stream_times(client, 10)
         assert all(len(stream.result()) > 400 for stream in streams)
 
 
-def test_with_no_server_left_the_gateway_says_so(mortal: Stack) -> None:
-    for server in mortal.servers:
+def test_with_no_server_left_the_gateway_says_so(draining: Stack) -> None:
+    for server in draining.servers:
         server.process.kill()
         server.process.wait(20)
-    response = mortal.get("/v1/models")
+    response = draining.get("/v1/models")
     assert response.status_code == 503
     assert error_of(response) == {
         "message": "No server is there to answer.",

@@ -255,7 +255,8 @@ import json, os, signal, sys
 from pathlib import Path
 import steering.fitting.stages as stages
 from server.cli.fit import app
-import steering.fitting.fit
+import matplotlib.pyplot, sklearn.linear_model, models.load, steering.fitting.fit
+from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessor
 run = stages.Stages.run
 
 def killed_in(stage):

@@ -1,0 +1,155 @@
+"""Servers forked from a process that has imported everything: a start is a second instead of seven of each process.
+
+Their command line, engine process, environment, signals and ends are what they are after `autosteer serve`; only the
+interpreter's start and the imports are not their own. What is claimed about those is tested with `ServerProcess`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+import psutil
+
+from tests.end_to_end.processes import Program, ServerProcess, clean_environment
+
+
+@dataclass
+class ForkedServer(ServerProcess):
+    """A `ServerProcess` that is ready sooner."""
+
+    def _start(self, arguments: Sequence[str]) -> Program:
+        output = f"/proc/{os.getpid()}/fd/{self._out.fileno()}"
+        return Forked(arguments, clean_environment(self.environment), output, self.folder)
+
+    @property
+    def engine(self) -> psutil.Process:
+        server, *children = self._processes
+        return next(each for each in children if each.cmdline() == server.cmdline())  # a fork has its parent's
+
+
+class Forked:
+    """`autosteer` with these arguments; what it writes goes to `output`. It is asked and ended like a `Popen`."""
+
+    def __init__(
+        self, arguments: Sequence[str], environment: Mapping[str, str], output: str, folder: Path | None = None
+    ) -> None:
+        given = (list(arguments), dict(environment), output, folder or Path.cwd())
+        self._process = _context().Process(target=_run, args=given)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("autosteer", timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@cache
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.end_to_end.imported"])
+    return context
+
+
+def _run(arguments: list[str], environment: dict[str, str], output: str, folder: Path) -> None:
+    """The server's process, from here on."""
+    os.chdir(folder)
+    with open(output, "ab", buffering=0) as file:  # noqa: PTH123
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    from server.cli import main
+    from server.engine import process
+
+    sys.argv = ["autosteer", *arguments]
+    with patch.object(process, "subprocess", _Subprocess):
+        main.main()
+
+
+class _ForkedEngine:
+    """What `EngineProcess` needs of a `Popen`: the module that the command names runs in a fork of this process."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        pass_fds: Sequence[int],
+        env: Mapping[str, str],
+        **_: Any,
+    ) -> None:
+        theirs, ours = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            _become(command[command.index("server.engine.process") :], theirs, set(pass_fds), env)
+        os.close(theirs)
+        self.stdin = os.fdopen(ours, "wb")
+        self._process = psutil.Process(self.pid)
+
+    def kill(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        try:
+            return int(self._process.wait(timeout))
+        except psutil.TimeoutExpired as error:
+            raise subprocess.TimeoutExpired("the engine", timeout or 0) from error
+
+
+class _Subprocess:
+    """In place of the module, where the engine is started."""
+
+    Popen = _ForkedEngine
+    PIPE, DEVNULL, TimeoutExpired = subprocess.PIPE, subprocess.DEVNULL, subprocess.TimeoutExpired
+
+
+def _become(argv: Sequence[str], stdin: int, kept: set[int], environment: Mapping[str, str]) -> NoReturn:
+    """Run a module's `main` as a new process of it would, and end."""
+    try:
+        os.setsid()
+        os.dup2(stdin, 0)
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), 1)
+        for each in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2} - kept:  # noqa: PTH208
+            with suppress(OSError):  # the one that the folder was read with
+                os.close(each)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = list(argv)
+        sys.stdin = open(0)  # noqa: SIM115
+        import_module(argv[0]).main()
+    finally:
+        os._exit(1)
