@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -15,3 +16,12 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = WAIT
         if time.monotonic() >= until:
             raise TimeoutError(f"{what} did not happen in {seconds:.0f} s")
         time.sleep(0.02)  # what is waited for needs the cores
+
+
+async def until(condition: Callable[[], object], what: str, seconds: float = WAIT_SECONDS) -> None:
+    """As `wait_until`, while the event loop goes on."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= end:
+            raise TimeoutError(f"{what} did not happen in {seconds:.0f} s")
+        await asyncio.sleep(0.002)

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.canned import HEAD, LAST, Canned, chunk, events, parts, sse
 from benchmarks.client import Answer, AnswerError, Connection, request_bytes
 from benchmarks.load import closed_load, open_load
+from tests.waiting import until
 
 TOKENS = 5
 
@@ -118,14 +119,14 @@ async def test_a_connection_that_breaks_is_an_error_and_a_cancelled_one_is_close
     async with served([HEAD, chunk(events(1)[0])]) as url:
         connection = await Connection.open(url)
         waiting = asyncio.create_task(connection.ask(request_bytes(url, {})))
-        await asyncio.sleep(0.05)
+        await until(lambda: connection._others, "the first piece")
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert connection.closed
         connection = await Connection.open(url)
         waiting = asyncio.create_task(connection.ask(request_bytes(url, {})))
-        await asyncio.sleep(0.05)
+        await until(lambda: connection._others, "the first piece")
         connection.close()
         with pytest.raises(AnswerError, match="closed"):
             await waiting

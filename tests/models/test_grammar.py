@@ -204,21 +204,22 @@ HOSTILE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_schema_costs_little_to_compile_and_to_follow(name: str) -> None:
+    """In seconds of this process on the cores: what other programs take is not the schema's cost."""
     process = psutil.Process()
     before = process.memory_info().rss
     rng = np.random.default_rng(0)
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         grammar = BYTES.compile(HOSTILE[name])
     except SchemaError:
-        assert time.perf_counter() - started < 2
+        assert time.process_time() - started < 2
         return
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     slowest = 0.0
     for _ in range(100):
-        started = time.perf_counter()
+        started = time.process_time()
         allowed = tokens_in(grammar.allowed())
-        slowest = max(slowest, time.perf_counter() - started)
+        slowest = max(slowest, time.process_time() - started)
         assert allowed
         if EOS in allowed:
             break

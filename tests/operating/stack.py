@@ -27,7 +27,7 @@ from tests import plain_http
 from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess, end, free_port
 from tests.operating.programs import DOCKER, program
-from tests.waiting import wait_until
+from tests.waiting import WAIT_SECONDS, wait_until
 
 MODEL = "autosteer-demo"
 POLICIES = {"everyday": {}, "strict": {"mode": "block"}, "research": {"mode": "monitor", "expose_scores": True}}
@@ -161,6 +161,7 @@ class Stack:
         settings = yaml.safe_load((DOCKER / "settings" / "autosteer.yaml").read_text())
         settings["audit"]["url"] = f"file://{self.folder}/audit-{name}.jsonl"
         settings["policies"] = POLICIES
+        settings["drain_seconds"] = WAIT_SECONDS  # the cores may have much else to do
         settings["shadow"] = {"name": "candidate", "target_fpr": 0.01}
         settings["keys"] = [{"name": key, "hash": hash_key(value), "policy": key} for key, value in self.keys.items()]
         file = self.folder / f"server-{name}.yaml"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -23,16 +21,15 @@ from tests import plain_http
 from tests.end_to_end.processes import user
 from tests.end_to_end.test_guarded_answers import eos_tokens
 from tests.operating.stack import MODEL, Stack
-from tests.waiting import wait_until
+from tests.waiting import WAIT_SECONDS, wait_until
 
-LONG = 300  # tokens
+LONG, LONGER = 300, 1000  # tokens
 ERROR_FIELDS = {"message", "type", "param", "code"}
 
 
-def stream_times(client: OpenAI, tokens: int = LONG) -> list[float]:
-    """When each piece of a long stream came, from the request on."""
-    started = time.perf_counter()
-    stream = client.chat.completions.create(
+def stream(client: OpenAI, tokens: int = LONG) -> list[str]:
+    """The pieces of a long stream."""
+    chunks = client.chat.completions.create(
         model=MODEL,
         messages=[user("hello")],
         stream=True,
@@ -40,7 +37,7 @@ def stream_times(client: OpenAI, tokens: int = LONG) -> list[float]:
         max_tokens=tokens,
         logit_bias={str(token): -100 for token in eos_tokens()},
     )
-    return [time.perf_counter() - started for chunk in stream if chunk.choices and chunk.choices[0].delta.content]
+    return [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
 
 
 def error_of(response: httpx.Response) -> dict[str, object]:
@@ -51,25 +48,10 @@ def error_of(response: httpx.Response) -> dict[str, object]:
     return error
 
 
-def test_a_stream_arrives_token_by_token(stack: Stack) -> None:
-    """The time from first to last byte is at least 80 % of what it is without the gateway: nothing is held back."""
-    spans: dict[str, list[float]] = {"direct": [], "through": []}
-    for _ in range(5):
-        for name, client in [("direct", stack.direct(stack.servers[0])), ("through", stack.client())]:
-            times = stream_times(client)
-            assert len(times) > LONG / 2
-            spans[name].append(times[-1] - times[0])
-    ratio = sorted(spans["through"])[2] / sorted(spans["direct"])[2]
-    print(f"first to last byte through the gateway: {ratio:.2f} of the direct one")
-    assert ratio >= 0.8, spans
-
-
-def test_pieces_come_apart(stack: Stack) -> None:
-    """Not in a few lumps."""
-    times = stream_times(stack.client())
-    gaps = [b - a for a, b in pairwise(times)]
-    assert max(gaps) < (times[-1] - times[0]) / 4
-    assert len({round(each, 3) for each in times}) > len(times) / 4
+def test_a_stream_is_what_the_server_sends(stack: Stack) -> None:
+    direct, through = stream(stack.direct(stack.servers[0])), stream(stack.client())
+    assert through == direct
+    assert len(direct) > LONG / 2
 
 
 @pytest.mark.parametrize(
@@ -182,7 +164,7 @@ def test_a_server_that_dies_takes_only_its_own_streams(mortal: Stack) -> None:
 
     def one(_: int) -> str:
         try:
-            return "whole" if len(stream_times(client, 800)) > 400 else "short"
+            return "whole" if len(stream(client, LONGER)) > LONGER / 2 else "short"
         except (openai.APIError, httpx2.HTTPError):
             return "broken"
 
@@ -195,7 +177,7 @@ def test_a_server_that_dies_takes_only_its_own_streams(mortal: Stack) -> None:
         dying, staying = running()
         assert dying == staying == 4, "least connections shares evenly"
         mortal.servers[0].process.kill()
-        new = [stream_times(client, 20) for _ in range(10)]
+        new = [stream(client, 20) for _ in range(10)]
         counted = sorted(outcomes)
     assert counted == ["broken"] * 4 + ["whole"] * 4
     assert all(new)
@@ -205,15 +187,15 @@ def test_a_server_that_drains_refuses_nobody(draining: Stack) -> None:
     """On SIGTERM its streams go on to their end, and what it turns away the other answers."""
     client = draining.client()
     with ThreadPoolExecutor(4) as pool:
-        streams = [pool.submit(stream_times, client, 800) for _ in range(4)]
+        streams = [pool.submit(stream, client, LONGER) for _ in range(4)]
         wait_until(
             lambda: sum(s.metric("autosteer_num_requests_running") for s in draining.servers) == 4, "four streams"
         )
         draining.servers[0].process.send_signal(signal.SIGTERM)
         wait_until(lambda: plain_http.get(f"{draining.servers[0].url}/ready").status_code == 503, "the drain")
         for _ in range(10):
-            assert stream_times(client, 10)
-        assert all(len(stream.result()) > 400 for stream in streams)
+            assert stream(client, 10)
+        assert all(len(each.result()) > LONGER / 2 for each in streams)
 
 
 def test_with_no_server_left_the_gateway_says_so(draining: Stack) -> None:
@@ -231,16 +213,16 @@ def test_with_no_server_left_the_gateway_says_so(draining: Stack) -> None:
     assert response.headers["retry-after"] == "1"
 
 
-# the gateway before a server that only redirects ---------------------------------------------------------------------
+# the gateway before servers of the test's own -----------------------------------------------------------------------
 
 
-class _Redirecting(BaseHTTPRequestHandler):
-    """Leads `/v1/here` to `/v1/there` of the host that the request names, over HTTP, as servers behind a gateway do."""
+class _Handler(BaseHTTPRequestHandler):
+    """Is ready."""
+
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.send_response(307 if self.path == "/v1/here" else 200)
-        if self.path == "/v1/here":
-            self.send_header("location", f"http://{self.headers['host']}/v1/there")
+        self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()
 
@@ -248,10 +230,29 @@ class _Redirecting(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-class _RedirectingStack(Stack):
+class _Redirecting(_Handler):
+    """Leads `/v1/here` to `/v1/there` of the host that the request names, over HTTP, as servers behind a gateway do."""
+
+    def do_GET(self) -> None:
+        if self.path != "/v1/here":
+            super().do_GET()
+            return
+        self.send_response(307)
+        self.send_header("location", f"http://{self.headers['host']}/v1/there")
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+
+class _StackBefore(Stack):
+    """The gateway alone, before servers that answer as `handler` does."""
+
+    def __init__(self, folder: Path, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(folder, watched=False)
+        self._handler = handler
+
     @contextmanager
     def _server(self, name: str) -> Iterator[_Port]:  # type: ignore[override]
-        with ThreadingHTTPServer(("127.0.0.1", 0), _Redirecting) as server:
+        with ThreadingHTTPServer(("127.0.0.1", 0), self._handler) as server:
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
             try:
@@ -267,8 +268,38 @@ class _Port:
 
 
 def test_a_redirect_keeps_the_port_and_https(tmp_path: Path) -> None:
-    with _RedirectingStack(tmp_path, watched=False) as stack, stack.http() as http:
+    with _StackBefore(tmp_path, _Redirecting) as stack, stack.http() as http:
         redirect = http.get("/v1/here")
         assert redirect.status_code == 307
         assert redirect.headers["location"] == f"{stack.url}/v1/there"
         assert http.get(redirect.headers["location"]).status_code == 200
+
+
+def test_nothing_of_a_stream_is_held_back(tmp_path: Path) -> None:
+    """The server sends each piece once the client has the one before: a gateway that kept one would hang both."""
+    turn = threading.Semaphore()
+
+    class Streaming(_Handler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for number in range(LONG):
+                assert turn.acquire(timeout=WAIT_SECONDS), "the client has not got the piece before"
+                data = b"data: %d\n\n" % number
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self.wfile.write(b"0\r\n\r\n")
+
+    got = []
+    with (
+        _StackBefore(tmp_path, Streaming) as stack,
+        stack.http() as http,
+        http.stream("POST", "/v1/chat/completions", json={"stream": True}) as response,
+    ):
+        for line in response.iter_lines():
+            if line:
+                got.append(line)
+                turn.release()
+    assert got == [f"data: {number}" for number in range(LONG)]

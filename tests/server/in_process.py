@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.settings.schema import LogFormat
@@ -21,7 +22,7 @@ class FakeSpec:
     fault: BaseException | None = None
     signal: int | None = None  # it sends itself this instead of loading
     seconds: float = 0.0  # that loading takes
-    slow: bool = False  # its first step does not end
+    slow: Path | None = None  # a file that is made when the first step begins, which does not end
 
     def load(self) -> OwnEngine:
         time.sleep(self.seconds)
@@ -33,10 +34,14 @@ class FakeSpec:
         from server.engine.scheduler import Scheduler
         from tests.server.fakes import FakeBackbone, as_any
 
+        slow = self.slow
+
         class Slow(FakeBackbone):
             def logits(self, hidden: object) -> object:  # type: ignore[override]
+                assert slow is not None
+                slow.touch()
                 time.sleep(600)
                 return hidden
 
-        backbone = Slow() if self.slow else FakeBackbone()
+        backbone = Slow() if slow else FakeBackbone()
         return OwnEngine(as_any(backbone), None, Scheduler(4, 1000))

@@ -40,6 +40,7 @@ from tests.server.scripted import (
     metric,
 )
 from tests.server.scripted import EOS as TEXT_END
+from tests.waiting import WAIT_SECONDS, until
 
 # The fake guard reads its score from the prompt's first byte, in parts of 50.
 HARMFUL = chr(40) + "x"
@@ -183,7 +184,7 @@ async def test_an_engine_failure_ends_streams_with_an_error_event_and_readiness(
         error_of(await client.get("/ready"), 503)
         assert error_of(await greedy(client, HARMLESS), 503)["code"] == "not_ready"
         assert (await client.get("/health")).status_code == 200
-        assert backbone.rows == []
+        await until(lambda: backbone.rows == [], "the end of the row")  # of the engine's thread
 
 
 async def test_a_reader_who_leaves_frees_the_row_of_the_model() -> None:
@@ -196,7 +197,7 @@ async def test_a_reader_who_leaves_frees_the_row_of_the_model() -> None:
         await connection.has_sent(3)
         await connection.leave()
         left.set()
-        assert await app.state.service.engine.drain(10)
+        assert await app.state.service.engine.drain(WAIT_SECONDS)
         assert backbone.rows == []
         assert await metric(client, "autosteer_request_success_total", finished_reason="abort") == 1
         assert await metric(client, "autosteer_generation_tokens_total") == 1
@@ -316,6 +317,6 @@ async def test_requests_that_end_in_every_way_leave_no_task_and_no_row() -> None
             data = orjson.dumps(body(HARMLESS, stream=stream, max_tokens=CONTEXT - 10))
             connections = [Connection(app, each) for each in (None, data, data, data)]
             await asyncio.gather(*(connection.leave() for connection in connections))
-        assert await app.state.service.engine.drain(10)
+        assert await app.state.service.engine.drain(WAIT_SECONDS)
         assert asyncio.all_tasks() <= before
         assert backbone.rows == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from unittest.mock import AsyncMock
@@ -21,6 +21,7 @@ from server.http.server import HttpServer
 from server.settings.schema import Settings
 from tests.server.fakes import as_any
 from tests.server.scripted import Script, ScriptedRunner, application, body, content_of, error_of, events_of
+from tests.waiting import until
 
 # A body that never ends, on a route that answers before it is read.
 UNFINISHED = b"POST /nowhere HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{"
@@ -61,35 +62,58 @@ async def until_closed(port: int, *parts: bytes) -> bytes:
 # heads -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+async def pass_seconds(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Moves the event loop's clock on: no test waits for a limit, and none passes one by itself."""
+    loop = asyncio.get_running_loop()
+    clock, ahead = loop.time, [0.0]
+    monkeypatch.setattr(loop, "time", lambda: clock() + sum(ahead))
+    return ahead.append
+
+
+PassSeconds = Callable[[float], None]
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET ", b"GET /health HTTP/1.1\r\nhost: a\r\nx-slow: "])
-async def test_a_head_that_does_not_come_ends_the_connection(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.05)
+async def test_a_head_that_does_not_come_ends_the_connection(sent: bytes, pass_seconds: PassSeconds) -> None:
+    async with server(ScriptedRunner()) as (http, url):
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(sent)
+        await until(lambda: http.server_state.connections, "the connection")
+        pass_seconds(http_protocol.HEAD_SECONDS)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_second_head_on_the_same_connection_has_the_same_limit(pass_seconds: PassSeconds) -> None:
     async with server(ScriptedRunner()) as (_, url):
-        port = httpx.URL(url).port or 0
-        assert await until_closed(port, sent) == b""
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        for _ in range(2):
+            writer.write(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\nGET /health")
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+            writer.write(b" HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+        writer.write(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\nGET /health")
+        await reader.readuntil(b"}")
+        pass_seconds(http_protocol.HEAD_SECONDS)
+        assert await reader.read() == b""
+        writer.close()
 
 
-async def test_a_second_head_on_the_same_connection_has_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.05)
+async def test_a_body_may_take_longer_than_a_head(pass_seconds: PassSeconds) -> None:
     async with server(ScriptedRunner()) as (_, url):
-        whole = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
-        answer = await until_closed(httpx.URL(url).port or 0, whole, whole[:20])
-    assert answer.count(b"200 OK") == 1
-
-
-async def test_a_body_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.05)
-
-    async def slowly() -> AsyncIterator[bytes]:
-        yield b"{"
-        await asyncio.sleep(0.15)
-        yield b"}"
-
-    async with server(ScriptedRunner()) as (_, url), httpx.AsyncClient() as client:
-        response = await client.post(
-            f"{url}/v1/chat/completions", content=slowly(), headers={"content-type": "application/json"}
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            b"content-length: 2\r\nexpect: 100-continue\r\n\r\n"
         )
-    assert error_of(response, 400)["param"] == "model"
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        pass_seconds(2 * http_protocol.HEAD_SECONDS)
+        writer.write(b"{}")
+        answer = await reader.readuntil(b"}}")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b'"param":"model"' in answer
+        writer.close()
 
 
 async def test_a_head_without_end_is_refused() -> None:
@@ -193,8 +217,7 @@ async def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_off(monkey
                 client, head + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(data) + data
             )
             await runner.accepted(4)
-            while http.server_state.connections:  # noqa: ASYNC110  only asking tells
-                await asyncio.sleep(0.01)
+            await until(lambda: not http.server_state.connections, "the end of the connection")
 
 
 # streams -----------------------------------------------------------------------------------------------------------
@@ -206,8 +229,7 @@ async def test_a_slow_reader_gets_every_token_and_those_that_waited_for_it_toget
     async with server(runner) as (http, url), httpx.AsyncClient(base_url=url) as client:
         http.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         async with client.stream("POST", "/v1/chat/completions", json=body(stream=True, max_tokens=4000)) as response:
-            while runner.live:  # noqa: ASYNC110  only asking tells
-                await asyncio.sleep(0.01)
+            await until(lambda: not runner.live, "the end of the answer")
             events = events_of((await response.aread()).decode())
     assert content_of(events) == text
     assert len(events) < len(text)
