@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from steering.evaluation.columns import BY_KEY, Table
 from steering.evaluation.plots import drawings
 from steering.files import write_whole
-from steering.fitting.page import document, picture, png, table
+from steering.fitting.page import Page, Section, png
 
 SHOWN_DROPPED = 20
 
@@ -229,14 +228,8 @@ def about(results: Results) -> list[str]:
 
 
 def _page(results: Results, pictures: Sequence[tuple[str, bytes]]) -> str:
-    parts = [f"<h1>{html.escape(results['suite']['name'])}: {html.escape(_title(results))}</h1>", "<ul>"]
-    parts += [f"<li>{html.escape(line)}</li>" for line in about(results)]
-    parts.append("</ul>")
-    parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in results["warnings"]]
-    for title, data in pictures:
-        parts += [f"<h2>{html.escape(title)}</h2>", picture(title, data)]
-    for heading, notes, rows in sections(results):
-        parts.append(f"<h2>{html.escape(heading)}</h2>")
-        parts += [f"<p>{html.escape(note)}</p>" for note in notes]
-        parts.append(table(rows))
-    return document(f"Evaluation of {_title(results)}", parts)
+    shown = [Section(title, picture=data) for title, data in pictures]
+    tables = [Section(heading, notes, table=rows) for heading, notes, rows in sections(results)]
+    title = _title(results)
+    heading = f"{results['suite']['name']}: {title}"
+    return Page(f"Evaluation of {title}", heading, results["warnings"], about(results), [*shown, *tables]).render()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from steering.files import write_whole
 from steering.fitting.fit import Fitted
-from steering.fitting.page import ACCENT, GREY, SAFE, TOXIC, document, panel, picture, png, table
+from steering.fitting.page import ACCENT, GREY, SAFE, TOXIC, Page, Section, panel, png
 from steering.fitting.problems import Problem
 from steering.fitting.sas import unit_differences
 from steering.fitting.stages import Chunks, load_state
@@ -192,20 +191,17 @@ def _sweep(points: Sequence[Mapping[str, float]], chosen: float) -> Figure:
 
 
 def _page(report: Mapping[str, Any], manifest: Manifest, pictures: Sequence[tuple[str, bytes]]) -> str:
-    model = manifest.model
-    parts = [f"<h1>A guard for {html.escape(model.name)}</h1>"]
-    parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in report["warnings"]]
-    parts += [f"<p>{html.escape(line)}</p>" for line in summary(report, manifest)]
-    parts += ["<h2>By category, on fresh prompts</h2>", table(_category_rows(report["categories"]))]
-    parts += ["<h2>Thresholds</h2>", table(_threshold_rows(manifest))]
-    for title, data in pictures:
-        parts += [f"<h2>{html.escape(title)}</h2>", picture(title, data)]
-    if report["leaks"]:
-        parts.append(f"<h2>{len(report['leaks'])} leaks between the parts</h2><ul>")
-        parts += [f"<li>{html.escape(leak)}</li>" for leak in report["leaks"][:LEAKS_SHOWN]]
-        parts.append("</ul>")
-    parts.append(f"<h2>The manifest</h2><pre><code>{html.escape(manifest.model_dump_json(indent=1))}</code></pre>")
-    return document(f"Guard for {model.name}", parts)
+    leaks = report["leaks"]
+    sections = [
+        Section("By category, on fresh prompts", table=_category_rows(report["categories"])),
+        Section("Thresholds", table=_threshold_rows(manifest)),
+        *(Section(title, picture=data) for title, data in pictures),
+        *([Section(f"{len(leaks)} leaks between the parts", points=leaks[:LEAKS_SHOWN])] if leaks else []),
+        Section("The manifest", code=manifest.model_dump_json(indent=1)),
+    ]
+    name = manifest.model.name
+    lines = summary(report, manifest)
+    return Page(f"Guard for {name}", f"A guard for {name}", report["warnings"], lines, sections).render()
 
 
 def summary(report: Mapping[str, Any], manifest: Manifest) -> list[str]:
