@@ -10,7 +10,7 @@ from time import perf_counter
 from rich.console import Console
 from rich.table import Table
 
-from models.inputs import Prompt
+from models.prompt import Prompt
 from models.sampling import SamplingParams
 from server.access.keys import Clients
 from server.answer.choices import Choices

@@ -28,8 +28,9 @@ from models.backbone import Backbone, BackboneInfo
 from models.cache import BLOCK, PagedCache
 from models.families import FAMILIES
 from models.fused import fuse
-from models.inputs import InputBuilder, Prompt
+from models.inputs import InputBuilder
 from models.load import cache_shape
+from models.prompt import Prompt
 from steering.guard import Guard
 from steering.head import RefusalHead
 from steering.policy import Mode, Policy

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from models.inputs import Prompt
+from models.prompt import Prompt
 from models.sampling import SamplingParams
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler

@@ -19,22 +19,20 @@ from models.attention import DecodePass, MixedPass, Pass, Span
 from models.blocks import block_keys
 from models.cache import OutOfBlocks, PagedCache
 from models.decode import make_decode
+from models.errors import OutOfRows
 from models.families import Family
 from models.graphs import DecodeGraphs
 from models.image_tokens import embed_pictures, image_numbers, place_pictures
 from models.info import BackboneInfo
-from models.inputs import InputBuilder, Prompt
+from models.inputs import InputBuilder
 from models.positions import Positions
+from models.prompt import Prompt
 from models.rows import Row, Steps, spans_of
 from models.tap import Tap
 from models.uncached import UncachedPrefill
 from models.vision import VisionEncoder
 
-__all__ = ["Backbone", "BackboneInfo", "OutOfRows", "Row"]
-
-
-class OutOfRows(RuntimeError):
-    """No room for one more row or token: too many rows are open, or their blocks are used up."""
+__all__ = ["Backbone", "BackboneInfo", "Row"]
 
 
 class Backbone:

@@ -1,10 +1,14 @@
-"""What a user of a model can put right. Imports nothing, so that naming an error costs nothing."""
+"""What a user of a model can put right, or its engine. Imports nothing, so that naming an error costs nothing."""
 
 from __future__ import annotations
 
 
 class LoadError(RuntimeError):
     """The model cannot be served; the message says why in one line."""
+
+
+class OutOfRows(RuntimeError):
+    """No room for one more row or token: too many rows are open, or their blocks are used up."""
 
 
 class PromptError(ValueError):

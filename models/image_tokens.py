@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.attention import Span
 from models.images import ImageMismatch
-from models.inputs import Prompt
+from models.prompt import Prompt
 from models.rows import PlacedPicture, Row
 from models.vision import VisionEncoder
 

@@ -17,30 +17,20 @@ from typing import Any
 
 import jinja2
 from PIL import Image
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from models.errors import PromptError
 from models.families import Detail, Family
-from models.images import Picture, pictures_of
+from models.images import pictures_of
 from models.pieces import SENTINEL, SENTINELS, PieceTokenizer, SentinelTokenizer, special_pattern
 from models.pixels import ImageFile
 from models.processed import NOTHING, ImageProcessor, ProcessedMemory, PromptImages
+from models.prompt import Prompt
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 _STAND_IN = Image.new("RGB", (1, 1))  # for an image of which all is known
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One request's model inputs, on the CPU, before batching."""
-
-    ids: list[int]  # image placeholders already expanded
-    features: Mapping[str, Tensor]  # processor tensors of this request's images ({} for text only)
-    image_tokens: int  # how many of `ids` are image tokens
-    pictures: Sequence[Picture] = ()  # what of the features is encoded by itself
 
 
 @dataclass(frozen=True)

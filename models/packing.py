@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.inputs import Prompt
+from models.prompt import Prompt
 
 _ROW = 512  # tokens that may stand in one row in any case
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.attention import Span
-from models.inputs import Prompt
+from models.prompt import Prompt
 from models.rows import Row
 
 

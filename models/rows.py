@@ -11,7 +11,7 @@ from models.attention import Span
 from models.cache import PagedCache, Table
 from models.decode import make_decode
 from models.images import Picture
-from models.inputs import Prompt
+from models.prompt import Prompt
 from models.vision import ImageFeatures
 
 

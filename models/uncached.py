@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from models.families import Family
-from models.inputs import Prompt
 from models.packing import Packed
 from models.positions import Positions
+from models.prompt import Prompt
 from models.tap import Tap
 from models.vision import VisionEncoder
 

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from models.inputs import Prompt
+    from models.prompt import Prompt
     from models.sampling import Logprobs, SamplingParams
     from steering.policy import Decision, Policy, ShadowDecision
 

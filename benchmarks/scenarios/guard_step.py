@@ -21,7 +21,7 @@ from benchmarks.report import Report, ms
 from benchmarks.scenarios.guard import AGAIN, BETWEEN, FIRST, MONITOR, SPEED, STEER, STEERED, goal
 from benchmarks.workloads import picture, words
 from models.backbone import Backbone
-from models.inputs import Prompt
+from models.prompt import Prompt
 from steering.bundle import load_guard
 from steering.data.questions import Question
 from steering.fitting.offline import prompt_of

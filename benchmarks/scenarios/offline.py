@@ -12,7 +12,7 @@ from benchmarks.inprocess import EngineRun, generate
 from benchmarks.report import Goal, Report
 from benchmarks.roofline import Costs, machine
 from benchmarks.workloads import picture, words
-from models.inputs import Prompt
+from models.prompt import Prompt
 from steering.data.questions import Question
 from steering.fitting.offline import prompt_of
 

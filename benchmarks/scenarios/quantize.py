@@ -21,8 +21,8 @@ from benchmarks.workloads import about_images, picture, words
 from models.backbone import Backbone
 from models.demo import CHECKPOINT, GUARD
 from models.demo.dialogue import pairs, utility
-from models.inputs import Prompt
 from models.load import load_backbone
+from models.prompt import Prompt
 from steering.bundle import load_guard
 from steering.data.questions import Question
 from steering.fitting.offline import prompt_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from models.inputs import Prompt
+from models.prompt import Prompt
 from models.sampling import SamplingParams
 from server.api.answer_fields import AnswerFields
 from server.api.job import Intake

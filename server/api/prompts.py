@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.errors import PromptError
-from models.inputs import Prompt
 from models.pixels import ImageFile
+from models.prompt import Prompt
 from server.api.messages import ImagePart, Message, Part, RefusalPart, TextPart, UserMessage, parts_of
 from server.api.served import Served
 from server.errors import BadRequest, ContextLengthExceeded

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from models.backbone import Backbone
 from models.grammar import GrammarCompiler, JsonGrammar, SchemaError
 from models.sampling import GrammarError, Logprobs, RowSampler, sample
 from server.engine.judge import Judge
@@ -24,6 +24,9 @@ from server.request import Ask, EngineFailed, Event, Finish, GrammarFailed, Requ
 from steering.guard import Guard
 from steering.policy import Verdict
 from steering.shadow import Shadow
+
+if TYPE_CHECKING:
+    from models.backbone import Backbone
 
 logger = logging.getLogger(__name__)
 

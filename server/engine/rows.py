@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from time import monotonic
+from typing import TYPE_CHECKING
 
-from models.backbone import Backbone, OutOfRows, Row
+from models.errors import OutOfRows
 from server.engine.own_request import OwnRequest
 from server.engine.scheduler import NoRoom
+
+if TYPE_CHECKING:
+    from models.backbone import Backbone, Row
 
 
 class BackboneRows:

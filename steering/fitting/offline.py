@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.backbone import Backbone, Row
 from models.errors import PromptError
-from models.inputs import Prompt
+from models.prompt import Prompt
 from steering.data.questions import Question
 from steering.guard import Guard
 from steering.head import RefusalHead

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.backbone import Backbone, OutOfRows, Row
-from models.inputs import Prompt
+from models.backbone import Backbone, Row
+from models.errors import OutOfRows
+from models.prompt import Prompt
 from tests.reference import stock
 from tests.tiny import CHATS, every_family, pictures
 

@@ -18,9 +18,10 @@ from PIL import Image
 from models.backbone import Backbone
 from models.errors import PromptError
 from models.families import FAMILIES
-from models.inputs import InputBuilder, Prompt
+from models.inputs import InputBuilder
 from models.load import load_inputs
 from models.pixels import ImageFile
+from models.prompt import Prompt
 from tests.reference import stock
 from tests.tiny import CHATS, TINY, TinyModels, chat, every_family, picture, pictures
 

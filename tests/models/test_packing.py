@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from models.backbone import Backbone
-from models.inputs import Prompt
 from models.packing import Packed
+from models.prompt import Prompt
 from steering.data.questions import Question
 from steering.fitting.offline import open_rows, prompt_of, read_states
 from tests.reference.states import prompt_states

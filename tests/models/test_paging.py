@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.backbone import Backbone, Row
-from models.inputs import Prompt
+from models.prompt import Prompt
 from tests.models.test_backbone import STEPS, forced, greedy, ordinary_tokens, prompt_of
 from tests.tiny import CHATS
 

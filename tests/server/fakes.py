@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.backbone import OutOfRows
-from models.inputs import Prompt
+from models.errors import OutOfRows
+from models.prompt import Prompt
 from models.sampling import RowSampler, SamplingParams
 from server.engine.own_request import OwnRequest
 from server.request import Ask

@@ -22,8 +22,8 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 from models.errors import PromptError
-from models.inputs import Prompt
 from models.pixels import ImageFile
+from models.prompt import Prompt
 from models.sampling import Logprobs
 from server.app import create_app
 from server.engine.host import Inputs, Model

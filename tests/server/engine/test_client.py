@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.inputs import Prompt
+from models.prompt import Prompt
 from server.engine.client import EngineClient
 from server.engine.live import NotReady, QueueFull
 from server.engine.loop import EngineLoop
