@@ -58,6 +58,23 @@ class Timings:
     guard_seconds: float = 0.0
 
 
+QUICK_SECONDS = 0.05  # of CPU, for a schema: most take a tenth of it
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A JSON schema that was compiled within limits, and what that took: CPU seconds, bytes of memory."""
+
+    text: str
+    seconds: float = 0.0
+    memory_bytes: int = 0
+
+    @property
+    def quick(self) -> bool:
+        """Whether compiling it again holds up nobody for long."""
+        return self.seconds <= QUICK_SECONDS
+
+
 @dataclass(frozen=True, eq=False)
 class Ask:
     """What is wanted of an engine: one generation. Several choices of an answer are several of these, with one prompt.
@@ -70,7 +87,7 @@ class Ask:
     params: SamplingParams
     max_tokens: int
     policy: Policy
-    schema: str | None = None  # JSON schema that the answer follows
+    schema: Schema | None = None  # that the answer follows
     leader: str | None = None
     arrived: float = field(default_factory=monotonic)  # seconds of the monotonic clock
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
 
+from models.schema import SchemaError
 from server.access.limits import RateLimiter
 from server.access.policies import make_policies, make_policy
 from server.access.rules import Rules
@@ -19,13 +20,14 @@ from server.admission import Admission, Places, counted
 from server.answer.choices import Choices, Submits
 from server.answer.deadline import Deadline
 from server.answer.pipeline import Pipeline
-from server.api.job import Intake, Job
+from server.api.job import Intake, Job, WantedSchema
 from server.api.served import Served
 from server.engine.host import Model
 from server.engine.live import NotReady, QueueFull
 from server.engine.protocol import Load
 from server.engine.wire import Parcel
 from server.errors import (
+    BadRequest,
     NotFound,
     TooManyRequests,
     Unavailable,
@@ -38,10 +40,12 @@ from server.record.audit.sink import Sink
 from server.record.call import Call, call_of
 from server.record.recorder import Recorder
 from server.record.tracing import Tracing
-from server.request import Ask, Request
+from server.request import Ask, Request, Schema
 from server.settings.schema import Settings
 from server.settings.values import DEFAULT_POLICY
 from server.watch.metrics import Metrics
+from server.workers.lanes import Lane
+from server.workers.schemas import SchemaCompiler
 from steering.policy import Policy, PolicyError
 
 T = TypeVar("T")
@@ -109,7 +113,8 @@ class Service:
         self.recorder = Recorder(audit, tracing)
         self.places = Places(engine, settings.max_live)
         self._served: Served | None = None
-        self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
+        self._prepare = Lane(settings.prepare_threads, "prepare")
+        self._schemas: SchemaCompiler | None = None  # until the model is there
         self._parse_thread = ThreadPoolExecutor(1, thread_name_prefix="parse")  # one large body at a time
         self.metrics.watch(self._running, self._waiting, self._cache_usage)
         self.metrics.watch_ready(self._ready)
@@ -137,6 +142,11 @@ class Service:
         """The model, once it is loaded."""
         if self._served is None and self.engine.model is not None:
             self._served = Served.of(self.engine.model, self.name)
+            self._schemas = SchemaCompiler(
+                self._served.vocabulary,
+                seconds=self.settings.schema_seconds,
+                memory_bytes=self.settings.schema_mib * 2**20,
+            )
             self._tell(self._served)
         return self._served
 
@@ -152,7 +162,23 @@ class Service:
         self.metrics.model_info.info(served.facts(policies[DEFAULT_POLICY]))
 
     def _ready(self) -> bool:
-        return self.engine.ready and self.served is not None and self.recorder.ready
+        return self.engine.ready and self.served is not None and self.recorder.ready and self._stalled is None
+
+    @property
+    def _stalled(self) -> str | None:
+        """Which threads have taken up nothing for too long, while requests wait for them."""
+        lanes = [self._prepare, *(() if self._schemas is None else self._schemas.lanes)]
+        return next((lane.name for lane in lanes if lane.stalled > self.settings.pool_seconds), None)
+
+    def check_progress(self) -> None:
+        """Raise Unavailable if requests wait for worker threads and none has become free for too long."""
+        if (name := self._stalled) is not None:
+            raise Unavailable(
+                f"The server is not ready: requests wait for its {name!r} threads, and none has become free for "
+                f"{self.settings.pool_seconds:g} seconds.",
+                code="not_ready",
+                headers={"retry-after": "1"},
+            )
 
     def _running(self) -> int:
         return self.engine.load.running
@@ -172,7 +198,9 @@ class Service:
     async def stop(self) -> None:
         """End what lives, let the worker threads end, and write the last records."""
         await self.engine.stop()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._prepare.close()
+        if self._schemas is not None:
+            self._schemas.close()
         self._parse_thread.shutdown(wait=False, cancel_futures=True)
         self.images.close()
         await self.recorder.stop()
@@ -267,19 +295,16 @@ class Service:
 
         `images`: the URL of each image by the path of its field; they are fetched before a thread is taken.
         """
-        try:
-            async with asyncio.timeout(deadline.left) as limit:
-                found = await self.images.of(images)
-                work = partial(self._prepared, admission.call, prepare, found)
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise deadline.exceeded() from None
+        async with deadline.held():
+            found = await self.images.of(images)
+            return await self._prepare.run(partial(self._prepared, admission.call, prepare, found))
 
     async def accept(self, admission: Admission, job: Job, intake: Intake, deadline: Deadline) -> Choices:
         """What a job prepares in a worker thread, accepted by the engine, all or none. Raises ApiError."""
         call = admission.call
+        if job.schema is not None:
+            async with deadline.held():
+                intake = replace(intake, schema=await self._compiled(job.schema))
         prepare = partial(self._packed, job, intake)
         parcel = await self.prepared(admission, job.images(intake.settings), prepare, deadline)
         self._reserve(call, parcel.requests)
@@ -294,6 +319,16 @@ class Service:
         admission.release()
         call.choices, call.accepted = choices, monotonic()
         return choices
+
+    async def _compiled(self, wanted: WantedSchema) -> Schema:
+        """A schema that the engine may compile too. Raises BadRequest, TooManyRequests, Unavailable."""
+        assert self._schemas is not None, "a request is prepared once the model is there"
+        try:
+            return await self._schemas.check(wanted.schema)
+        except SchemaError as error:
+            raise BadRequest(
+                f"Invalid value for '{wanted.param}': the schema cannot be used: {error}.", param=wanted.param
+            ) from error
 
     def _prepared(self, call: Call, prepare: Callable[[RequestImages], T], images: RequestImages) -> T:
         """In a worker thread: what was asked, for the audit log, then what is to be made of it."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 
@@ -27,6 +30,17 @@ class Deadline:
     def left(self) -> float:
         """Seconds until then, below 0 after it."""
         return self.at - monotonic()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Give up what is done within once the time is over. Raises DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(self.left) as limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self.exceeded() from None
 
     def exceeded(self) -> DeadlineExceeded:
         """What the client is told after it."""

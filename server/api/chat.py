@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from models.grammar import SchemaError
 from server.answer.choices import Choices
 from server.api.answer_fields import GuardOptions
 from server.api.chat_answer import ChatAnswer
 from server.api.chat_request import ChatCompletionRequest, Moderation, parse_chat_request
-from server.api.job import Intake
+from server.api.job import Intake, WantedSchema
 from server.api.prepare import answer_limit, asks_of, sampling_params
 from server.api.prompts import Conversation
-from server.api.served import Served
 from server.errors import BadRequest
 from server.media.images import RequestImages
 from server.request import Ask
@@ -56,6 +53,15 @@ class ChatJob:
         """Strings that end an answer."""
         return self.chat.stop or ()
 
+    @property
+    def schema(self) -> WantedSchema | None:
+        """What `response_format` binds the answer to."""
+        wanted = self.chat.answer_schema
+        if wanted is None:
+            return None
+        assert self.chat.response_format is not None
+        return WantedSchema(wanted, f"response_format.{self.chat.response_format.type}")
+
     def check(self, intake: Intake) -> None:
         """Every server answers chats."""
 
@@ -68,10 +74,9 @@ class ChatJob:
         chat, served, settings = self.chat, intake.served, intake.settings
         sampling = sampling_params(chat, served)
         policy = moderated_policy(intake.policy, chat.moderation, guarded=served.layer is not None)
-        schema = answer_schema(chat, served)
         prompt = Conversation(chat.messages).prompt(served, settings, images)
         limit = answer_limit(chat, prompt, served, settings.default_max_tokens, "messages")
-        return asks_of(replace(intake, policy=policy), [(prompt, limit)], chat.choices, sampling, schema)
+        return asks_of(replace(intake, policy=policy), [(prompt, limit)], chat.choices, sampling)
 
     def answer(self, intake: Intake, choices: Choices) -> ChatAnswer:
         """As a `chat.completion`, or its chunks."""
@@ -90,15 +95,3 @@ def moderated_policy(policy: Policy, moderation: Moderation | None, *, guarded: 
             param="moderation.policy.input.mode",
         )
     return replace(policy, mode=Mode.BLOCK)
-
-
-def answer_schema(chat: ChatCompletionRequest, served: Served) -> str | None:
-    """What `response_format` binds the answer to. Raises BadRequest where the engine could make no grammar of it."""
-    if (schema := chat.answer_schema) is None:
-        return None
-    try:
-        served.grammars.compile(schema)
-    except SchemaError as error:
-        param = "response_format" if chat.response_format is None else f"response_format.{chat.response_format.type}"
-        raise BadRequest(f"Invalid value for '{param}': the schema cannot be used: {error}.", param=param) from error
-    return json.dumps(schema)

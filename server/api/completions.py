@@ -97,6 +97,7 @@ class CompletionJob:
     """A legacy completion of one prompt or several."""
 
     prefix: ClassVar[str] = "cmpl-"
+    schema: ClassVar[None] = None
     completion: CompletionRequest
 
     @classmethod

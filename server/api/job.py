@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from server.answer.choices import Choices
 from server.api.answer import Answer
 from server.api.answer_fields import GuardOptions
 from server.api.served import Served
 from server.media.images import RequestImages
-from server.request import Ask
+from server.request import Ask, Schema
 from server.settings.groups import PolicySettings
 from server.settings.schema import Settings
 from steering.policy import Policy
@@ -27,6 +27,15 @@ class Intake:
     settings: Settings
     answer_id: str
     arrived: float
+    schema: Schema | None = None  # the job's own, once it is compiled
+
+
+@dataclass(frozen=True)
+class WantedSchema:
+    """A JSON schema that answers are to satisfy, and the path of the field that has it."""
+
+    schema: Mapping[str, Any]
+    param: str
 
 
 class Job(Protocol):
@@ -49,6 +58,10 @@ class Job(Protocol):
     @property
     def stops(self) -> Sequence[str]:
         """Strings that end an answer."""
+
+    @property
+    def schema(self) -> WantedSchema | None:
+        """What its answers satisfy, if anything."""
 
     def check(self, intake: Intake) -> None:
         """Raise ApiError for what this server does not do, or not for this client."""

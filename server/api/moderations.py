@@ -87,6 +87,7 @@ class ModerationJob:
     prefix: ClassVar[str] = "modr-"
     guard: ClassVar[None] = None  # what judges is not the request's to choose
     stops: ClassVar[Sequence[str]] = ()
+    schema: ClassVar[None] = None
     moderation: ModerationRequest
 
     @classmethod

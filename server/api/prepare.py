@@ -19,7 +19,6 @@ def asks_of(
     prompts: Iterable[tuple[Prompt, int]],
     choices: int,
     sampling: SamplingParams,
-    schema: str | None = None,
 ) -> list[Ask]:
     """The choices of every prompt, each with its limit of tokens; those of one share it, and the decision on it."""
     asks: list[Ask] = []
@@ -32,7 +31,7 @@ def asks_of(
                 params=sampling.of_choice(len(asks)),
                 max_tokens=max_tokens,
                 policy=intake.policy,
-                schema=schema,
+                schema=intake.schema,
                 leader=leader,
                 arrived=intake.arrived,
             )

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from models.grammar import GrammarCompiler
 from server.answer.text_decoder import TextDecoder
 from server.version import server_version
+from server.workers.schemas import VocabularySource
 from steering.policy import Calibrated, Policy
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Served:
     info: BackboneInfo
     inputs: InputBuilder
     decoder: TextDecoder
-    grammars: GrammarCompiler
+    vocabulary: VocabularySource  # of the grammars that JSON schemas become
     guard: Calibrated | None
     layer: int | None  # the guarded one
     calibration: Sequence[float]  # scores of harmless prompts that the guard was calibrated on; none if it keeps none
@@ -43,7 +43,7 @@ class Served:
             info=facts.info,
             inputs=inputs.builder,
             decoder=TextDecoder(inputs.tokenizer),
-            grammars=GrammarCompiler(inputs.tokenizer, facts.info.vocab_size, facts.info.eos_ids),
+            vocabulary=VocabularySource(inputs.tokenizer_json, facts.info.vocab_size, facts.info.eos_ids),
             guard=facts.guard,
             layer=facts.layer,
             calibration=facts.calibration,

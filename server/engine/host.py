@@ -28,6 +28,7 @@ class Inputs(NamedTuple):
 
     builder: InputBuilder
     tokenizer: Any
+    tokenizer_json: str = ""  # for the process that compiles schemas; to make it holds the interpreter's lock for long
 
 
 class Model(NamedTuple):

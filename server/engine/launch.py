@@ -105,10 +105,13 @@ class LaunchSpec:
     def load_inputs(self) -> Inputs:
         """Load what prompts and texts are made with; for the HTTP process. Raises LoadError."""
         _quiet_libraries(self.log_format)
+        from models.grammar import plain_json
         from models.load import load_inputs
         from server.engine.host import Inputs
 
-        return Inputs(*load_inputs(self.model, self.revision, image_memory_bytes=self.image_cache_mib * 2**20))
+        memory_bytes = self.image_cache_mib * 2**20
+        builder, tokenizer = load_inputs(self.model, self.revision, image_memory_bytes=memory_bytes)
+        return Inputs(builder, tokenizer, plain_json(tokenizer))
 
 
 def explains_itself(error: BaseException) -> bool:

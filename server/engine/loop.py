@@ -9,13 +9,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 from server.engine import buffers, wire
+from server.engine.preparing import Preparing
 from server.engine.protocol import Engine
 from server.engine.wire import Kind, State, Update
-from server.request import EngineFailed, Event, Finish, Request, RequestFailed
+from server.request import Ask, EngineFailed, Event, Finish, Request, RequestFailed
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ class _Gone(Exception):
 class EngineLoop:
     """Runs one engine for whoever is at the other end of a socket.
 
-    A thread of its own receives: requests are unpacked and prepared beside the steps. A step never
+    A thread of its own receives: requests are unpacked and prepared beside the steps, and those whose schema has to be
+    compiled in further threads, so that nothing waits for that. A step never
     waits for the other side to read: what the socket does not take is kept and sent with the next. That is bounded by
     the tokens which the live requests may still have.
 
@@ -69,6 +72,7 @@ class EngineLoop:
         self._unsent = bytearray()
         self._new: dict[Request, int] = {}  # numbers of the requests of which nothing has been told yet
         self._begun: dict[Request, int] = {}  # of those whose decision has been told
+        self._preparing = Preparing()
         self._engine: Engine[Any] | None = None  # None until it is loaded
 
     def run(self) -> None:
@@ -85,6 +89,7 @@ class EngineLoop:
             except OSError:
                 logger.debug("the connection to the server has ended before")
             receiver.join()
+            self._preparing.close()
             self._connection.close()
 
     def _serve(self) -> None:
@@ -209,7 +214,8 @@ class EngineLoop:
             case Kind.SUBMIT:
                 self._unpack(body, descriptors)
             case Kind.ABORT:
-                self._inbox.put(_Abort(body.decode()))
+                request_id = body.decode()
+                self._preparing.after(request_id, partial(self._inbox.put, _Abort(request_id)))
             case Kind.STOP:
                 self._inbox.put(_Stop())
             case _:
@@ -227,14 +233,26 @@ class EngineLoop:
                 finally:
                     os.close(descriptor)
             assert self._engine is not None, "nothing is submitted before the model is loaded"
-            requests = self._engine.prepare(wire.unpack(submission.data, tensors))
-        except RequestFailed as error:
-            self._refuse(numbers, error)
+            asks = wire.unpack(submission.data, tensors)
+            effort = self._engine.effort(asks)
         except Exception as error:
             logger.exception("requests could not be unpacked")
             self._refuse(numbers, RequestFailed(f"{type(error).__name__}: {error}"))
         else:
-            self._inbox.put(_Submit(submission.first, requests))
+            work = partial(self._prepare, self._engine, asks, numbers)
+            self._preparing.run(effort, [ask.id for ask in asks], work)
+
+    def _prepare(self, engine: Engine[Any], asks: Sequence[Ask], numbers: range) -> None:
+        """In the receiving thread, or in one that prepares."""
+        try:
+            requests = engine.prepare(asks)
+        except RequestFailed as error:
+            self._refuse(numbers, error)
+        except Exception as error:
+            logger.exception("requests could not be prepared")
+            self._refuse(numbers, RequestFailed(f"{type(error).__name__}: {error}"))
+        else:
+            self._inbox.put(_Submit(numbers.start, requests))
 
     def _refuse(self, numbers: Sequence[int], error: RequestFailed) -> None:
         for number in numbers:

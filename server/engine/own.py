@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.grammar import GrammarCompiler, JsonGrammar, SchemaError
+from models.grammar import GrammarCompiler
 from models.sampling import GrammarError, Logprobs, RowSampler, sample
+from server.engine.grammars import Grammars
 from server.engine.judge import Judge
 from server.engine.own_request import OwnRequest
-from server.engine.protocol import Facts, Load
+from server.engine.protocol import Effort, Facts, Load
 from server.engine.rows import BackboneRows, row_of
 from server.engine.scheduler import Scheduler, Work
 from server.request import Ask, EngineFailed, Event, Finish, GrammarFailed, RequestFailed
@@ -71,7 +71,7 @@ class OwnEngine:
         self._judge = Judge(guard, shadow)
         self._rows = BackboneRows(backbone)
         info = backbone.info
-        self._grammars = GrammarCompiler(backbone.tokenizer, info.vocab_size, info.eos_ids)
+        self._grammars = Grammars(GrammarCompiler(backbone.tokenizer, info.vocab_size, info.eos_ids))
 
     # what is asked ---------------------------------------------------------------------------------------------
 
@@ -93,17 +93,15 @@ class OwnEngine:
         """Whether a step would have nothing to do."""
         return self.scheduler.idle
 
+    def effort(self, asks: Sequence[Ask]) -> Effort:
+        """How much there is to compile, for any thread."""
+        return self._grammars.effort(asks)
+
     def prepare(self, asks: Sequence[Ask]) -> list[OwnRequest]:
         """Requests with their samplers, for any thread. Raises GrammarFailed where a schema cannot be followed."""
-        grammars: dict[str, JsonGrammar] = {}
         requests: dict[str, OwnRequest] = {}
         for ask in asks:
-            if ask.schema is not None and ask.schema not in grammars:
-                try:
-                    grammars[ask.schema] = self._grammars.compile(json.loads(ask.schema))
-                except SchemaError as error:
-                    raise GrammarFailed(str(error)) from error
-            grammar = None if ask.schema is None else grammars[ask.schema].fresh()
+            grammar = None if ask.schema is None else self._grammars.of(ask.schema)
             sampler = RowSampler(ask.params, ask.prompt.ids, grammar)
             source = None if ask.leader is None else requests[ask.leader]
             requests[ask.id] = OwnRequest(ask, sampler=sampler, source=source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from server.request import Ask, EngineFailed, Event, Request
@@ -25,6 +26,14 @@ class Facts:
     calibration: Sequence[float] = ()  # scores of harmless prompts that the guard was calibrated on, if it keeps them
 
 
+class Effort(IntEnum):
+    """How long it takes to prepare requests."""
+
+    NONE = 0
+    LITTLE = 1  # some tens of milliseconds
+    MUCH = 2
+
+
 class Load(NamedTuple):
     """How much an engine has to do."""
 
@@ -34,7 +43,7 @@ class Load(NamedTuple):
 
 
 class Engine(Protocol[R]):
-    """Computes requests step by step. One thread owns it; `prepare` alone may be called from another.
+    """Computes requests step by step. One thread owns it; `effort` and `prepare` may be called from others.
 
     Every request that was added ends in exactly one event with `finish`, which `step`, `abort` or `fail_all` returns.
     """
@@ -54,6 +63,9 @@ class Engine(Protocol[R]):
     @property
     def failure(self) -> EngineFailed | None:
         """Why nothing can be computed any more; None while it can."""
+
+    def effort(self, asks: Sequence[Ask]) -> Effort:
+        """How long `prepare` would take; told at once, in any thread."""
 
     def prepare(self, asks: Sequence[Ask]) -> Sequence[R]:
         """Requests, as `add` takes them, of all that is asked together; may take long. Raises RequestFailed."""

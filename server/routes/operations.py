@@ -26,6 +26,7 @@ def routes(service: Service) -> APIRouter:
     async def ready() -> Response:
         service.require_served()
         service.recorder.check()
+        service.check_progress()
         return as_json({"status": "ready"})
 
     @router.get("/metrics", **documented(str, kind="text/plain"))

@@ -97,6 +97,10 @@ class Settings(BaseSettings, PolicySettings):
     quantize: Literal["none", "int8"] = _fixed("none", "Weights of the decoder's layers in 8 bits, on a CPU.")
     cuda_graphs: bool = _fixed(True, "Record steps as CUDA graphs at start, on a GPU.")
     prepare_threads: Count = _fixed(2, "Threads that decode images and render prompts.")
+    pool_seconds: Seconds = Field(
+        default=60.0,
+        description="How long requests may wait for worker threads with none becoming free; then `/ready` says 503.",
+    )
     max_connections: Count | None = _fixed(
         None, "Open connections; if not given, and at most, what the limit of descriptors allows. Idle ones make room."
     )
@@ -129,6 +133,8 @@ class Settings(BaseSettings, PolicySettings):
     max_image_bytes: Count = _fixed(10 * MEBI, "Size of an image's file.")
     max_image_pixels: Count = _fixed(24_000_000, "Pixels of an image.")
     decode_seconds: Seconds = _fixed(20.0, "How long an image may take to decode.")
+    schema_seconds: Seconds = _fixed(2.0, "CPU time that compiling a JSON schema may take.")
+    schema_mib: Count = _fixed(128, "Memory that compiling a JSON schema may take.")
     media: MediaSettings = _fixed(MediaSettings(), "Images by URL.")
 
     @classmethod

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from models.demo import CHECKPOINT
-from models.grammar import (
+from models.grammar import GrammarCompiler
+from models.sampling import GrammarError
+from models.schema import (
     MAX_PATTERN_CHARACTERS,
     MAX_SCHEMA_CHARACTERS,
     MAX_SCHEMA_DEPTH,
     MAX_SCHEMA_VALUES,
-    GrammarCompiler,
     SchemaError,
     check_schema,
 )
-from models.sampling import GrammarError
 from tests.server.scripted import EOS, byte_tokenizer
 
 PERSON = {
@@ -160,6 +160,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "repetitions of repetitions": ({"type": "string", "pattern": "(a{1000}){1000}"}, "repetitions"),
     "a huge repetition": ({"type": "string", "pattern": "a{99999999999999999999}"}, "repetitions"),
     "flags": ({"type": "string", "pattern": "(?x)a{ 1000000 }"}, "(?"),
+    "a multiple of a large number": ({"type": "integer", "multipleOf": 9_999_991}, "'multipleOf': 9999991"),
+    "of a number of many digits": ({"type": "number", "multipleOf": 123.45678}, "'multipleOf': 123.45678"),
+    "of two numbers": ({"type": "integer", "allOf": [{"multipleOf": 997}, {"multipleOf": 991}]}, "'multipleOf'"),
     "repetitions of keys": ({"patternProperties": {"a{100000}": {}}}, "repetitions"),
 }
 

@@ -15,7 +15,7 @@ from models.errors import OutOfRows
 from models.prompt import Prompt
 from models.sampling import RowSampler, SamplingParams
 from server.engine.own_request import OwnRequest
-from server.request import Ask
+from server.request import Ask, Schema
 from steering.policy import Mode, Policy
 
 VOCAB = 50
@@ -166,7 +166,7 @@ def ask(
     *,
     max_tokens: int = 5,
     mode: Mode = Mode.STEER,
-    schema: str | None = None,
+    schema: Schema | None = None,
     leader: str | None = None,
     features: Mapping[str, Tensor] | None = None,
     **sampling: Any,

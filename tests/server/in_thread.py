@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from models.grammar import plain_json
 from server.engine.client import EngineClient
 from server.engine.host import Inputs
 from server.engine.loop import EngineLoop
@@ -56,7 +57,9 @@ class InThread:
             raise self._made
         assert self._made is not None
         backbone: Any = self._made.backbone
-        return Inputs(as_any(getattr(backbone, "inputs", None)), backbone.tokenizer)
+        tokenizer = backbone.tokenizer
+        is_fast = hasattr(tokenizer, "backend_tokenizer")
+        return Inputs(as_any(getattr(backbone, "inputs", None)), tokenizer, plain_json(tokenizer) if is_fast else "")
 
 
 def engine_client(make: Callable[[], OwnEngine], **options: Any) -> EngineClient:

@@ -22,6 +22,7 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 from models.errors import PromptError
+from models.grammar import plain_json
 from models.pixels import ImageFile
 from models.prompt import Prompt
 from models.sampling import Logprobs
@@ -179,7 +180,7 @@ class ScriptedRunner:
         self.tokenizer = byte_tokenizer()
         guard = ScriptedGuard() if self.guarded else None
         facts = Facts(as_any(backbone_info()), guard, None if guard is None else guard.layer, self.calibration)
-        self.model: Model | None = Model(facts, Inputs(as_any(self.inputs), self.tokenizer))
+        self.model: Model | None = Model(facts, Inputs(as_any(self.inputs), self.tokenizer, plain_json(self.tokenizer)))
         self.load = Load()
         self._tasks: dict[str, tuple[asyncio.Task[None], Deliver]] = {}
         self._arrival = asyncio.Event()

@@ -5,10 +5,11 @@ from collections import defaultdict
 import pytest
 
 from models.sampling import SamplingParams
+from server.engine.grammars import Grammars
 from server.engine.own import OwnEngine
 from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Scheduler
-from server.request import Event, Finish
+from server.request import Event, Finish, Schema
 from steering.policy import Mode, Verdict
 from tests.server.fakes import EOS, REFUSAL_TOKEN, FakeBackbone, FakeGuard, as_any, ask, next_token, own, request
 
@@ -180,13 +181,13 @@ def test_abort_frees_the_row_at_once() -> None:
 
 
 def test_prepared_requests_draw_as_their_seeds_say_and_follow_grammars_of_their_own() -> None:
-    schema = '{"type": "object"}'
+    schema = Schema('{"type": "object"}')
     first = ask("a", [1, 2, 3], temperature=0.7, seed=11)
     second = ask("b", [1, 2, 3], temperature=1.0, seed=12, leader="a", repetition_penalty=1.3)
     compiled: list[object] = []
 
-    class Grammars:
-        def compile(self, schema: object) -> "Grammars":
+    class Compiler:
+        def compile(self, schema: object) -> "Compiler":
             compiled.append(schema)
             return self
 
@@ -194,7 +195,7 @@ def test_prepared_requests_draw_as_their_seeds_say_and_follow_grammars_of_their_
             return f"grammar {len(compiled)}"
 
     engine = engine_of(FakeBackbone())
-    engine._grammars = as_any(Grammars())
+    engine._grammars = Grammars(as_any(Compiler()))
     shaped = [ask(name, [1], schema=schema) for name in "cd"]
     made = engine.prepare([first, second, *shaped])
     assert [[each.sampler.draw() for _ in range(3)] for each in made[:2]] == [

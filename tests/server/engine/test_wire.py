@@ -19,7 +19,7 @@ from server.engine.own import OwnEngine
 from server.engine.protocol import Facts, Load
 from server.engine.scheduler import Scheduler
 from server.engine.wire import Frames, Kind, State, Update
-from server.request import Ask, EngineFailed, Finish, GrammarFailed, Timings
+from server.request import Ask, EngineFailed, Finish, GrammarFailed, Schema, Timings
 from steering.policy import Decision, ShadowDecision, Verdict
 from tests.server.fakes import as_any, ask
 from tests.server.guards import random_guard
@@ -95,7 +95,7 @@ def crossed(*asks: Ask) -> list[Ask]:
 def test_asks_arrive_as_they_were() -> None:
     first = ask(
         "a", [1, 2, 3], max_tokens=9, temperature=0.7, seed=11, logit_bias={4: -1.5}, logprobs=3,
-        schema='{"type": "object"}',
+        schema=Schema('{"type": "object"}', 0.25, 1024),
     )  # fmt: skip
     second = replace(first, id="b", params=SamplingParams(seed=12, repetition_penalty=1.3), schema=None, leader="a")
     arrived = crossed(first, second)

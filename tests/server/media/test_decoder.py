@@ -31,9 +31,9 @@ def decoders() -> Iterator[Decoders]:
 
 def process_of(decoders: Decoders) -> psutil.Process:
     """The one process of an idle pool of one."""
-    (process,) = decoders._idle.queue
-    assert process is not None
-    return psutil.Process(process._process.pid)
+    (worker,) = decoders._workers._idle.queue
+    assert worker is not None
+    return psutil.Process(worker.pid)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
@@ -80,7 +80,7 @@ def test_a_process_that_gives_no_answer_is_killed_in_time() -> None:
         decoders.decode(png())
         process = process_of(decoders)
         process.suspend()
-        decoders._idle.queue[0]._socket.settimeout(0.05)  # type: ignore[union-attr]
+        decoders._seconds = 0.05
         with pytest.raises(MediaError, match="too much time"):
             decoders.decode(png())
         assert not psutil.pid_exists(process.pid)
@@ -96,7 +96,7 @@ def test_closing_ends_the_idle_ones_now_and_the_others_with_their_work() -> None
     found: list[Image.Image] = []
     thread = threading.Thread(target=lambda: found.append(decoders.decode(png(9, 9))))
     thread.start()
-    while not decoders._idle.empty():
+    while not decoders._workers._idle.empty():
         os.sched_yield()
     decoders.close()
     process.resume()
@@ -109,7 +109,7 @@ def test_the_processes_of_a_killed_server_end_by_themselves() -> None:
     program = (
         "import sys, time\nfrom server.media.decoder import Decoders\nfrom tests.server.scripted import png\n"
         "d = Decoders(1, max_pixels=100, seconds=9); d.decode(png())\n"
-        "print(d._idle.queue[0]._process.pid, flush=True); time.sleep(600)"
+        "print(d._workers._idle.queue[0].pid, flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

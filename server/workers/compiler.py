@@ -1,0 +1,142 @@
+"""The process that compiles JSON schemas: what one costs is known only once it is compiled.
+
+It reads the vocabulary once, and forks for every schema: the copy has limits of CPU time and of memory, and whatever it
+took is given back with its end. Run as a module, by `server.workers.schemas`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from enum import IntEnum
+from pathlib import Path
+from time import process_time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from models.schema import SchemaError, check_schema, compile_schema, read_vocabulary
+from server.workers.limits import limit_this_process
+from server.workers.process import be_modest, serve
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+_SECONDS = struct.Struct("<d")
+_VERDICT = struct.Struct("<BdQ")
+_STATISTICS = Path("/proc/self/statm")
+
+
+class Kind(IntEnum):
+    """What came of compiling a schema."""
+
+    FINE = 0
+    REFUSED = 1
+    TOO_SLOW = 2
+    TOO_LARGE = 3
+
+
+class Verdict(NamedTuple):
+    """What came of compiling a schema: CPU seconds and bytes that it took, and why it is refused."""
+
+    kind: Kind
+    seconds: float = 0.0
+    memory_bytes: int = 0
+    reason: str = ""
+
+    def packed(self) -> bytes:
+        """As `read_verdict` takes it."""
+        return _VERDICT.pack(self.kind, self.seconds, self.memory_bytes) + self.reason.encode()
+
+
+def read_verdict(data: bytes) -> Verdict:
+    """Decode a verdict."""
+    kind, seconds, memory_bytes = _VERDICT.unpack_from(data)
+    return Verdict(Kind(kind), seconds, memory_bytes, data[_VERDICT.size :].decode())
+
+
+def question(schema: bytes, seconds: float) -> bytes:
+    """Encode a schema, and the CPU seconds that compiling it may take."""
+    return _SECONDS.pack(seconds) + schema
+
+
+def main() -> None:
+    """The process: read the vocabulary, then compile what is asked for until the other side has gone."""
+    descriptor, memory_bytes = map(int, sys.argv[1:])
+    be_modest({})
+    vocabulary: LLTokenizer | None = None
+
+    def answer(data: memoryview) -> Iterator[bytes]:
+        nonlocal vocabulary
+        if vocabulary is None:
+            tokenizer, size, eos_ids = json.loads(bytes(data))
+            try:
+                vocabulary = read_vocabulary(tokenizer, size, eos_ids)
+                yield b""
+            except SchemaError as error:
+                yield str(error).encode()
+        else:
+            (seconds,) = _SECONDS.unpack_from(data)
+            yield _forked(vocabulary, bytes(data[_SECONDS.size :]), seconds, memory_bytes).packed()
+
+    serve(descriptor, answer)
+
+
+def _forked(vocabulary: LLTokenizer, schema: bytes, seconds: float, memory_bytes: int) -> Verdict:
+    """The verdict of a copy of this process, which ends with it."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        with suppress(BaseException):
+            _limit(seconds, memory_bytes)
+            os.write(writing, _verdict(vocabulary, json.loads(schema)).packed())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        told = file.read()
+    _, status = os.waitpid(child, 0)
+    if told:
+        return read_verdict(told)
+    ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    return Verdict(Kind.TOO_SLOW if ended_by == signal.SIGPROF else Kind.TOO_LARGE)
+
+
+def _limit(seconds: float, memory_bytes: int) -> None:
+    """In the copy: a signal that ends it after so much CPU time, and so much memory above what it has.
+
+    Where the system tells of no address space (macOS), the time alone bounds the memory.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # an allocation that fails is told there, and by the way it ends
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    if _STATISTICS.exists():
+        limit_this_process(resource.RLIMIT_AS, _pages(0) + memory_bytes)
+
+
+def _verdict(vocabulary: LLTokenizer, schema: Mapping[str, Any]) -> Verdict:
+    memory, began = _resident(), process_time()
+    try:
+        check_schema(schema)
+        compile_schema(vocabulary, schema)
+    except SchemaError as error:
+        return Verdict(Kind.REFUSED, reason=str(error))
+    return Verdict(Kind.FINE, process_time() - began, max(0, _resident() - memory))
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has."""
+    if _STATISTICS.exists():
+        return _pages(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: the most that it had
+
+
+def _pages(column: int) -> int:
+    """Bytes by a column of the process's statistics: 0 address space, 1 resident."""
+    return int(_STATISTICS.read_text().split()[column]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()

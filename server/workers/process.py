@@ -1,0 +1,132 @@
+"""A process that answers one request after another, and is killed where it gives no answer in time."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from io import BufferedRWPair
+from queue import LifoQueue
+
+from server.workers.launch import plain_environment, python_command
+from server.workers.limits import limit_this_process
+
+LENGTH = struct.Struct("<Q")  # of what follows
+NICENESS = 5
+VARIABLES = {"OPENBLAS_NUM_THREADS": "1"}  # each of its threads would reserve memory, which is limited
+
+
+class WorkerLost(Exception):
+    """A process gave no answer: it has died, or was killed because it took too long."""
+
+
+class Worker:
+    """A process of the module `module`, started at once. For one thread at a time."""
+
+    def __init__(self, module: str, *arguments: object) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  our own module
+                python_command(module, theirs.fileno(), *arguments),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=plain_environment(os.environ) | VARIABLES,
+                start_new_session=True,  # a Ctrl-C is the server's to handle; what it starts is killed with it
+            )
+        self.ended = False
+        self._socket = ours
+        self._file = ours.makefile("rwb")
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def ask(self, data: bytes, seconds: float) -> memoryview:
+        """The answer to a request. Raises WorkerLost, after which the process has ended, if none comes in time."""
+        try:
+            self._socket.settimeout(seconds)
+            self._file.write(LENGTH.pack(len(data)))
+            self._file.write(data)
+            self._file.flush()
+            return receive(self._file)
+        except (OSError, EOFError) as error:
+            self.end()
+            raise WorkerLost(repr(error)) from error
+
+    def end(self) -> None:
+        """Kill it and what it has started, whatever it does."""
+        self.ended = True
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._socket.close()
+
+
+class Workers:
+    """At most `count` processes, each started when it is first needed. For worker threads."""
+
+    def __init__(self, count: int, start: Callable[[], Worker]) -> None:
+        self._start = start
+        self._closed = False
+        self._idle: LifoQueue[Worker | None] = LifoQueue()
+        for _ in range(count):
+            self._idle.put(None)
+
+    def ask(self, data: bytes, seconds: float) -> memoryview:
+        """The answer of a process that is free, or waited for. Raises WorkerLost."""
+        worker = self._idle.get()
+        try:
+            if worker is None or worker.ended:
+                worker = self._start()
+            return worker.ask(data, seconds)
+        finally:
+            if self._closed and worker is not None:
+                worker.end()
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        """End the idle processes now, and each that is at work when it is done."""
+        self._closed = True
+        for worker in list(self._idle.queue):
+            if worker is not None:
+                worker.end()
+
+
+def receive(file: BufferedRWPair) -> memoryview:
+    """What the other side sends next. Raises EOFError if it has gone."""
+    header = file.read(LENGTH.size)
+    if len(header) < LENGTH.size:
+        raise EOFError("the other side has gone")
+    (length,) = LENGTH.unpack(header)
+    data = file.read(length)  # unlike a bytearray not filled with zeros before, which would hold the lock
+    if len(data) < length:
+        raise EOFError("the other side has gone")
+    return memoryview(data)
+
+
+def serve(descriptor: int, answer: Callable[[memoryview], Iterable[bytes]]) -> None:
+    """In the process: answer each request, in parts, until the other side has gone."""
+    with socket.socket(fileno=descriptor) as connection, connection.makefile("rwb") as file:
+        try:
+            while True:
+                parts = list(answer(receive(file)))
+                file.write(LENGTH.pack(sum(map(len, parts))))
+                for part in parts:
+                    file.write(part)
+                del parts
+                file.flush()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+
+
+def be_modest(limits: Mapping[int, int]) -> None:
+    """In the process: give way to streams, leave no core file, and keep within `limits` (of `resource`)."""
+    os.nice(NICENESS)
+    for limit, value in {resource.RLIMIT_CORE: 0, **limits}.items():
+        limit_this_process(limit, value)

@@ -1,0 +1,175 @@
+"""Schemas are compiled where it can be ended: what is too dear is refused in time, and nobody else waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from models.grammar import plain_json
+from models.schema import SchemaError
+from server.errors import TooManyRequests, Unavailable
+from server.request import QUICK_SECONDS
+from server.workers import schemas
+from server.workers.schemas import SchemaCompiler, VocabularySource
+from tests.server.scripted import EOS, byte_tokenizer
+
+BYTES = VocabularySource(plain_json(byte_tokenizer()), 258, {EOS})
+SMALL = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+
+
+def multiples(*numbers: int, title: str = "") -> dict[str, Any]:
+    """Each number alone is fine, and no reference is followed before it is compiled: what costs is their product."""
+    return {
+        "$defs": {str(number): {"multipleOf": number} for number in numbers},
+        "type": "integer",
+        "allOf": [{"$ref": f"#/$defs/{number}"} for number in numbers],
+        "title": title,
+    }
+
+
+DEAR = multiples(97, 89, 5)  # many times QUICK_SECONDS
+ENDLESS = multiples(97, 89, 83)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def compiler() -> AsyncIterator[SchemaCompiler]:
+    compiler = SchemaCompiler(BYTES, seconds=0.3, memory_bytes=2**27)
+    yield compiler
+    compiler.close()
+
+
+def processes(compiler: SchemaCompiler) -> list[psutil.Process]:
+    """The idle ones of both lanes."""
+    workers = [each._idle.queue[0] for each in compiler._processes if each._idle.queue]
+    return [psutil.Process(worker.pid) for worker in workers if worker is not None]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_small_schema_is_fine_and_quick(compiler: SchemaCompiler) -> None:
+    found = await compiler.check(SMALL)
+    assert found.quick
+    assert await compiler.check(SMALL) == found
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_takes_longer_is_told_to_be_dear(compiler: SchemaCompiler) -> None:
+    generous = SchemaCompiler(BYTES, seconds=20, memory_bytes=2**27)
+    try:
+        found = await generous.check(DEAR)
+    finally:
+        generous.close()
+    assert found.seconds > QUICK_SECONDS
+    assert not found.quick
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_schema_is_refused_for_the_library_s_reason(compiler: SchemaCompiler) -> None:
+    for _ in range(2):
+        with pytest.raises(SchemaError, match="Unsatisfiable"):
+            await compiler.check({"enum": []})
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_no_bound_foresees_is_ended_in_time_and_remembered(
+    compiler: SchemaCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SchemaError, match=r"more than 0\.3 s of computing \(schema_seconds\)"):
+        await compiler.check(ENDLESS)
+    monkeypatch.setattr(compiler, "_compile", None)
+    with pytest.raises(SchemaError, match="schema_seconds"):
+        await compiler.check(ENDLESS)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_many_who_ask_for_one_schema_have_it_compiled_once(
+    compiler: SchemaCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    compile_one = compiler._compile
+
+    async def counted(lane: int, seconds: float, schema: bytes) -> Any:
+        asked.append(lane)
+        return await compile_one(lane, seconds, schema)
+
+    monkeypatch.setattr(compiler, "_compile", counted)
+    found = await asyncio.gather(*(compiler.check({**SMALL, "title": "once"}) for _ in range(20)))
+    assert len(set(found)) == 1
+    assert asked == [0]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_quick_schemas_do_not_wait_for_dear_ones(compiler: SchemaCompiler) -> None:
+    order: list[str] = []
+
+    async def ask(name: str, schema: dict[str, Any]) -> None:
+        with suppress(SchemaError):
+            await compiler.check(schema)
+        order.append(name)
+
+    await compiler.check({**SMALL, "title": "started"})
+    dear = [asyncio.create_task(ask("dear", multiples(97, 89, 83, title=str(number)))) for number in range(3)]
+    await asyncio.gather(*(ask("small", {**SMALL, "title": str(number)}) for number in range(5)), *dear)
+    assert order[:5] == ["small"] * 5
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_only_so_many_dear_ones_wait(compiler: SchemaCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemas, "MAX_DEAR", 1)
+    found = await asyncio.gather(
+        *(compiler.check(multiples(97, 89, 83, title=str(number))) for number in range(10, 20)), return_exceptions=True
+    )
+    kinds = {type(each) for each in found}
+    assert kinds == {SchemaError, TooManyRequests}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system bounds no address space")
+async def test_memory_is_bounded() -> None:
+    tight = SchemaCompiler(BYTES, seconds=20, memory_bytes=2**20)
+    try:
+        with pytest.raises(SchemaError, match=r"more than 1 MiB \(schema_mib\)"):
+            await tight.check({"enum": [f"{'x' * 10}{number}" for number in range(3000)]})
+    finally:
+        tight.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_process_that_gives_no_answer_is_replaced_and_blames_no_schema(
+    compiler: SchemaCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await compiler.check({**SMALL, "title": "before"})
+    process = processes(compiler)[0]
+    process.suspend()
+    monkeypatch.setattr(schemas, "GRACE_SECONDS", 0.05)
+    with pytest.raises(Unavailable):
+        await compiler.check({**SMALL, "title": "again"})
+    assert not psutil.pid_exists(process.pid)
+    monkeypatch.undo()
+    await compiler.check({**SMALL, "title": "again"})
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_processes_are_modest_and_end_with_their_compiler() -> None:
+    compiler = SchemaCompiler(BYTES, seconds=1, memory_bytes=2**27)
+    await compiler.check(SMALL)
+    (process,) = processes(compiler)
+    assert process.nice() > psutil.Process().nice()
+    compiler.close()
+    assert not psutil.pid_exists(process.pid)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_tokenizer_that_no_grammar_can_be_made_over() -> None:
+    compiler = SchemaCompiler(VocabularySource("{}", 258, {EOS}), seconds=1, memory_bytes=2**27)
+    try:
+        with pytest.raises(SchemaError, match="this model's tokenizer"):
+            await compiler.check(SMALL)
+    finally:
+        compiler.close()
