@@ -23,6 +23,7 @@ MAX_SCHEMA_DEPTH = 32
 MAX_SCHEMA_VALUES = 8_192
 MAX_PATTERN_CHARACTERS = 512
 MAX_PATTERN_REPEATS = 10_000  # (a{1000}){1000} is written quickly and takes seconds and half a gigabyte
+TRIED_TOKENS = 3  # of a text: much of what is too complex is so from its beginning on
 MAX_DIVISOR = 10_000  # `multipleOf` is an automaton of as many states
 
 # A tenth to a half of the library's own: a step of one row is part of the step of all others.
@@ -65,10 +66,22 @@ def compile_schema(vocabulary: LLTokenizer, schema: Mapping[str, Any]) -> LLMatc
     if matcher.is_error():
         raise SchemaError(reason_of(matcher, "it is too complex"))
     first = matcher.deep_copy()
-    first.compute_bitmask()  # the first mask takes the longest, and here it holds nobody up
+    mask = first.compute_bitmask()  # the first takes the longest, and here it holds nobody up
     if first.is_error():
         raise SchemaError("nothing satisfies it")
+    for _ in range(TRIED_TOKENS):
+        if (token := _lowest(mask)) is None or not first.consume_token(token) or first.is_stopped():
+            break
+        mask = first.compute_bitmask()
+    if first.is_error():
+        raise SchemaError(reason_of(first, "it is too complex"))
     return matcher
+
+
+def _lowest(mask: bytes) -> int | None:
+    """The first token of a mask; None if it has none."""
+    place = next((place for place, byte in enumerate(mask) if byte), None)
+    return None if place is None else 8 * place + (mask[place] & -mask[place]).bit_length() - 1
 
 
 def reason_of(matcher: LLMatcher, otherwise: str) -> str:

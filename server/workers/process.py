@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from io import BufferedRWPair
 from queue import LifoQueue
 
@@ -59,12 +60,17 @@ class Worker:
             self.end()
             raise WorkerLost(repr(error)) from error
 
-    def end(self) -> None:
-        """Kill it and what it has started, whatever it does."""
-        self.ended = True
+    def kill(self) -> None:
+        """Kill it and what it has started, whatever it does, from any thread: one that asks raises WorkerLost."""
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+    def end(self) -> None:
+        """Kill it, and ask it nothing more."""
+        self.ended = True
+        self.kill()
         self._socket.close()
 
 
@@ -74,6 +80,7 @@ class Workers:
     def __init__(self, count: int, start: Callable[[], Worker]) -> None:
         self._start = start
         self._closed = False
+        self._asked: set[Worker] = set()
         self._idle: LifoQueue[Worker | None] = LifoQueue()
         for _ in range(count):
             self._idle.put(None)
@@ -84,10 +91,13 @@ class Workers:
         try:
             if worker is None or worker.ended:
                 worker = self._start()
+            self._asked.add(worker)
             return worker.ask(data, seconds)
         finally:
-            if self._closed and worker is not None:
-                worker.end()
+            if worker is not None:
+                self._asked.discard(worker)
+                if self._closed:
+                    worker.end()
             self._idle.put(worker)
 
     def close(self) -> None:
@@ -96,6 +106,12 @@ class Workers:
         for worker in list(self._idle.queue):
             if worker is not None:
                 worker.end()
+
+    def kill(self) -> None:
+        """End all processes now."""
+        self.close()
+        for worker in list(self._asked):
+            worker.kill()
 
 
 def receive(file: BufferedRWPair) -> memoryview:

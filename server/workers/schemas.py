@@ -115,7 +115,7 @@ class SchemaCompiler:
         for task in self._asked.values():
             task.cancel()
         for workers in self._processes:
-            workers.close()
+            workers.kill()
         for lane in self.lanes:
             lane.close()
 

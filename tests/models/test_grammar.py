@@ -163,6 +163,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a multiple of a large number": ({"type": "integer", "multipleOf": 9_999_991}, "'multipleOf': 9999991"),
     "of a number of many digits": ({"type": "number", "multipleOf": 123.45678}, "'multipleOf': 123.45678"),
     "of two numbers": ({"type": "integer", "allOf": [{"multipleOf": 997}, {"multipleOf": 991}]}, "'multipleOf'"),
+    "too many optional properties": ({"type": "object", "properties": {f"p{i}": {} for i in range(600)}}, "items"),
     "repetitions of keys": ({"patternProperties": {"a{100000}": {}}}, "repetitions"),
 }
 
