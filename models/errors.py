@@ -20,3 +20,7 @@ class PromptError(ValueError):
     def __init__(self, message: str, place: str | None = None) -> None:
         super().__init__(message)
         self.place = place
+
+
+class PromptTooLong(PromptError):
+    """A prompt that passes the model's context by far: it was not tokenised to its end."""

@@ -20,10 +20,10 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from models.errors import PromptError
+from models.errors import PromptError, PromptTooLong
 from models.families import Detail, Family
 from models.images import pictures_of
-from models.pieces import SENTINEL, SENTINELS, PieceTokenizer, SentinelTokenizer, special_pattern
+from models.pieces import SENTINEL, SENTINELS, PieceTokenizer, SentinelTokenizer, SpecialTokens
 from models.pixels import ImageFile
 from models.processed import NOTHING, ImageProcessor, ProcessedMemory, PromptImages
 from models.prompt import Prompt
@@ -52,6 +52,7 @@ class InputBuilder:
         chat_template: str,
         image_token_id: int,
         memory_bytes: int = 0,  # of what was made of images that are known by their files
+        max_tokens: int | None = None,  # of the model's context: what has far more is refused early
     ) -> None:
         self._processor = processor
         self._memory = ProcessedMemory(memory_bytes)
@@ -59,7 +60,8 @@ class InputBuilder:
         self._family = family
         self._template = chat_template
         self._image_token_id = image_token_id
-        self._special = special_pattern(self._tokenizer)
+        self._special = SpecialTokens(self._tokenizer)
+        self._max_tokens = max_tokens
         self._pieces = PieceTokenizer(self._tokenizer)
 
     @property
@@ -94,8 +96,9 @@ class InputBuilder:
         _check_nothing_dropped(skeleton, texts)
         self._check_placeholders(skeleton, len(images))
         rendered = self._render(chat)
+        self._check_length(rendered, special=True)
         # The texts add a special token, alone, together or with the template's words around them?
-        hostile = self._special.findall(rendered) != self._special.findall(SENTINELS.sub("", skeleton))
+        hostile = self._special.spelled(rendered) != self._special.spelled(SENTINELS.sub("", skeleton))
         if hostile:
             return self._process(self._with_pieces(texts), skeleton, pictures)
         return self._process(copy.copy(self._processor), rendered, pictures)
@@ -124,6 +127,7 @@ class InputBuilder:
 
         Raises `PromptError`.
         """
+        self._check_length(text, special=False)
         return self.build_ids([*self._pieces.prefix, *self._pieces.user(text, first=True)])
 
     def build_ids(self, ids: Sequence[int]) -> Prompt:
@@ -133,6 +137,10 @@ class InputBuilder:
         if self._image_token_id in ids:
             raise PromptError(f"token {self._image_token_id} stands for an image, and there is none")
         return Prompt(ids=list(ids), features={}, image_tokens=0)
+
+    def _check_length(self, text: str, *, special: bool) -> None:
+        if self._max_tokens is not None and self._pieces.exceeds(text, self._max_tokens, special=special):
+            raise PromptTooLong(f"more than {self._max_tokens} tokens, the model's context")
 
     def _render(self, chat: list[dict[str, Any]]) -> str:
         try:

@@ -95,19 +95,20 @@ def load_inputs(
 
     `image_memory_bytes`: of processor tensors of images that are known by their files. Raises `LoadError`.
     """
-    _, _, inputs, tokenizer = _without_weights(name, revision, image_memory_bytes)
+    _, _, inputs, tokenizer = _without_weights(name, revision, image_memory_bytes, refuse_early=True)
     return inputs, tokenizer
 
 
 def _without_weights(
-    name: str, revision: str | None, image_memory_bytes: int = 0
+    name: str, revision: str | None, image_memory_bytes: int = 0, *, refuse_early: bool = False
 ) -> tuple[Any, Family, InputBuilder, PreTrainedTokenizerBase]:
     """Config, family, and what makes prompts and texts."""
     _check_exists(name)
     config = _config(name, revision)
     family = _family(name, config)
     processor, template = _processor(name, family, revision)
-    inputs = InputBuilder(processor, family, template, family.image_token_id(config), image_memory_bytes)
+    most = config.get_text_config().max_position_embeddings if refuse_early else None
+    inputs = InputBuilder(processor, family, template, family.image_token_id(config), image_memory_bytes, most)
     return config, family, inputs, processor.tokenizer
 
 

@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from models.errors import PromptError
 
+PART = 16_384  # characters that are tokenised or searched at once
+FAR = 2
 # Private-use characters: in a rendering with sentinels there is no text of a user left that could contain them.
 SENTINEL = "\ue0f0{}\ue0f1"
 SENTINELS = re.compile("\ue0f0(\\d+)\ue0f1")
@@ -35,10 +37,33 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(tokens.values())
 
 
-def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Matches each added token, longer ones first; nothing where there is none."""
-    longest_first = sorted(_special_tokens(tokenizer), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+class SpecialTokens:
+    """Finds the added tokens that a text spells. Holds the interpreter's lock for no more than a part of it at once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._longest_first = sorted(_special_tokens(tokenizer), key=len, reverse=True)
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Begin and end of each, in order; of those that begin at the same place the longest."""
+        present = [content for content in self._longest_first if content in text]
+        if not present:
+            return []
+        pattern = re.compile("|".join(map(re.escape, present)))
+        found: list[tuple[int, int]] = []
+        begin = 0
+        while begin < len(text):
+            end = begin + PART
+            for match in pattern.finditer(text, begin, end + len(present[0])):
+                if match.start() >= end:
+                    break
+                found.append(match.span())
+                end = max(end, match.end())
+            begin = end
+        return found
+
+    def spelled(self, text: str) -> list[str]:
+        """Each of them."""
+        return [text[begin:end] for begin, end in self.places(text)]
 
 
 class PieceTokenizer:
@@ -47,7 +72,7 @@ class PieceTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._plain = _backend(tokenizer, inert=False)
         self._inert = _backend(tokenizer, inert=True)
-        self._special = special_pattern(tokenizer)
+        self._special = SpecialTokens(tokenizer)
         self._special_ids = _control_ids(tokenizer)
         self._newline = {id(each): _ids(each, "\n") for each in (self._plain, self._inert)}
         self.prefix, self.suffix = _frame(tokenizer)
@@ -63,13 +88,25 @@ class PieceTokenizer:
             return ids
         return self._broken(text)
 
+    def exceeds(self, text: str, tokens: int, *, special: bool) -> bool:
+        """Whether a text has far more tokens than so many; no more of it is tokenised than that takes.
+
+        `special`: whether special tokens in it count as such.
+        """
+        backend, found = self._plain if special else self._inert, 0
+        for begin in range(0, len(text), PART):
+            found += len(_encoded(backend, text[begin : begin + PART]))
+            if found > FAR * tokens:  # where the text is cut, some tokens are cut in two
+                return True
+        return False
+
     def _broken(self, text: str) -> list[int]:
         """For vocabularies whose ordinary merges spell a special token: break each one after its first character."""
         pieces: list[str] = []
         last = 0
-        for match in self._special.finditer(text):
-            pieces += [text[last : match.start() + 1], text[match.start() + 1 : match.end()]]
-            last = match.end()
+        for begin, end in self._special.places(text):
+            pieces += [text[last : begin + 1], text[begin + 1 : end]]
+            last = end
         pieces.append(text[last:])
         ids = [number for piece in pieces if piece for number in self._inside(self._inert, piece)]
         if not self._special_ids.isdisjoint(ids):
@@ -98,7 +135,13 @@ def _backend(tokenizer: PreTrainedTokenizerBase, *, inert: bool) -> Tokenizer:
 
 
 def _ids(backend: Tokenizer, text: str) -> list[int]:
-    return list(backend.encode(text, add_special_tokens=False).ids)
+    return list(_encoded(backend, text).ids)
+
+
+def _encoded(backend: Tokenizer, text: str) -> Encoding:
+    # Unlike `encode`, this does not hold the interpreter's lock.
+    (encoding,) = backend.encode_batch_fast([text], add_special_tokens=False)
+    return encoding
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

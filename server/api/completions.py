@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
+from models.prompt import Prompt
 from server.answer.choices import Choices
 from server.answer.delta import Delta
 from server.answer.generation import Generation
@@ -149,9 +150,11 @@ class CompletionJob:
         """The choices of the first prompt, then those of the next. Raises BadRequest naming the field and the limit."""
         completion, served = self.completion, intake.served
         sampling = sampling_params(completion, served)
-        prompts = [text_prompt(each, served, intake.settings) for each in completion.prompts]
-        limits = [answer_limit(completion, prompt, served, DEFAULT_TOKENS, "prompt") for prompt in prompts]
-        return asks_of(intake, zip(prompts, limits, strict=True), completion.choices, sampling)
+        prompts: list[tuple[Prompt, int]] = []
+        for each in completion.prompts:
+            prompt = text_prompt(each, served, intake.settings)
+            prompts.append((prompt, answer_limit(completion, prompt, served, DEFAULT_TOKENS, "prompt")))
+        return asks_of(intake, prompts, completion.choices, sampling)
 
     def answer(self, intake: Intake, choices: Choices) -> CompletionAnswer:
         """As a `text_completion`, or several of them."""

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
+from models.prompt import Prompt
 from models.sampling import SamplingParams
 from server.answer.choices import Choices
 from server.api.answer import moderation_result
@@ -120,12 +121,13 @@ class ModerationJob:
 
     def prepare(self, intake: Intake, images: RequestImages) -> list[Ask]:
         """A request without a token for each input. Raises BadRequest."""
-        conversations = [Conversation.of_input(parts) for parts in self.moderation.inputs]
-        prompts = [conversation.prompt(intake.served, intake.settings, images) for conversation in conversations]
-        for prompt in prompts:
+        prompts: list[tuple[Prompt, int]] = []
+        for parts in self.moderation.inputs:
+            prompt = Conversation.of_input(parts).prompt(intake.served, intake.settings, images)
             check_room(prompt, intake.served, "input")
+            prompts.append((prompt, 0))
         scored = replace(intake, policy=replace(intake.policy, mode=Mode.MONITOR))
-        return asks_of(scored, [(prompt, 0) for prompt in prompts], 1, SamplingParams.GREEDY)
+        return asks_of(scored, prompts, 1, SamplingParams.GREEDY)
 
     def answer(self, intake: Intake, choices: Choices) -> ModerationAnswer:
         """As OpenAI's moderations object."""

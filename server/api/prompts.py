@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.errors import PromptError
+from models.errors import PromptError, PromptTooLong
 from models.pixels import ImageFile
 from models.prompt import Prompt
 from server.api.messages import ImagePart, Message, Part, RefusalPart, TextPart, UserMessage, parts_of
@@ -59,7 +59,7 @@ class Conversation:
             return served.inputs.build(messages, pictures, details)
         except PromptError as error:
             param = self.field if error.place is None else f"{self.field}.{error.place}"
-            raise BadRequest(f"The model cannot take these messages: {error}.", param=param) from error
+            raise _refused(error, "these messages", param) from error
 
     def _details(self, served: Served) -> list[str]:
         """Each image's level of detail. Raises BadRequest for one that the model does not have."""
@@ -107,7 +107,13 @@ def text_prompt(text: str | Sequence[int], served: Served, settings: Settings) -
     try:
         return served.inputs.build_text(text) if isinstance(text, str) else served.inputs.build_ids(text)
     except PromptError as error:
-        raise BadRequest(f"The model cannot take this prompt: {error}.", param="prompt") from error
+        raise _refused(error, "this prompt", "prompt") from error
+
+
+def _refused(error: PromptError, what: str, param: str) -> BadRequest:
+    if isinstance(error, PromptTooLong):
+        return ContextLengthExceeded(f"The prompt has {error}.", param=param)
+    return BadRequest(f"The model cannot take {what}: {error}.", param=param)
 
 
 def check_characters(characters: int, settings: Settings, field: str) -> None:
