@@ -1,0 +1,252 @@
+"""`python -m benchmarks.schemas`: 1,000 random and 60 hostile JSON schemas, and how long others wait meanwhile.
+
+Attackers ask for answers bound to the schemas, a few at a time, while witnesses ask for what anybody asks for, one
+request after another. What a witness waits with attackers is printed beside what it waits without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from time import perf_counter
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tests.end_to_end.processes import ServerProcess
+
+Schema = dict[str, Any]
+PATTERNS = (r"^\d{4}-\d{2}$", "^[a-z]+(-[a-z]+){0,5}$", "[A-F0-9]{32}")
+SMALL: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
+CHAT = "/v1/chat/completions"
+QUIET_SECONDS = 10.0  # that witnesses ask alone
+
+
+def random_schema(rng: random.Random, depth: int = 3) -> Schema:
+    """A schema as an application might have it."""
+    kinds = ["string", "integer", "number", "boolean", "enum", "pattern"] + ["object", "array", "anyOf"] * (depth > 0)
+    match rng.choice(kinds):
+        case "object":
+            names = [f"field_{number}" for number in range(rng.randint(1, 8))]
+            return {
+                "type": "object",
+                "properties": {name: random_schema(rng, depth - 1) for name in names},
+                "required": rng.sample(names, rng.randint(0, len(names))),
+                "additionalProperties": rng.random() < 0.2,
+            }
+        case "array":
+            return {"type": "array", "items": random_schema(rng, depth - 1), "maxItems": rng.randint(1, 50)}
+        case "anyOf":
+            return {"anyOf": [random_schema(rng, depth - 1) for _ in range(rng.randint(1, 3))]}
+        case "enum":
+            return {"enum": [f"value {rng.randint(0, 999)}" for _ in range(rng.randint(1, 30))]}
+        case "pattern":
+            return {
+                "type": "string",
+                "pattern": rng.choice(PATTERNS),
+            }
+        case "string":
+            return {"type": "string", "minLength": rng.randint(0, 5), "maxLength": rng.randint(5, 500)}
+        case "integer":
+            return {"type": "integer", "minimum": rng.randint(-1000, 0), "maximum": rng.randint(1, 10**9)}
+        case kind:
+            return {"type": kind}
+
+
+def multiples(*numbers: int) -> Schema:
+    """What costs is the product of the numbers, which no part of it shows."""
+    return {
+        "$defs": {str(number): {"multipleOf": number} for number in numbers},
+        "type": "integer",
+        "allOf": [{"$ref": f"#/$defs/{number}"} for number in numbers],
+    }
+
+
+def nested(depth: int) -> Schema:
+    """Twice as many alternatives at each level."""
+    schema: Schema = {"type": "string"}
+    for _ in range(depth):
+        schema = {"anyOf": [schema, {"type": "array", "items": schema}]}
+    return schema
+
+
+def chained(key: str, links: int, width: int) -> Schema:
+    """References that multiply along a chain."""
+    defs = {f"d{link}": {key: [{"$ref": f"#/$defs/d{link + 1}"}] * width} for link in range(links)}
+    return {"$defs": {**defs, f"d{links}": {"type": "object"}}, "allOf": [{"$ref": "#/$defs/d0"}]}
+
+
+def _hostile(number: int) -> list[Schema]:
+    """A dozen kinds, sharper with each number."""
+    letters = "abcdefghijklmnop"[: 8 + number]
+    primes = (2, 3, 5, 7, 11, 13, 17, 19, 23)[: 5 + number]
+    return [
+        multiples(97, 89, 83 + number),
+        multiples(31, 37, 41, 43 + number),
+        {"type": "integer", "multipleOf": 9_999_991 - number},
+        {"type": "integer", "multipleOf": 9_973 - number, "minimum": 0, "maximum": 10**18},
+        {"type": "object", "properties": {f"p{name}": {} for name in range(300 + 500 * number)}},
+        {"type": "string", "pattern": f"^(a{{{90 + number}}}){{100}}$"},
+        {"type": "string", "pattern": f"^(([ab]{{1,20}}c?){{1,20}}d?){{1,{15 + number}}}$"},
+        {"allOf": [{"type": "string", "pattern": f".*{each}.*{each}.*{each}.*"} for each in letters]},
+        {"allOf": [{"type": "string", "pattern": f"^(..{{{prime}}})*$"} for prime in primes]},
+        {"enum": [f"{'x' * 9}{name}" for name in range(2000 + 1000 * number)]},
+        nested(7 + number),
+        chained("anyOf", 6 + number, 10) if number % 2 else chained("allOf", 20 + number, 2),
+    ]
+
+
+def hostile_schemas() -> list[Schema]:
+    """Sixty that cost more than they show."""
+    return [schema for number in range(5) for schema in _hostile(number)]
+
+
+@dataclass
+class Witness:
+    """Somebody who asks for what everybody asks for, again and again."""
+
+    name: str
+    path: str
+    body: Callable[[int], dict[str, Any]] | None  # None: a GET
+    waits: list[float] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=count)
+
+    async def ask(self, client: httpx.AsyncClient, url: str) -> None:
+        """Ask without a pause until it is cancelled. Raises HTTPStatusError for any answer but a good one."""
+        while True:
+            began = perf_counter()
+            if self.body is None:
+                answer = await client.get(url + self.path)
+            else:
+                answer = await client.post(url + self.path, json=self.body(next(self.numbers)))
+            self.waits.append(perf_counter() - began)
+            answer.raise_for_status()
+            await asyncio.sleep(0.01)
+
+
+def chat(model: str, schema: Schema | None = None) -> dict[str, Any]:
+    """A short answer, bound to a schema if there is one."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": "What is green?"}],
+        "max_tokens": 2,
+        **({} if schema is None else {"response_format": wanted}),
+    }
+
+
+def witnesses(model: str) -> list[Witness]:
+    """Those who have nothing to do with schemas, and those with harmless ones."""
+    return [
+        Witness("GET /health", "/health", None),
+        Witness("/tokenize", "/tokenize", lambda _: {"prompt": "What is green?"}),
+        Witness("chat", CHAT, lambda _: chat(model)),
+        Witness("chat, a schema known before", CHAT, lambda _: chat(model, SMALL)),
+        Witness("chat, a new small schema each time", CHAT, lambda n: chat(model, {**SMALL, "title": f"witness {n}"})),
+    ]
+
+
+class Siege:
+    """One server, its witnesses, and what is measured."""
+
+    def __init__(self, server: ServerProcess, attackers: int) -> None:
+        self._server = server
+        self._attackers = attackers
+        self.outcomes: Counter[str] = Counter()
+        self.peak = 0
+
+    async def quiet(self) -> list[Witness]:
+        """Witnesses alone."""
+        return await self._watched(asyncio.sleep(QUIET_SECONDS))
+
+    async def attacked(self, schemas: list[Schema]) -> list[Witness]:
+        """Witnesses beside the attackers."""
+        return await self._watched(self._attack(schemas))
+
+    async def _watched(self, work: Any) -> list[Witness]:  # noqa: ANN401  an awaitable
+        found = witnesses(self._server.model)
+        async with httpx.AsyncClient(timeout=300) as client:
+            tasks = [asyncio.create_task(each.ask(client, self._server.url)) for each in found]
+            tasks.append(asyncio.create_task(self._memory()))
+            await work
+            for task in tasks:
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(*tasks)
+        return found
+
+    async def _memory(self) -> None:
+        while True:
+            self.peak = max(self.peak, self._server.rss_bytes)
+            await asyncio.sleep(0.5)
+
+    async def _attack(self, schemas: list[Schema]) -> None:
+        left = iter(schemas)
+        async with httpx.AsyncClient(timeout=300) as client:
+
+            async def attack() -> None:
+                for schema in left:
+                    body = chat(self._server.model, schema)
+                    answer = await client.post(self._server.url + CHAT, json=body)
+                    self.outcomes[str(answer.status_code)] += 1
+
+            await asyncio.gather(*(attack() for _ in range(self._attackers)))
+
+
+def table_of(quiet: list[Witness], attacked: list[Witness]) -> Table:
+    """What each witness waited, in milliseconds."""
+    table = Table(
+        "witness", "requests", "p50 alone", "longest alone", "p50", "p99", "longest", "longest less p50 alone"
+    )
+    for before, beside in zip(quiet, attacked, strict=True):
+        median = float(np.median(before.waits))
+        figures = [median, max(before.waits), *np.percentile(beside.waits, [50, 99]), max(beside.waits)]
+        figures.append(figures[-1] - median)
+        table.add_row(beside.name, str(len(beside.waits)), *(f"{1e3 * each:.0f}" for each in figures))
+    return table
+
+
+def main(
+    randoms: Annotated[int, typer.Option(help="Random schemas.")] = 1000,
+    attackers: Annotated[int, typer.Option(help="Schemas asked for at the same time.")] = 4,
+    seed: int = 0,
+) -> None:
+    """Print what the witnesses waited, what became of the schemas, and the memory."""
+    rng = random.Random(seed)
+    schemas = [random_schema(rng) for _ in range(randoms)] + hostile_schemas()
+    rng.shuffle(schemas)
+    console = Console(width=150)
+    with ServerProcess([]) as server:
+
+        async def run() -> None:
+            siege = Siege(server, attackers)
+            await siege.attacked(schemas[:20])  # what is started when it is first needed
+            siege.outcomes.clear()
+            quiet = await siege.quiet()
+            before, siege.peak = server.rss_bytes, 0
+            began = perf_counter()
+            attacked = await siege.attacked(schemas)
+            took = perf_counter() - began
+            console.print(table_of(quiet, attacked))
+            console.print(f"{len(schemas)} schemas in {took:.0f} s: {dict(siege.outcomes)}")
+            megabytes = [each / 1e6 for each in (before, siege.peak, server.rss_bytes)]
+            console.print(
+                "memory of the server and its processes, MB: {:.0f} before, {:.0f} at most, {:.0f} after".format(
+                    *megabytes
+                )
+            )
+
+        asyncio.run(run())
+
+
+if __name__ == "__main__":
+    typer.run(main)
