@@ -55,7 +55,7 @@ async def measure(url: str) -> tuple[float, float]:
     begun = perf_counter()
     for _ in range(RECORDS):
         log.begin()
-        log.end(record_of(call, layer=12, content=False))
+        log.end(record_of(call, judge=None, content=False))
     queued = perf_counter() - begun
     await log.stop()
     return queued / RECORDS * 1e6, RECORDS / (perf_counter() - begun)

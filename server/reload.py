@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 
 from server.access.loosening import LooseningError, change_id
 from server.service import Service
+from server.settings.shown import differences
 from server.settings.sources import ConfigError, Loaded
+from server.watch.logs import LIFE
 from steering.policy import PolicyError
 
 logger = logging.getLogger(__name__)
@@ -17,9 +19,10 @@ logger = logging.getLogger(__name__)
 async def reload(service: Service, load: Callable[[], Loaded]) -> None:
     """Put new settings in place of the old for requests to come; where they are wrong the old stay, and why is told."""
     try:
-        kept = service.change((await asyncio.to_thread(load)).settings)
+        before, new = service.settings, (await asyncio.to_thread(load)).settings
+        kept = service.change(new)
     except Exception as error:
-        service.metrics.reloads.labels("error").inc()
+        service.metrics.reloaded(successful=False)
         if not isinstance(error, (ConfigError, PolicyError, LooseningError)):
             raise
         for problem in _problems(error):
@@ -27,8 +30,9 @@ async def reload(service: Service, load: Callable[[], Loaded]) -> None:
         return
     for name in kept:
         logger.warning("%s has changed, which has no effect until the server is started anew", name)
-    logger.warning("the settings are read again")
-    service.metrics.reloads.labels("ok").inc()
+    changed = differences(before, service.settings)
+    LIFE.info("the settings are read again; %s", "; ".join(changed) or "nothing has changed")
+    service.metrics.reloaded(successful=True)
 
 
 def _problems(error: ConfigError | PolicyError | LooseningError) -> Iterator[str]:

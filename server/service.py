@@ -226,7 +226,7 @@ class Service:
             if call.choices is not None:
                 used = call.choices.tokens + sum(len(each.request.prompt.ids) for each in call.choices.leaders)
             call.reservation.settle(used)
-        self.recorder.end(call, None if self._served is None else self._served.layer)
+        self.recorder.end(call, None if self._served is None else self._served.judge)
 
     def check_model(self, name: str, param: str | None) -> None:
         """Raise NotFound unless this is the served model."""

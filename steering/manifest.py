@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from steering.errors import BundleError
+from steering.files import digest
 from steering.policy import Mode, Policy
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ class ModelBinding(_Frozen):
         wrong = [name for name in binding if getattr(self, name) != getattr(loaded, name)]
         if wrong:
             differences = ", ".join(f"{name} {getattr(self, name)} (loaded: {getattr(loaded, name)})" for name in wrong)
-            raise BundleError(f"the guard was fitted on {self.name}, which differs from {info.name}: {differences}")
+            raise BundleError(
+                f"the guard was fitted on {self.name}, which differs from {info.name}: {differences}. "
+                "Fit a guard for this model (autosteer fit), or serve the checkpoint that it was fitted on"
+            )
 
 
 class LayerFigures(_Frozen):
@@ -104,6 +108,11 @@ class Manifest(_Frozen):
     versions: dict[str, str]
     date: str
     tensors_hash: str
+
+    @property
+    def id(self) -> str:
+        """Tells this bundle from every other: 12 hex digits of a hash of all that it says, its tensors included."""
+        return digest(self.model_dump_json().encode())[:12]
 
     def policy(
         self,

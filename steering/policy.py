@@ -67,6 +67,14 @@ class Calibrated(Protocol):
     """What is needed of a guard bundle's manifest."""
 
     @property
+    def id(self) -> str:
+        """Tells this bundle from every other."""
+
+    @property
+    def date(self) -> str:
+        """The day on which it was fitted."""
+
+    @property
     def eps(self) -> float:
         """The strength at which steered answers were measured to refuse, and fluently."""
 

@@ -387,8 +387,9 @@ SERVING = Dashboard(
                 ),
                 Panel(
                     "Settings read again",
-                    [rate("autosteer_config_reloads_total", "outcome")],
-                    "Reloads per second, by whether the new settings were put in effect.",
+                    [Query("autosteer_config_last_reload_successful", "{{instance}}")],
+                    "1 while the settings that were read last are in effect, 0 while they are refused.",
+                    unit="none",
                     width=6,
                 ),
             ],

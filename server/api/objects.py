@@ -166,12 +166,18 @@ class Tokens(TypedDict):
     token_strs: NotRequired[list[str]]
 
 
+class GuardBundle(TypedDict):
+    id: str
+    date: str
+
+
 class Model(TypedDict):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int
+    guard: GuardBundle | None
 
 
 class ModelList(TypedDict):

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from server.answer.text_decoder import TextDecoder
 from server.version import server_version
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from models.backbone import BackboneInfo
     from models.inputs import InputBuilder
     from server.engine.host import Model
+
+
+class Judge(NamedTuple):
+    """Who has judged: a guard bundle's id, and the layer that it reads."""
+
+    guard: str
+    layer: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,11 @@ class Served:
             calibration=facts.calibration,
         )
 
+    @property
+    def judge(self) -> Judge | None:
+        """Who judges its prompts."""
+        return None if self.guard is None or self.layer is None else Judge(self.guard.id, self.layer)
+
     def facts(self, policy: Policy) -> dict[str, str]:
         """The model, and the policy that holds where nothing says otherwise, as labels of a metric."""
         return {
@@ -57,11 +69,14 @@ class Served:
             "dtype": str(self.info.dtype).removeprefix("torch."),
             "device": str(self.info.device),
             "guarded_layer": str(self.layer),
+            "guard": "none" if self.guard is None else self.guard.id,
+            "guard_date": "none" if self.guard is None else self.guard.date,
             "policy": policy.name,
             "mode": policy.mode.value,
         }
 
     def fingerprint(self, policy: Policy) -> str:
         """OpenAI's `system_fingerprint`: changes with whatever could change an answer."""
-        parts = (self.version, self.info.name, self.info.revision, self.info.dtype, self.layer, policy)
+        guard = None if self.guard is None else self.guard.id
+        parts = (self.version, self.info.name, self.info.revision, self.info.dtype, self.layer, guard, policy)
         return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
-from pydantic import BaseModel, SecretStr
 
 from server.cli.console import EXIT_MISTAKE, mistake
 from server.cli.options import with_settings
 from server.engine.launch import LaunchSpec
-from server.settings.groups import NoKeys, ShadowSettings
+from server.settings.groups import ShadowSettings
+from server.settings.shown import plain
 from server.settings.sources import ConfigError, Loaded, load_settings
 
 if TYPE_CHECKING:
@@ -128,32 +128,3 @@ def print_reference() -> None:
     from server.settings.reference import reference
 
     typer.echo(reference(), nl=False)
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401  any setting
-    """A setting as YAML has it; of secrets, only what says which one it is."""
-    match value:
-        case BaseModel():
-            return {
-                name: plain(getattr(value, name)) for name in type(value).model_fields if name in value.model_fields_set
-            }
-        case dict():
-            return {key: plain(each) for key, each in value.items()}
-        case NoKeys():
-            return "none"
-        case tuple():
-            return [plain(each) for each in value]
-        case SecretStr():
-            return shortened(value.get_secret_value())
-        case str():
-            return str(value)
-    return value
-
-
-def shortened(secret: str) -> str:
-    """A hash without most of it, a URL without its password and options."""
-    if secret.startswith("sha256:"):
-        return secret[:15] + "..."
-    from sqlalchemy import make_url
-
-    return make_url(secret).set(query={}).render_as_string(hide_password=True)

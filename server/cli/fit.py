@@ -223,6 +223,7 @@ def _show_manifest(manifest: Manifest, console: Console) -> None:
     model = manifest.model
     about = Table(show_header=False)
     for name, value in {
+        "id": manifest.id,
         "model": f"{model.name} ({model.architecture}, {model.num_layers} layers of {model.hidden_size})",
         "fitted": f"{manifest.date} on {manifest.data_size} prompts, {model.dtype}",
         "layer": ", ".join(map(str, manifest.probe_layers or [manifest.layer])),

@@ -32,7 +32,7 @@ from server.record.tracing import Tracing, TracingError, make_tracing
 from server.request import EngineFailed
 from server.settings.schema import LogFormat, Settings
 from server.settings.sources import ConfigError, Loaded, load_settings
-from server.watch.logs import configure
+from server.watch.logs import LIFE, configure
 from server.workers.limits import raise_descriptor_limit
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def serve(options: dict[str, object], config: Path | None) -> None:
         listener = listen(settings.host, settings.port)
     except OSError as error:
         mistake(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
+    LIFE.info("loading %s", spec.name if spec.guard is None else f"{spec.name} with the guard bundle {spec.guard}")
     with listener:
         _serve(settings, load, spec, sink, tracing, listener)
 
@@ -176,12 +177,12 @@ def announce(served: Served, policy: Policy, url: str, form: LogFormat) -> None:
 def announcement(served: Served, policy: Policy, url: str) -> tuple[str, str]:
     """A warning, empty where there is none, and what is ready."""
     warning = ""
-    if served.layer is None:
+    if served.guard is None:
         guarded = "UNGUARDED"
         warning = f"UNGUARDED: no guard is loaded, {served.name} answers whatever it is asked."
     else:
         guarded = (
-            f"guarded at layer {served.layer} of {served.info.num_layers}, "
+            f"guarded by {served.guard.id} of {served.guard.date} at layer {served.layer} of {served.info.num_layers}, "
             f"policy {policy.name}: {policy.mode.value}, threshold {policy.threshold:.4g}, eps {policy.eps:.4g}"
         )
         if policy.mode.value == "off":

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from server.http.connections import Connections, most_connections
 from server.http.protocol import BoundedHttpProtocol
 from server.settings.schema import Settings
+from server.watch.logs import LIFE
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,10 @@ CLOSE_SECONDS = 5  # for streams to send their last event once the engine has en
 
 class Loads(Protocol):
     """What is needed of an `EngineClient`."""
+
+    @property
+    def live(self) -> int:
+        """Requests that have not ended."""
 
     async def loaded(self) -> object:
         """Wait for the model; raises what loading raised."""
@@ -118,9 +123,12 @@ class HttpServer(uvicorn.Server):
         """
         for task in self._tasks:
             task.cancel()
+        LIFE.info("shutting down: %d requests may go on for %g s", self._engine.live, self._drain_seconds)
         await self._drain()
+        LIFE.info("%d requests are left, and end now", self._engine.live)
         await self._engine.stop()
         await super().shutdown(sockets)
+        LIFE.info("the server has ended")
 
     async def _drain(self) -> None:
         drain = asyncio.ensure_future(self._engine.drain(self._drain_seconds))

@@ -8,10 +8,16 @@ import time
 from server.record.call import Call
 from server.watch.logs import ACCESS
 
+PROBES = frozenset({"/health", "/ready", "/metrics"})
+
 
 def log_access(call: Call, method: str, route: str | None) -> None:
-    """One line for a request that has ended. `route` is the template, never the path that was sent."""
-    if not ACCESS.isEnabledFor(logging.INFO):
+    """One line for a request that has ended, but not for probes and scrapes that went well.
+
+    `route` is the template, never the path that was sent.
+    """
+    well = call.error is None and call.status is not None and call.status < 400
+    if not ACCESS.isEnabledFor(logging.INFO) or (well and route in PROBES):
         return
     seconds = round(time.monotonic() - call.arrived, 6)
     fields = {

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from server.answer.choices import Choices
+from server.api.served import Judge
 from server.errors import Unavailable
 from server.record.audit.record import AuditRecord, Outcome
 from server.record.call import Call
@@ -15,8 +16,8 @@ from server.request import Finish, Request
 from steering.policy import Policy
 
 
-def record_of(call: Call, *, layer: int | None, content: bool) -> AuditRecord:
-    """What is kept of a call. `layer`: the guarded one. `content`: whether messages and answers are kept too."""
+def record_of(call: Call, *, judge: Judge | None, content: bool) -> AuditRecord:
+    """What is kept of a call. `content`: whether messages and answers are kept too."""
     assert call.route is not None
     facts: dict[str, Any] = {}
     if call.client is not None:
@@ -24,7 +25,7 @@ def record_of(call: Call, *, layer: int | None, content: bool) -> AuditRecord:
     if call.policy is not None:
         facts |= _judged_by(call.policy)
     if call.choices is not None:
-        facts |= _facts(call.choices, layer)
+        facts |= _facts(call.choices, judge)
     if content:
         facts["content"] = None if call.content is None else call.content.decode()
         if call.choices is not None:
@@ -54,7 +55,7 @@ def _outcome(call: Call) -> tuple[Outcome, str | None]:
     return Outcome.COMPLETED, None
 
 
-def _facts(choices: Choices, layer: int | None) -> dict[str, Any]:
+def _facts(choices: Choices, judge: Judge | None) -> dict[str, Any]:
     """Of several prompts, the one with the highest score stands for all."""
     prompts = [generation.request for generation in choices.leaders]
     first = max(prompts, key=_score)
@@ -66,7 +67,7 @@ def _facts(choices: Choices, layer: int | None) -> dict[str, Any]:
         "finish": choices.outcome,
         "decision": None if decision is None else decision.verdict.value,
         "score": None if decision is None else decision.score,
-        "layer": None if decision is None or decision.score is None else layer,
+        **(judge._asdict() if judge is not None and decision is not None and decision.score is not None else {}),
         "shadow": None if shadow is None else shadow.shadow,
         "shadow_decision": None if shadow is None else shadow.verdict.value,
         "shadow_score": None if shadow is None else shadow.score,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from server.api.served import Judge
 from server.errors import AuditUnavailable
 from server.record.audit.log import AuditLog
 from server.record.call import Call
@@ -69,10 +70,10 @@ class Recorder:
             keep = CONTENT_BYTES_PER_CHARACTER * max_characters if self._audit.content else 0
             call.describe(fetched, keep_bytes=keep)
 
-    def end(self, call: Call, layer: int | None) -> None:
-        """A call has had its last byte. `layer`: the guarded one."""
+    def end(self, call: Call, judge: Judge | None) -> None:
+        """A call has had its last byte."""
         if self._audit is not None and call.route is not None:
-            record = record_of(call, layer=layer, content=self._audit.content)
+            record = record_of(call, judge=judge, content=self._audit.content)
             self._audit.end(record, spare=call.choices is None)
         if self._tracing is not None:
             self._tracing.end(call)

@@ -33,11 +33,12 @@ def routes(service: Service) -> APIRouter:
 
 
 def model_object(served: Served) -> Model:
-    """OpenAI's `model` object, with the context length as other servers give it."""
+    """OpenAI's `model` object, with the context length as other servers give it, and the guard bundle."""
     return {
         "id": served.name,
         "object": "model",
         "created": served.created,
         "owned_by": "autosteer",
         "max_model_len": served.info.context_length,
+        "guard": None if served.guard is None else {"id": served.guard.id, "date": served.guard.date},
     }

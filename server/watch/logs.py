@@ -22,6 +22,7 @@ from server.watch.limited import LimitedLines
 
 _request: ContextVar[tuple[str, str] | None] = ContextVar("request", default=None)  # each task's own, as its request is
 ACCESS = logging.getLogger("server.access")
+LIFE = logging.getLogger("server.life")  # what the server begins and ends: loading, reloads, draining
 # C0, DEL, C1, and what some viewers take for the end of a line.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
     0x2028: "\\u2028",
@@ -36,7 +37,8 @@ def configure(form: LogFormat, *, access: bool) -> None:
     handler.addFilter(LimitedLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    logging.getLogger("server.ready").setLevel(logging.INFO)
+    for told in ("server.ready", LIFE.name):
+        logging.getLogger(told).setLevel(logging.INFO)
     ACCESS.setLevel(logging.INFO if access else logging.WARNING)
 
 

@@ -8,7 +8,7 @@ from itertools import accumulate
 from time import time
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -58,6 +58,9 @@ class Metrics:
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(f"autosteer_{name}", text, labels, registry=registry)
 
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"autosteer_{name}", text, registry=registry)
+
         self.time_to_first_token = histogram(
             "time_to_first_token_seconds", "From the arrival of a request to its first token.", TTFT_BUCKETS
         )
@@ -95,6 +98,8 @@ class Metrics:
         self.reloads = counter(
             "config_reloads", "Settings read again, by whether they were put in effect.", ("outcome",)
         )
+        self._last_reload = gauge("config_last_reload_successful", "1 if the last settings read are in effect, else 0.")
+        self._reload_time = gauge("config_last_reload_success_timestamp_seconds", "When settings last took effect.")
         self.audit_records = counter("audit_records", "Audit records, by what became of them.", ("outcome",))
         self.model_info = Info("autosteer_model", "The loaded model and its guard.", registry=registry)
         # A series that is there before its first event: a rate does not see the step from nothing to one.
@@ -104,6 +109,19 @@ class Metrics:
             self.rejections.labels(reason)
         for outcome in ("ok", "error"):
             self.reloads.labels(outcome)
+        self._put_in_effect()
+
+    def reloaded(self, *, successful: bool) -> None:
+        """Settings were read again, and put in effect or not."""
+        self.reloads.labels("ok" if successful else "error").inc()
+        if successful:
+            self._put_in_effect()
+        else:
+            self._last_reload.set(0)
+
+    def _put_in_effect(self) -> None:
+        self._last_reload.set(1)
+        self._reload_time.set_to_current_time()
 
     def expect(self, policies: Iterable[Policy]) -> None:
         """Requests are going to be judged by these policies."""

@@ -139,3 +139,6 @@ def test_a_signal_ends_the_server_cleanly(sig: signal.Signals) -> None:
         server.process.send_signal(sig)
         assert server.process.wait(30) == 0
         assert "Traceback" not in server.log
+        told = [line.split(": ", 1)[1] for line in server.log.splitlines() if "server.life" in line]
+    assert [each.split(" ")[0] for each in told] == ["loading", "shutting", "0", "the"]
+    assert "with the guard bundle" in told[0]

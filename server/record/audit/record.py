@@ -46,6 +46,7 @@ class AuditRecord:
     decision: str | None = None
     score: float | None = None
     layer: int | None = None
+    guard: str | None = None  # the id of the bundle that judged
     shadow: str | None = None
     shadow_decision: str | None = None
     shadow_score: float | None = None

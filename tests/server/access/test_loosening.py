@@ -343,6 +343,7 @@ async def test_a_hangup_over_a_damaged_file_changes_nothing_and_says_so(
         assert (await chat(as_key(client, KEYS[1]))).status_code == 200
         assert await metric(client, "autosteer_config_reloads_total", outcome="error") == 1
         assert await metric(client, "autosteer_config_reloads_total", outcome="ok") == 0
+        assert await metric(client, "autosteer_config_last_reload_successful") == 0
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert told
     assert all(line.startswith("the new settings are not used: ") for line in told)
@@ -357,6 +358,7 @@ async def test_a_refused_hangup_names_the_losses_and_the_way_out(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened = open_application()
+    caplog.set_level(logging.INFO, "server.life")
     path = folder / "looser.yaml"
     text = CONFIG.replace("mode: block", "mode: monitor").replace("metrics_key: true\n", "")
     path.write_text(text)
@@ -373,6 +375,9 @@ async def test_a_refused_hangup_names_the_losses_and_the_way_out(
         path.write_text(f"{text}loosens: {word}\n")
         await reload(opened.state.service, partial(load_settings, {}, path))
         assert await metric(client, "autosteer_config_reloads_total", outcome="ok") == 1
+        assert await metric(client, "autosteer_config_last_reload_successful") == 1
+    (told,) = [record.getMessage() for record in caplog.records if "read again" in record.getMessage()]
+    assert "policies.strict.mode: block -> monitor" in told
     assert opened.state.service.settings.policy("strict").mode is Mode.MONITOR
 
 

@@ -145,7 +145,7 @@ async def test_the_number_of_series_does_not_grow(requests: int, capsys: pytest.
     assert {each["policy"] for each in labels if "policy" in each} == set(NAMES)
     allowed = {
         "policy", "mode", "decision", "modality", "le", "finished_reason", "reason", "outcome", "shadow", "acting",
-        "model", "architecture", "dtype", "device", "guarded_layer", "route", "kind",
+        "model", "architecture", "dtype", "device", "guarded_layer", "guard", "guard_date", "route", "kind",
     }  # fmt: skip
     assert {name for each in labels for name in each} <= allowed
     assert len(after) < 1000

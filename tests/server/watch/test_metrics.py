@@ -40,6 +40,8 @@ FAMILIES = {
     "autosteer_guard_drift_alarm": "gauge",
     "autosteer_guard_overhead_seconds": "histogram",
     "autosteer_config_reloads": "counter",
+    "autosteer_config_last_reload_successful": "gauge",
+    "autosteer_config_last_reload_success_timestamp_seconds": "gauge",
     "autosteer_audit_records": "counter",
     "autosteer_model_info": "gauge",
     "autosteer_ready": "gauge",
