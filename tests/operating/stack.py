@@ -161,6 +161,7 @@ class Stack:
         settings = yaml.safe_load((DOCKER / "settings" / "autosteer.yaml").read_text())
         settings["audit"]["url"] = f"file://{self.folder}/audit-{name}.jsonl"
         settings["policies"] = POLICIES
+        settings["metrics_key"] = self._watched  # or else tests ask for metrics themselves
         settings["drain_seconds"] = WAIT_SECONDS  # the cores may have much else to do
         settings["shadow"] = {"name": "candidate", "target_fpr": 0.01}
         settings["keys"] = [{"name": key, "hash": hash_key(value), "policy": key} for key, value in self.keys.items()]
@@ -223,6 +224,7 @@ class Stack:
                 },
             )
         )
+        (self.folder / "metrics.key").write_text(self.keys["everyday"])
         (self.folder / "rules.yml").write_text((DOCKER / "prometheus" / "rules.yml").read_text())
         return Background(
             [
