@@ -16,6 +16,7 @@ from server.settings.shown import plain
 from server.settings.sources import ConfigError, Loaded, load_settings
 
 if TYPE_CHECKING:
+    from server.settings.schema import Settings
     from steering.manifest import Manifest
 
 app = typer.Typer(help="The server's settings.", no_args_is_help=True)
@@ -28,12 +29,40 @@ def check(
         Path | None,
         typer.Option(help="The file in effect: tell also what a reload from it to the new one would loosen."),
     ] = None,
+    *,
+    elsewhere: Annotated[
+        bool, typer.Option("--elsewhere", help="What the file names is on another machine: check the rest.")
+    ] = False,
 ) -> None:
-    """Validate a config file as `serve` would read it, against the guard bundle too where that is at hand."""
+    """Check a config file as `serve` would read it: its values, and the bundles and folders that it names."""
     loaded = _load(file)
+    missing = _missing(loaded.settings)
+    if missing and not elsewhere:
+        for problem in missing:
+            typer.echo(f"autosteer: {problem}", err=True)
+        mistake("`serve` would fail; with --elsewhere, what is on another machine is not checked")
+    for problem in missing:
+        typer.echo(f"not checked: {problem}")
     typer.echo(f"{file} is valid; {_check_policies(loaded)}")
     if against is not None:
         _check_reload(_load(against), loaded)
+
+
+def _missing(settings: Settings) -> list[str]:
+    """What the settings name and `serve` would not find, a line each."""
+    spec = LaunchSpec.of(settings)
+    found: list[str] = []
+    if Path(spec.model).is_absolute() and not Path(spec.model).is_dir():
+        found.append(f"model: the folder {spec.model} is not here")
+    if spec.guard is not None and not spec.guard.exists():
+        found.append(f"guard: the bundle {spec.guard} is not here")
+    if spec.shadow is not None and spec.shadow.guard is not None and not Path(spec.shadow.guard).exists():
+        found.append(f"shadow: the bundle {spec.shadow.guard} is not here")
+    if settings.audit is not None:
+        from server.record.audit.sinks import sink_problem
+
+        found += [problem for problem in [sink_problem(settings.audit)] if problem is not None]
+    return found
 
 
 def _load(file: Path) -> Loaded:
@@ -76,7 +105,7 @@ def _check_policies(loaded: Loaded) -> str:
 
     guard = LaunchSpec.of(loaded.settings).guard
     if guard is not None and not guard.exists():
-        return f"its policies are not checked, for the guard bundle {guard} is not here"
+        return f"keys: {len(loaded.settings.keys)}"
     try:
         manifest = None if guard is None else load_manifest(guard)
         policies = make_policies(loaded.settings, manifest)
@@ -98,7 +127,7 @@ def _check_shadow(settings: ShadowSettings | None, acting: Manifest | None) -> s
     if acting is None:
         raise PolicyError("shadow: needs a guard to stand beside; give one with --guard")
     if settings.guard is not None and not Path(settings.guard).exists():
-        return f"shadow {settings.name} is not checked, for its guard bundle {settings.guard} is not here; "
+        return ""
     bundle = acting if settings.guard is None else load_manifest(Path(settings.guard))
     return f"shadow: {settings.name} (threshold {shadow_threshold(settings, bundle):.4g}); "
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -26,6 +27,19 @@ def make_sink(settings: AuditSettings) -> Sink:
     return Database(url)
 
 
+def sink_problem(settings: AuditSettings) -> str | None:
+    """Why `make_sink` or its first record would fail, as far as that can be told without writing."""
+    url = settings.url.get_secret_value()
+    path = _file_of(url) or _sqlite_file(url)
+    if path is None:
+        return None
+    if not path.parent.is_dir():
+        return f"audit: the folder {path.parent} is not here"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return f"audit: {path} cannot be written to"
+    return None
+
+
 def make_reader(url: str) -> Reader:
     """Reads what a sink of this URL has written. Raises SinkError."""
     if (path := _file_of(url)) is not None:
@@ -35,6 +49,15 @@ def make_reader(url: str) -> Reader:
     from server.record.audit.database import Database
 
     return Database(url)
+
+
+def _sqlite_file(url: str) -> Path | None:
+    if urlsplit(url).scheme != "sqlite":
+        return None
+    from sqlalchemy import make_url
+
+    database = make_url(url).database
+    return Path(database) if database else None
 
 
 def _file_of(url: str) -> Path | None:

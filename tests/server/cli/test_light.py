@@ -34,7 +34,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["--help"],
         ["version"],
         ["inspect", str(demo.GUARD)],
-        ["config", "check", str(EXAMPLE)],
+        ["config", "check", str(EXAMPLE), "--elsewhere"],
         ["config", "show"],
         ["keys", "new", "--name", "shop"],
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
 import yaml
 from typer.testing import CliRunner
 
@@ -53,7 +54,7 @@ def test_the_example_is_valid_and_what_it_says_is_meant() -> None:
     assert settings.policy("research").requests_per_minute == settings.requests_per_minute == 600
     assert [key.policy for key in settings.keys] == ["strict", "research"]
     assert settings.audit is not None
-    checked = CliRunner().invoke(app, ["config", "check", str(EXAMPLE)])
+    checked = CliRunner().invoke(app, ["config", "check", str(EXAMPLE), "--elsewhere"])
     assert checked.exit_code == 0, checked.output
     assert set(yaml.safe_load(EXAMPLE.read_text())) <= set(Settings.model_fields)
 
@@ -62,5 +63,25 @@ def test_what_the_example_leaves_out_in_comments_works_too(tmp_path: Path) -> No
     text = EXAMPLE.read_text().replace("# model:", "model:").replace("# guard:", "guard:")
     (tmp_path / "all.yaml").write_text(text)
     assert load_settings({}, tmp_path / "all.yaml").settings.guard == "/guards/onevision-7b"
-    checked = CliRunner().invoke(app, ["config", "check", str(tmp_path / "all.yaml")])
-    assert "the guard bundle /guards/onevision-7b is not here" in checked.stdout
+    checked = CliRunner().invoke(app, ["config", "check", str(tmp_path / "all.yaml"), "--elsewhere"])
+    assert "not checked: guard: the bundle /guards/onevision-7b is not here" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("guard: /nowhere/bundle", "guard: the bundle /nowhere/bundle is not here"),
+        ("model: /nowhere/model\nguard: none", "model: the folder /nowhere/model is not here"),
+        ("shadow: {guard: /nowhere/other}", "shadow: the bundle /nowhere/other is not here"),
+        ("audit: {url: file:///nowhere/audit.jsonl}", "audit: the folder /nowhere is not here"),
+        ("audit: {url: sqlite:////nowhere/audit.db}", "audit: the folder /nowhere is not here"),
+    ],
+)
+def test_what_serve_would_not_find_is_a_mistake_unless_it_is_elsewhere(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    checked = CliRunner().invoke(app, ["config", "check", str(tmp_path / "a.yaml")])
+    assert (checked.exit_code, checked.stdout) == (2, "")
+    assert f"autosteer: {told}\n" in checked.stderr
+    elsewhere = CliRunner().invoke(app, ["config", "check", str(tmp_path / "a.yaml"), "--elsewhere"])
+    assert elsewhere.exit_code == 0, elsewhere.output
+    assert f"not checked: {told}\n" in elsewhere.stdout
