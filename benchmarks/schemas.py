@@ -22,6 +22,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.estimate import percentile
+from benchmarks.siege.observer import watched
 from tests.end_to_end.processes import ServerProcess
 
 Schema = dict[str, Any]
@@ -116,7 +118,7 @@ class Witness:
 
     name: str
     path: str
-    body: Callable[[int], dict[str, Any]] | None  # None: a GET
+    body: Callable[[int], dict[str, Any]]
     waits: list[float] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=count)
 
@@ -124,10 +126,7 @@ class Witness:
         """Ask without a pause until it is cancelled. Raises HTTPStatusError for any answer but a good one."""
         while True:
             began = perf_counter()
-            if self.body is None:
-                answer = await client.get(url + self.path)
-            else:
-                answer = await client.post(url + self.path, json=self.body(next(self.numbers)))
+            answer = await client.post(url + self.path, json=self.body(next(self.numbers)))
             self.waits.append(perf_counter() - began)
             answer.raise_for_status()
             await asyncio.sleep(0.01)
@@ -145,9 +144,8 @@ def chat(model: str, schema: Schema | None = None) -> dict[str, Any]:
 
 
 def witnesses(model: str) -> list[Witness]:
-    """Those who have nothing to do with schemas, and those with harmless ones."""
+    """Those who have nothing to do with schemas, and those with harmless ones; `/health` is asked beside them."""
     return [
-        Witness("GET /health", "/health", None),
         Witness("/tokenize", "/tokenize", lambda _: {"prompt": "What is green?"}),
         Witness("chat", CHAT, lambda _: chat(model)),
         Witness("chat, a schema known before", CHAT, lambda _: chat(model, SMALL)),
@@ -231,12 +229,20 @@ def main(
             siege = Siege(server, attackers)
             await siege.attacked(schemas[:20])  # what is started when it is first needed
             siege.outcomes.clear()
-            quiet = await siege.quiet()
+            with watched("127.0.0.1", server.port, server.process.pid) as alone:
+                quiet = await siege.quiet()
             before, siege.peak = server.rss_bytes, 0
             began = perf_counter()
-            attacked = await siege.attacked(schemas)
+            with watched("127.0.0.1", server.port, server.process.pid) as beside:
+                attacked = await siege.attacked(schemas)
             took = perf_counter() - began
             console.print(table_of(quiet, attacked))
+            for name, found in (("alone", alone), ("with attackers", beside)):
+                waits = [1e3 * percentile(each, share) for each in (found.waits, found.own) for share in (99.9, 100.0)]
+                console.print(
+                    "/health {}, ms: p99.9 {:.0f}, longest {:.0f}; of it the server's own computing "
+                    "{:.0f}, {:.0f}".format(name, *waits)
+                )
             console.print(f"{len(schemas)} schemas in {took:.0f} s: {dict(siege.outcomes)}")
             megabytes = [each / 1e6 for each in (before, siege.peak, server.rss_bytes)]
             console.print(

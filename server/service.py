@@ -12,7 +12,6 @@ from typing import Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
 
-from models.schema import SchemaError
 from server.access.limits import RateLimiter
 from server.access.policies import make_policies, make_policy
 from server.access.rules import Rules
@@ -20,14 +19,14 @@ from server.admission import Admission, Places, counted
 from server.answer.choices import Choices, Submits
 from server.answer.deadline import Deadline
 from server.answer.pipeline import Pipeline
-from server.api.job import Intake, Job, WantedSchema
+from server.api.job import Intake, Job
+from server.api.schemas import Schemas, WantedSchema
 from server.api.served import Served
 from server.engine.host import Model
 from server.engine.live import NotReady, QueueFull
 from server.engine.protocol import Load
 from server.engine.wire import Parcel
 from server.errors import (
-    BadRequest,
     NotFound,
     TooManyRequests,
     Unavailable,
@@ -45,7 +44,6 @@ from server.settings.schema import Settings
 from server.settings.values import DEFAULT_POLICY
 from server.watch.metrics import Metrics
 from server.workers.lanes import Lane
-from server.workers.schemas import SchemaCompiler
 from steering.policy import Policy, PolicyError
 
 T = TypeVar("T")
@@ -114,7 +112,7 @@ class Service:
         self.places = Places(engine, settings.max_live)
         self._served: Served | None = None
         self._prepare = Lane(settings.prepare_threads, "prepare")
-        self._schemas: SchemaCompiler | None = None  # until the model is there
+        self._schemas: Schemas | None = None  # until the model is there
         self._parse_thread = ThreadPoolExecutor(1, thread_name_prefix="parse")  # one large body at a time
         self.metrics.watch(self._running, self._waiting, self._cache_usage)
         self.metrics.watch_ready(self._ready)
@@ -142,11 +140,7 @@ class Service:
         """The model, once it is loaded."""
         if self._served is None and self.engine.model is not None:
             self._served = Served.of(self.engine.model, self.name)
-            self._schemas = SchemaCompiler(
-                self._served.vocabulary,
-                seconds=self.settings.schema_seconds,
-                memory_bytes=self.settings.schema_mib * 2**20,
-            )
+            self._schemas = Schemas(self._served.vocabulary, self.settings)
             self._tell(self._served)
         return self._served
 
@@ -226,6 +220,8 @@ class Service:
             if call.choices is not None:
                 used = call.choices.tokens + sum(len(each.request.prompt.ids) for each in call.choices.leaders)
             call.reservation.settle(used)
+        if call.schema is not None and self._schemas is not None:
+            self._schemas.release(call.schema)
         self.recorder.end(call, None if self._served is None else self._served.judge)
 
     def check_model(self, name: str, param: str | None) -> None:
@@ -304,7 +300,7 @@ class Service:
         call = admission.call
         if job.schema is not None:
             async with deadline.held():
-                intake = replace(intake, schema=await self._compiled(job.schema))
+                intake = replace(intake, schema=await self._compiled(call, job.schema))
         prepare = partial(self._packed, job, intake)
         parcel = await self.prepared(admission, job.images(intake.settings), prepare, deadline)
         self._reserve(call, parcel.requests)
@@ -320,15 +316,13 @@ class Service:
         call.choices, call.accepted = choices, monotonic()
         return choices
 
-    async def _compiled(self, wanted: WantedSchema) -> Schema:
-        """A schema that the engine may compile too. Raises BadRequest, TooManyRequests, Unavailable."""
+    async def _compiled(self, call: Call, wanted: WantedSchema) -> Schema:
+        """A schema that the engine may compile too; it is held until the call ends. Raises ApiError."""
         assert self._schemas is not None, "a request is prepared once the model is there"
-        try:
-            return await self._schemas.check(wanted.schema)
-        except SchemaError as error:
-            raise BadRequest(
-                f"Invalid value for '{wanted.param}': the schema cannot be used: {error}.", param=wanted.param
-            ) from error
+        schema = await self._schemas.compiled(wanted)
+        self._schemas.hold(schema, self.engine.retry_after)
+        call.schema = schema
+        return schema
 
     def _prepared(self, call: Call, prepare: Callable[[RequestImages], T], images: RequestImages) -> T:
         """In a worker thread: what was asked, for the audit log, then what is to be made of it."""

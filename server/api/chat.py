@@ -10,9 +10,10 @@ from server.answer.choices import Choices
 from server.api.answer_fields import GuardOptions
 from server.api.chat_answer import ChatAnswer
 from server.api.chat_request import ChatCompletionRequest, Moderation, parse_chat_request
-from server.api.job import Intake, WantedSchema
+from server.api.job import Intake
 from server.api.prepare import answer_limit, asks_of, sampling_params
 from server.api.prompts import Conversation
+from server.api.schemas import WantedSchema
 from server.errors import BadRequest
 from server.media.images import RequestImages
 from server.request import Ask

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from server.answer.choices import Choices
 from server.api.answer import Answer
 from server.api.answer_fields import GuardOptions
+from server.api.schemas import WantedSchema
 from server.api.served import Served
 from server.media.images import RequestImages
 from server.request import Ask, Schema
@@ -28,14 +29,6 @@ class Intake:
     answer_id: str
     arrived: float
     schema: Schema | None = None  # the job's own, once it is compiled
-
-
-@dataclass(frozen=True)
-class WantedSchema:
-    """A JSON schema that answers are to satisfy, and the path of the field that has it."""
-
-    schema: Mapping[str, Any]
-    param: str
 
 
 class Job(Protocol):

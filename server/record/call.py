@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from server.access.limits import Reservation
     from server.answer.choices import Choices
     from server.errors import ApiError
+    from server.request import Schema
     from steering.policy import Policy
 
 
@@ -42,6 +43,7 @@ class Call:
     content_hash: str | None = None
     reservation: Reservation | None = None
     choices: Choices | None = None
+    schema: Schema | None = None  # held until it ends
     error: ApiError | None = None
     gone: bool = False  # the client left before its answer began
     status: int | None = None

@@ -135,6 +135,7 @@ class Settings(BaseSettings, PolicySettings):
     decode_seconds: Seconds = _fixed(20.0, "How long an image may take to decode.")
     schema_seconds: Seconds = _fixed(2.0, "CPU time that compiling a JSON schema may take.")
     schema_mib: Count = _fixed(128, "Memory that compiling a JSON schema may take.")
+    schemas_mib: Count = _fixed(512, "Memory that the JSON schemas of all live requests together may take.")
     media: MediaSettings = _fixed(MediaSettings(), "Images by URL.")
 
     @classmethod

@@ -20,6 +20,7 @@ from models.grammar import JsonGrammar
 from models.sampling import GrammarError
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
+from server.request import Schema
 from tests.server.fakes import EOS, REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, FakeRow, as_any, next_token
 from tests.server.in_thread import engine_client
 from tests.server.scripted import (
@@ -253,6 +254,20 @@ async def test_constrained_answers_beside_others_in_the_batch(stream: bool) -> N
         found = orjson.loads(text)
         assert isinstance(found["a"], bool)
         assert found["b"] in ("x", "y")
+
+
+async def test_schemas_are_counted_only_while_their_requests_live() -> None:
+    app = application_on(Wordy(), schemas_mib="1")
+    async with loaded(app) as client:
+        await chat(client, HARMLESS, max_tokens=1)
+        schemas = app.state.service._schemas
+        schemas.hold(Schema("another's", memory_bytes=2**20), 1)
+        error = error_of(await greedy(client, HARMLESS, response_format=YES_OR_NO), 429)
+        assert "schemas_mib" in error["message"]
+        schemas.release(Schema("another's", memory_bytes=2**20))
+        for more in ({}, {"stream": True}, {"max_tokens": CONTEXT + 1}):
+            await chat(client, HARMLESS, response_format=YES_OR_NO, **{"max_tokens": 3, **more})
+        assert schemas._held == 0
 
 
 async def test_a_constrained_request_that_is_flagged_gets_its_refusal_apart_from_the_content() -> None:
