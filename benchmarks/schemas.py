@@ -1,7 +1,7 @@
 """`python -m benchmarks.schemas`: 1,000 random and 60 hostile JSON schemas, and how long others wait meanwhile.
 
 Attackers ask for answers bound to the schemas, a few at a time, while witnesses ask for what anybody asks for, one
-request after another. What a witness waits with attackers is printed beside what it waits without.
+request after another. What a witness waits is printed beside what it waits where the attackers ask without schemas.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,7 +17,6 @@ from time import perf_counter
 from typing import Annotated, Any
 
 import httpx
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +29,6 @@ Schema = dict[str, Any]
 PATTERNS = (r"^\d{4}-\d{2}$", "^[a-z]+(-[a-z]+){0,5}$", "[A-F0-9]{32}")
 SMALL: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
 CHAT = "/v1/chat/completions"
-QUIET_SECONDS = 10.0  # that witnesses ask alone
 
 
 def random_schema(rng: random.Random, depth: int = 3) -> Schema:
@@ -162,20 +160,13 @@ class Siege:
         self.outcomes: Counter[str] = Counter()
         self.peak = 0
 
-    async def quiet(self) -> list[Witness]:
-        """Witnesses alone."""
-        return await self._watched(asyncio.sleep(QUIET_SECONDS))
-
-    async def attacked(self, schemas: list[Schema]) -> list[Witness]:
+    async def attacked(self, schemas: Sequence[Schema | None]) -> list[Witness]:
         """Witnesses beside the attackers."""
-        return await self._watched(self._attack(schemas))
-
-    async def _watched(self, work: Any) -> list[Witness]:  # noqa: ANN401  an awaitable
         found = witnesses(self._server.model)
         async with httpx.AsyncClient(timeout=300) as client:
             tasks = [asyncio.create_task(each.ask(client, self._server.url)) for each in found]
             tasks.append(asyncio.create_task(self._memory()))
-            await work
+            await self._attack(schemas)
             for task in tasks:
                 task.cancel()
             with suppress(asyncio.CancelledError):
@@ -187,7 +178,7 @@ class Siege:
             self.peak = max(self.peak, self._server.rss_bytes)
             await asyncio.sleep(0.5)
 
-    async def _attack(self, schemas: list[Schema]) -> None:
+    async def _attack(self, schemas: Sequence[Schema | None]) -> None:
         left = iter(schemas)
         async with httpx.AsyncClient(timeout=300) as client:
 
@@ -202,19 +193,17 @@ class Siege:
 
 def table_of(quiet: list[Witness], attacked: list[Witness]) -> Table:
     """What each witness waited, in milliseconds."""
-    table = Table(
-        "witness", "requests", "p50 alone", "longest alone", "p50", "p99", "longest", "longest less p50 alone"
-    )
+    columns = [f"{share} {kind}" for kind in ("without", "with schemas") for share in ("p50", "p99", "longest")]
+    table = Table("witness, ms", "requests", *columns)
     for before, beside in zip(quiet, attacked, strict=True):
-        median = float(np.median(before.waits))
-        figures = [median, max(before.waits), *np.percentile(beside.waits, [50, 99]), max(beside.waits)]
-        figures.append(figures[-1] - median)
+        figures = [percentile(each.waits, share) for each in (before, beside) for share in (50.0, 99.0, 100.0)]
         table.add_row(beside.name, str(len(beside.waits)), *(f"{1e3 * each:.0f}" for each in figures))
     return table
 
 
 def main(
     randoms: Annotated[int, typer.Option(help="Random schemas.")] = 1000,
+    without: Annotated[int, typer.Option(help="Requests of attackers without a schema, before.")] = 500,
     attackers: Annotated[int, typer.Option(help="Schemas asked for at the same time.")] = 4,
     seed: int = 0,
 ) -> None:
@@ -228,16 +217,16 @@ def main(
         async def run() -> None:
             siege = Siege(server, attackers)
             await siege.attacked(schemas[:20])  # what is started when it is first needed
-            siege.outcomes.clear()
             with watched("127.0.0.1", server.port, server.process.pid) as alone:
-                quiet = await siege.quiet()
+                quiet = await siege.attacked([None] * without)
             before, siege.peak = server.rss_bytes, 0
+            siege.outcomes.clear()
             began = perf_counter()
             with watched("127.0.0.1", server.port, server.process.pid) as beside:
                 attacked = await siege.attacked(schemas)
             took = perf_counter() - began
             console.print(table_of(quiet, attacked))
-            for name, found in (("alone", alone), ("with attackers", beside)):
+            for name, found in (("without schemas", alone), ("with schemas", beside)):
                 waits = [1e3 * percentile(each, share) for each in (found.waits, found.own) for share in (99.9, 100.0)]
                 console.print(
                     "/health {}, ms: p99.9 {:.0f}, longest {:.0f}; of it the server's own computing "

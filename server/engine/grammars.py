@@ -13,7 +13,7 @@ from models.schema import SchemaError
 from server.engine.protocol import Effort
 from server.request import Ask, GrammarFailed, Schema
 
-KEPT_BYTES = 256 * 2**20  # of compiled schemas, by what compiling them took
+KEPT_BYTES = 32 * 2**20  # of compiled schemas, by what compiling them took
 LEAST_BYTES = 2**18  # that one counts for
 
 
