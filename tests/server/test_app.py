@@ -39,6 +39,7 @@ from tests.server.scripted import (
     png,
     serving,
 )
+from tests.waiting import until
 
 CHAT = "/v1/chat/completions"
 GOOD = data_url(png())
@@ -477,6 +478,21 @@ async def test_alive_while_loading_and_ready_after() -> None:
         assert "stopping" in error_of(await client.get("/ready"), 503)["message"]
         assert "stopping" in error_of(await chat(client), 503)["message"]
         assert (await client.get("/health")).status_code == 200
+
+
+async def test_not_ready_while_requests_wait_for_threads_that_get_nowhere() -> None:
+    runner = ScriptedRunner()
+    app = application(runner, prepare_threads=1, pool_seconds=0.01)
+    async with client_of(app) as client:
+        runner.inputs.gate.clear()
+        asked = [asyncio.create_task(chat(client)) for _ in range(2)]
+        await asyncio.to_thread(runner.inputs.entered.wait)
+        await until(lambda: app.state.service._stalled, "requests to wait for too long")
+        assert "'prepare' threads" in error_of(await client.get("/ready"), 503)["message"]
+        assert await metric(client, "autosteer_ready") == 0
+        runner.inputs.gate.set()
+        await asyncio.gather(*asked)
+        assert (await client.get("/ready")).status_code == 200
 
 
 async def test_a_server_that_stops_while_a_prompt_is_made_refuses_it() -> None:
