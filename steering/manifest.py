@@ -110,6 +110,11 @@ class Manifest(_Frozen):
     tensors_hash: str
 
     @property
+    def recall(self) -> float:
+        """Share of fresh toxic prompts that its default threshold caught at the fit; 1 where that is not known."""
+        return self.validation.get("tpr", 1.0)
+
+    @property
     def id(self) -> str:
         """Tells this bundle from every other: 12 hex digits of a hash of all that it says, its tensors included."""
         return digest(self.model_dump_json().encode())[:12]

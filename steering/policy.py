@@ -63,6 +63,9 @@ class PolicyError(ValueError):
     """A policy's settings do not fit each other or the guard."""
 
 
+WEAK = 0.5  # recall below which a guard is said not to be worth serving
+
+
 class Calibrated(Protocol):
     """What is needed of a guard bundle's manifest."""
 
@@ -73,6 +76,10 @@ class Calibrated(Protocol):
     @property
     def date(self) -> str:
         """The day on which it was fitted."""
+
+    @property
+    def recall(self) -> float:
+        """Share of toxic prompts like those of its fit that its default threshold catches."""
 
     @property
     def eps(self) -> float:

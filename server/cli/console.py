@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from models.backbone import Backbone
 
 EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130
 EXIT_ENGINE = 3  # it has failed and is not started again here: whoever supervises the process starts it anew
 EXTRAS = {"sklearn": "fit", "matplotlib": "fit", "scipy": "eval", "openai": "eval", "pyarrow": "eval", "yaml": "eval"}
 
@@ -53,9 +54,24 @@ def load(model: str, device: str, dtype: str, batch: int, revision: str | None) 
     return [load_backbone(model, device=each, dtype=dtype, max_rows=batch, revision=revision) for each in devices]
 
 
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C ends the command with the word that it can go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("autosteer: stopped; run the same command again to go on where it was", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
 def progress_bar() -> Progress:
-    """A bar per stage, with what is done and what is left, on stderr."""
+    """A bar per stage, with what is done and what is left, on stderr; lines where that is no terminal."""
     from rich.console import Console
+
+    if not Console(stderr=True).is_terminal:
+        from server.cli.progress import ProgressLines
+
+        return ProgressLines()
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

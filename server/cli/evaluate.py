@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.console import Batch, Device, Dtype, load, mistake, mistakes, progress_bar
+from server.cli.console import Batch, Device, Dtype, load, mistake, mistakes, progress_bar, resumable
+from server.cli.folders import held, writable
 
 if TYPE_CHECKING:
     from steering.evaluation.columns import Table
@@ -71,6 +72,7 @@ def evaluate(
 
         if model is None and not url:
             mistake("nothing to evaluate: give --model (demo: the bundled one), --url NAME=URL, or both")
+        writable("--out", out)
         chosen, folder = load_suite(suite)
         sweep = _numbers(eps_sweep, chosen.eps_sweep)
         remotes = [_remote(each, url_model, concurrency) for each in url or []]
@@ -83,7 +85,7 @@ def evaluate(
         if model is not None:
             guarded = _guarded(model, guard, modes, batch, device, dtype, revision, (threshold, target_fpr, eps))
             guarded = replace(guarded, eps_sweep=sweep if guarded.guard is not None else ())
-        with progress_bar() as progress:
+        with held(out), resumable(), progress_bar() as progress:
             found = run(EvaluationPlan(chosen, loaded, guarded, remotes, judges, cost), out, progress)
     from steering.evaluation.report import sections
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.console import Batch, Device, Dtype, Model, load, mistake, mistakes, progress_bar
+from server.cli.console import Batch, Device, Dtype, Model, load, mistake, mistakes, progress_bar, resumable
+from server.cli.folders import held, writable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +46,9 @@ def fit(
     target_fpr: Annotated[
         float | None, typer.Option(help="The default threshold's at most: 0.001, 0.01 (default) or 0.05.")
     ] = None,
+    require_tpr: Annotated[
+        float, typer.Option(min=0, max=1, help="Write no bundle that catches less than this at its default threshold.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of splits and weights.")] = 0,
     batch: Batch = 16,
     device: Device = "auto",
@@ -75,6 +79,10 @@ def fit(
         if prober not in ("mlp", "linear"):
             mistake(f"--prober {prober} is neither mlp nor linear")
         given = _layers(layer, layers)
+        beside = out.parent / out.name
+        to = writable("--out", out)
+        kept = writable("--work", work or beside.with_name(f"{out.name}.work"))
+        about = writable("--report", report or beside.with_name(f"{out.name}.report"))
         files = PictureFiles()
         items = [item for file in pairs for item in read_pairs(file, images, files)]
         items += [item for file in benign or [] for item in read_prompts(file, images, files)]
@@ -90,14 +98,14 @@ def fit(
             prober_hidden=64 if prober == "mlp" else 0,
             rank=rank,
             seed=seed,
+            require_tpr=require_tpr,
             prober=Optimisation(seed=seed),
             head=Optimisation(epochs=30, seed=seed),
         )
         backbones = load(model, device, dtype, batch, revision)
-        beside = out.parent / out.name
-        with progress_bar() as progress:
-            fitted = run(backbones, parts, settings, out, work or beside.with_name(f"{out.name}.work"), progress)
-        page = write_report(fitted, found, report or beside.with_name(f"{out.name}.report"))
+        with held(kept), resumable(), progress_bar() as progress:
+            fitted = run(backbones, parts, settings, to, kept, progress)
+        page = write_report(fitted, found, about)
     _show_fit(fitted, Console())
     typer.echo(f"guard: {out}\nreport: {page}")
 
@@ -253,6 +261,7 @@ def _show_manifest(manifest: Manifest, console: Console) -> None:
 def _show_fit(fitted: Fitted, console: Console) -> None:
     from rich.table import Table
 
+    console.print(fitted.report["headline"], style="bold", markup=False)
     _show_manifest(fitted.guard.manifest, console)
     sweep = Table("eps", "exact refusal", "begins like it", "perplexity", title="eps")
     for point in fitted.report["sweep"]:
@@ -261,4 +270,4 @@ def _show_fit(fitted: Fitted, console: Console) -> None:
         sweep.add_row(f"{point['eps']:g}{mark}", *rates)
     console.print(sweep)
     for warning in fitted.report["warnings"]:
-        console.print(f"[yellow]{warning}[/yellow]")
+        console.print(warning, style="yellow", markup=False)

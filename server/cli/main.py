@@ -176,6 +176,8 @@ def announce(served: Served, policy: Policy, url: str, form: LogFormat) -> None:
 
 def announcement(served: Served, policy: Policy, url: str) -> tuple[str, str]:
     """A warning, empty where there is none, and what is ready."""
+    from steering.policy import WEAK
+
     warning = ""
     if served.guard is None:
         guarded = "UNGUARDED"
@@ -185,6 +187,8 @@ def announcement(served: Served, policy: Policy, url: str) -> tuple[str, str]:
             f"guarded by {served.guard.id} of {served.guard.date} at layer {served.layer} of {served.info.num_layers}, "
             f"policy {policy.name}: {policy.mode.value}, threshold {policy.threshold:.4g}, eps {policy.eps:.4g}"
         )
+        if served.guard.recall < WEAK:
+            warning = f"WEAK GUARD: at its fit it caught {served.guard.recall:.1%} of harm at its default threshold."
         if policy.mode.value == "off":
             warning = "UNGUARDED: the guard is loaded, but its mode is off."
     return warning, f"{url} | model {served.name} | {guarded}"

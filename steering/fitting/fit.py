@@ -30,11 +30,12 @@ from steering.fitting.figures import (
     warnings,
 )
 from steering.fitting.items import Item
-from steering.fitting.layers import SELECTS, choose_layer
+from steering.fitting.layers import SELECTS, auroc, choose_layer
 from steering.fitting.lengths import Parts, find_long, length_warnings, without_long
-from steering.fitting.stages import Stages, load_json, load_state
+from steering.fitting.stages import Chunks, Stages, load_json, load_state
 from steering.fitting.steps import Settings, Steps, load_head
 from steering.fitting.sweep import EPS_SWEEP, EpsPoint, choose_eps, refusal_ids
+from steering.fitting.verdict import headline, swapped_warning, words_warning
 from steering.guard import Guard
 from steering.manifest import LayerFigures, Manifest, ModelBinding
 from steering.prober import Prober
@@ -69,6 +70,12 @@ class _Finished:
         return load_state(self.folders["prober"] / "scores.safetensors")["scores"]
 
     @property
+    def states(self) -> Tensor:
+        """States of all prompts at the first of the prober's layers `[N, d]`."""
+        collected = self.settings.layers or range(self.backbone.info.num_layers + 1)
+        return Chunks(self.folders["states"]).column(list(collected).index(self.layers[0]))
+
+    @property
     def sweep(self) -> list[EpsPoint]:
         """The answers at each eps, counted."""
         return [EpsPoint(**row) for row in load_json(self.folders["eps"] / "sweep.json")]
@@ -84,7 +91,8 @@ def fit(
 ) -> Fitted:
     """Fit a guard and write its bundle to `out`; stages are kept under `work`. One backbone per device, all the same.
 
-    Rows that pass the context are left out, which the report says. Raises FitError where the data is too small.
+    Rows that pass the context are left out, which the report says. Raises FitError where the data is too small, or
+    the guard worth less than `settings.require_tpr`.
     """
     stages = Stages(work)
     parts, left_out = _within_context(stages, backbones[0], parts, settings, progress)
@@ -96,6 +104,11 @@ def fit(
     guard = _guard(finished, rate)
     report = {**_report(finished, guard.manifest, rate), "stages": stages.summary}
     report["warnings"] += length_warnings(left_out, backbones[0].info.context_length)
+    if guard.manifest.recall < settings.require_tpr:
+        raise FitError(
+            f"the guard catches {guard.manifest.recall:.1%} of harm at its default threshold, and --require-tpr asks "
+            f"for {settings.require_tpr:.1%}: no bundle is written to {out}"
+        )
     save_bundle(out, guard.manifest, guard.prober, guard.head, guard.calibration)
     return Fitted(guard, report, finished.folders, dataset)
 
@@ -191,7 +204,10 @@ def _report(finished: _Finished, manifest: Manifest, rate: float) -> dict[str, A
     """The figures of the report."""
     dataset, figures, scores = finished.dataset, finished.figures, finished.scores
     by_words = words_auroc(dataset)
+    places = dataset.places("calibration")
+    by_guard = auroc(scores[places], dataset.labels[places])
     return {
+        "headline": headline(manifest, rate),
         "manifest": manifest.model_dump(),
         "default_fpr": rate,
         "sizes": sizes(dataset),
@@ -202,5 +218,9 @@ def _report(finished: _Finished, manifest: Manifest, rate: float) -> dict[str, A
         "sweep": [asdict(point) for point in finished.sweep],
         "losses": {name: load_json(finished.folders[name] / "losses.json") for name in ("prober", "head")},
         "words_auroc": by_words,
-        "warnings": warnings(dataset, scores, figures, finished.layers, rate, by_words),
+        "warnings": [
+            *swapped_warning(dataset, finished.states),
+            *words_warning(by_guard, by_words),
+            *warnings(dataset, scores, figures, finished.layers, rate, by_words),
+        ],
     }

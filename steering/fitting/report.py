@@ -200,7 +200,7 @@ def _page(report: Mapping[str, Any], manifest: Manifest, pictures: Sequence[tupl
         Section("The manifest", code=manifest.model_dump_json(indent=1)),
     ]
     name = manifest.model.name
-    lines = summary(report, manifest)
+    lines = [report["headline"], *summary(report, manifest)]
     return Page(f"Guard for {name}", f"A guard for {name}", report["warnings"], lines, sections).render()
 
 

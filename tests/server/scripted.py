@@ -128,6 +128,7 @@ class ScriptedInputs:
 class ScriptedGuard:
     id = "5c7197ed9a2d"
     date = "2026-01-02"
+    recall = 1.0
     layer = 3
     eps = 1.0
     calibration_scores: Sequence[float] = ()  # where an engine has this guard

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -294,10 +295,10 @@ def items(count: int, *, shuffled: bool) -> list[Item]:
     return found
 
 
-def fitted(tiny_models: TinyModels, tmp_path: Path, data: list[Item]) -> Fitted:
+def fitted(tiny_models: TinyModels, tmp_path: Path, data: list[Item], require_tpr: float = 0.0) -> Fitted:
     backbone = tiny_models.backbone("llava_onevision")
     with Progress(disable=True) as progress:
-        settings = Settings(refusals=(REFUSAL,), head_prompts=20, sweep_prompts=8)
+        settings = Settings(refusals=(REFUSAL,), head_prompts=20, sweep_prompts=8, require_tpr=require_tpr)
         return fit([backbone], split(data), settings, tmp_path / "out", tmp_path / "work", progress)
 
 
@@ -306,6 +307,11 @@ def test_shuffled_labels_are_called_no_signal(tiny_models: TinyModels, tmp_path:
     assert result.guard.manifest.validation["auroc"] == pytest.approx(0.5, abs=0.1)
     assert any(line.startswith("There is no signal") for line in result.report["warnings"])
     assert result.report["words_auroc"] == pytest.approx(0.5, abs=0.1)
+    assert result.report["headline"].startswith("DO NOT SERVE THIS GUARD")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(FitError, match=r"--require-tpr asks for 90\.0%: no bundle is written"):
+        fitted(tiny_models, tmp_path, items(600, shuffled=True), require_tpr=0.9)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_state_that_is_no_number_is_one_line_that_names_prompt_and_layer(
@@ -407,8 +413,6 @@ def test_the_eps_is_the_middle_of_those_that_work() -> None:
 
 
 def test_another_place_on_disk_is_the_same_fit(tiny_models: TinyModels, tmp_path: Path) -> None:
-    import shutil
-
     model = tiny_models.folder("llava_onevision")
     data = write_data(tmp_path / "data")
     assert CliRunner().invoke(app, arguments(model, data, tmp_path / "one")).exit_code == 0
@@ -416,7 +420,7 @@ def test_another_place_on_disk_is_the_same_fit(tiny_models: TinyModels, tmp_path
     moved = tmp_path / "moved" / "pairs.jsonl", tmp_path / "moved" / "benign.jsonl"
     work = "--work", str(tmp_path / "one.work")
     assert CliRunner().invoke(app, arguments(model, moved, tmp_path / "two", *work)).exit_code == 0
-    assert len(list((tmp_path / "one.work").iterdir())) == len(STAGES)
+    assert len(list((tmp_path / "one.work").glob("*-*"))) == len(STAGES)
     assert (tmp_path / "one" / TENSORS).read_bytes() == (tmp_path / "two" / TENSORS).read_bytes()
     backbone = load_backbone(model, device="cpu", dtype=torch.float32)
     assert load_guard(tmp_path / "two", backbone.info).layer == load_guard(tmp_path / "one", backbone.info).layer
