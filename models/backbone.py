@@ -61,9 +61,8 @@ class Backbone:
         self._head: Any = model.get_output_embeddings()
         self._family = family
         self._image_token_id = image_token_id
-        self._encoder = VisionEncoder(
-            self._body.get_image_features, family, info.device, info.dtype, image_memory_bytes
-        )
+        tower = self._body.get_image_features if family.sees else None
+        self._encoder = VisionEncoder(tower, family, info.device, info.dtype, image_memory_bytes)
         self._positions = Positions(self._body, mrope=family.mrope, image_token_id=image_token_id, device=info.device)
         self._uncached = UncachedPrefill(
             self._body, family, self._encoder, self._positions, image_token_id, info.device, max_rows

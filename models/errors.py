@@ -1,6 +1,9 @@
-"""What a user of a model can put right, or its engine. Imports nothing, so that naming an error costs nothing."""
+"""What a user of a model can put right, or its engine. Imports nothing slow, so that naming an error costs nothing."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class LoadError(RuntimeError):
@@ -24,3 +27,15 @@ class PromptError(ValueError):
 
 class PromptTooLong(PromptError):
     """A prompt that passes the model's context by far: it was not tokenised to its end."""
+
+
+@contextmanager
+def told_in_one_line(what: str) -> Iterator[None]:
+    """Turn what the libraries raise into a LoadError of one line."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except Exception as error:  # their errors are of every type, and each one ends the start-up
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise LoadError(f"{what}: {reason}") from error

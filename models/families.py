@@ -29,6 +29,11 @@ def _chameleon_image_token_id(config: Any) -> int:  # noqa: ANN401
     return int(config.vocabulary_map["<image>"])
 
 
+def _no_image_token(_config: Any) -> int:  # noqa: ANN401
+    """An id that no token has."""
+    return -1
+
+
 def _chameleon_banned(model: Any) -> Sequence[int]:  # noqa: ANN401
     return list(model.model.vocabulary_mapping.image_tokens)
 
@@ -67,12 +72,15 @@ class Detail:
 
 @dataclass(frozen=True)
 class Family:
-    """One model family. Class names are those of `transformers`, looked up when the family is loaded."""
+    """One model family. Class names are those of `transformers`, looked up when the family is loaded.
+
+    A family of decoders without a vision tower has a model, and no processor.
+    """
 
     model: str
-    processor: str
-    image_processor: str  # when the checkpoint does not name one
-    features: tuple[str, ...]  # the processor's image tensors that the model's forward takes
+    processor: str = ""
+    image_processor: str = ""  # when the checkpoint does not name one
+    features: tuple[str, ...] = ()  # the processor's image tensors that the model's forward takes
     image_dim: int = 0  # the images of several rows are joined along this dimension
     parts: Callable[[Mapping[str, Any], int], Parts] = _each  # what of a prompt's images is encoded by itself
     image_token_id: Callable[[Any], int] = _image_token_id
@@ -81,6 +89,16 @@ class Family:
     banned: Callable[[Any], Sequence[int]] | None = None  # ids the model never answers with
     chat_template: str | None = None  # where checkpoints come without one
     details: Mapping[str, Detail] = field(default_factory=dict)  # levels to choose from, where there are any
+
+    @property
+    def sees(self) -> bool:
+        """Whether it reads images."""
+        return bool(self.processor)
+
+
+def _text(model: str) -> Family:
+    """A decoder without a vision tower."""
+    return Family(model=model, image_token_id=_no_image_token)
 
 
 _QWEN_FEATURES = ("pixel_values", "image_grid_thw")
@@ -181,4 +199,9 @@ FAMILIES: dict[str, Family] = {
         features=("pixel_values",),
         details=_PATCHES,
     ),
+    "llama": _text("LlamaForCausalLM"),
+    "mistral": _text("MistralForCausalLM"),
+    "qwen2": _text("Qwen2ForCausalLM"),
+    "qwen3": _text("Qwen3ForCausalLM"),
+    "gemma3_text": _text("Gemma3ForCausalLM"),
 }

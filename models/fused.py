@@ -20,9 +20,11 @@ from torch.nn.functional import linear, rms_norm
 from models.attention import Pass, paged_attention, rotated
 
 # Those whose weight is used as it is; Gemma's adds 1 to it.
-_NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3VLTextRMSNorm", "ChameleonRMSNorm"})
+_NORMS = frozenset(
+    {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Qwen3VLTextRMSNorm", "ChameleonRMSNorm"}
+)
 _ATTENTIONS = frozenset({"LlamaAttention", "MistralAttention", "Qwen2Attention"})
-_MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP"})
+_MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
 
 
 class RMSNorm(nn.Module):

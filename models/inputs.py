@@ -70,6 +70,11 @@ class InputBuilder:
         return hashlib.sha256(self._template.encode()).hexdigest()
 
     @property
+    def sees(self) -> bool:
+        """Whether prompts may hold images."""
+        return self._family.sees
+
+    @property
     def details(self) -> frozenset[str]:
         """The levels of detail that images may be read at."""
         return frozenset({"auto", *self._family.details})
@@ -89,12 +94,15 @@ class InputBuilder:
         chat = [_message(message, place) for place, message in enumerate(messages)]
         if not chat:
             raise PromptError("messages is empty")
+        if not self._family.sees:
+            _check_no_images(chat)
         _check_image_count(chat, len(images))
         pictures = self._detailed(images, details)
         texts: list[_Text] = []
         skeleton = self._render(_with_sentinels(chat, texts))
         _check_nothing_dropped(skeleton, texts)
-        self._check_placeholders(skeleton, len(images))
+        if self._family.sees:
+            self._check_placeholders(skeleton, len(images))
         rendered = self._render(chat)
         self._check_length(rendered, special=True)
         # The texts add a special token, alone, together or with the template's words around them?
@@ -143,6 +151,8 @@ class InputBuilder:
             raise PromptTooLong(f"more than {self._max_tokens} tokens, the model's context")
 
     def _render(self, chat: list[dict[str, Any]]) -> str:
+        if not self._family.sees:
+            chat = [_with_text(message) for message in chat]
         try:
             rendered, _ = render_jinja_template(
                 conversations=[chat],
@@ -168,7 +178,9 @@ class InputBuilder:
     def _process(self, processor: Any, text: str, images: PromptImages) -> Prompt:  # noqa: ANN401
         """The prompt of a rendered text. The processor is changed."""
         bos = self._tokenizer.bos_token
-        options: dict[str, Any] = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+        # Without a processor the template is all: that is how transformers' tokenizers render a chat.
+        whole = not self._family.sees or (bos is not None and text.startswith(bos))
+        options: dict[str, Any] = {"add_special_tokens": False} if whole else {}
         options |= images.options
         key = images.key
         known = self._memory.get(key) if images.images else NOTHING
@@ -207,6 +219,17 @@ def _part(part: Mapping[str, Any], place: int) -> dict[str, str]:
     if part.get("type") == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     raise PromptError(f"messages[{place}].content holds a part of type {part.get('type')!r}, not text or image")
+
+
+def _check_no_images(chat: Sequence[Mapping[str, Any]]) -> None:
+    for place, message in enumerate(chat):
+        if any(part["type"] == "image" for part in message["content"]):
+            raise PromptError(f"messages[{place}].content holds an image, and the model reads text only")
+
+
+def _with_text(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as templates of text models expect it: its content is a string, of a line for each part."""
+    return {**message, "content": "\n".join(part["text"] for part in message["content"])}
 
 
 def _check_image_count(chat: Sequence[Mapping[str, Any]], count: int) -> None:

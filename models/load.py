@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.processing_utils import ProcessorMixin
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from models.attention import PAGED
 from models.backbone import Backbone, BackboneInfo
 from models.cache import BLOCK, CacheShape, PagedCache, cache_room
 from models.cpu import CpuCapabilities, cpu_capabilities
-from models.errors import LoadError
+from models.errors import LoadError, told_in_one_line
 from models.families import FAMILIES, Family
 from models.fused import fuse
 from models.inputs import InputBuilder
 from models.prepacked import prepack
+from models.processors import load_processor
 from models.quantize import quantize_decoder
 
 IMAGE_MEMORY_BYTES = 128 * 2**20
@@ -106,7 +103,8 @@ def _without_weights(
     _check_exists(name)
     config = _config(name, revision)
     family = _family(name, config)
-    processor, template = _processor(name, family, revision)
+    _check_computed(name, config.get_text_config())
+    processor, template = load_processor(name, family, revision)
     most = config.get_text_config().max_position_embeddings if refuse_early else None
     inputs = InputBuilder(processor, family, template, family.image_token_id(config), image_memory_bytes, most)
     return config, family, inputs, processor.tokenizer
@@ -154,20 +152,8 @@ def _check_exists(name: str) -> None:
         raise LoadError(f"no such model folder: {name}")
 
 
-@contextmanager
-def _clear(what: str) -> Iterator[None]:
-    """Turn what the libraries raise into one line."""
-    try:
-        yield
-    except LoadError:
-        raise
-    except Exception as error:  # their errors are of every type, and each one ends the start-up
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise LoadError(f"{what}: {reason}") from error
-
-
 def _config(name: str, revision: str | None) -> Any:  # noqa: ANN401
-    with _clear(f"cannot read the config of {name}"):
+    with told_in_one_line(f"cannot read the config of {name}"):
         return AutoConfig.from_pretrained(name, revision=revision)
 
 
@@ -178,8 +164,18 @@ def _family(name: str, config: Any) -> Family:  # noqa: ANN401
     return family
 
 
+# What some checkpoints of a family have their decoder do, and ours does not.
+_NOT_COMPUTED = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
+
+
+def _check_computed(name: str, text: Any) -> None:  # noqa: ANN401
+    asked = [option for option in _NOT_COMPUTED if getattr(text, option, None)]
+    if asked:
+        raise LoadError(f"the config of {name} asks for {asked[0]}, which is not supported")
+
+
 def _model(name: str, family: Family, dtype: torch.dtype, revision: str | None) -> Any:  # noqa: ANN401
-    with _clear(f"cannot load the weights of {name}"):
+    with told_in_one_line(f"cannot load the weights of {name}"):
         model, report = getattr(transformers, family.model).from_pretrained(
             name,
             revision=revision,
@@ -196,69 +192,9 @@ def _model(name: str, family: Family, dtype: torch.dtype, revision: str | None) 
     return model.eval().requires_grad_(False)
 
 
-def _processor(name: str, family: Family, revision: str | None) -> tuple[Any, str]:
-    """The family's processor, without torchvision and without video, and the chat template."""
-    with _clear(f"cannot load the tokenizer of {name}"):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    with _clear(f"cannot load the image processor of {name}"):
-        image_processor = _image_processor(name, family, revision)
-    with _clear(f"cannot load the processor of {name}"):
-        stock = getattr(transformers, family.processor)
-        options, _ = stock.get_processor_dict(name, revision=revision)
-        template = options.get("chat_template") or family.chat_template or tokenizer.chat_template
-        accepted = inspect.signature(stock.__init__).parameters
-        given = {key: value for key, value in options.items() if key in accepted and not key.endswith("processor")}
-        given.pop("tokenizer", None)
-        processor = image_text_class(stock)(image_processor, tokenizer, **given)
-    if isinstance(template, dict):
-        template = template.get("default")
-    if not template:
-        raise LoadError(f"{name} has no chat template (chat_template.jinja)")
-    processor.chat_template = template
-    return processor, template
-
-
-def _image_processor(name: str, family: Family, revision: str | None) -> Any:  # noqa: ANN401
-    """The PIL variant of the image processor that the checkpoint names."""
-    stock = getattr(transformers, family.image_processor)
-    options, _ = stock.get_image_processor_dict(name, revision=revision)
-    named = str(options.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
-    return getattr(transformers, f"{named}Pil", stock).from_pretrained(name, revision=revision)
-
-
-def image_text_class(stock: type) -> type:
-    """A processor class that takes an image processor and a tokenizer only: stock video processors need torchvision."""
-    if "video_processor" not in inspect.signature(stock.__init__).parameters:  # type: ignore[misc]
-        return stock
-
-    def __init__(self: Any, image_processor: Any, tokenizer: Any, **options: Any) -> None:  # noqa: ANN401, N807
-        stock.__init__(self, image_processor, tokenizer, video_processor=None, **options)  # type: ignore[misc]
-
-    overrides: dict[str, Any] = {"__init__": _init_smolvlm if stock.__name__ == "SmolVLMProcessor" else __init__}
-    return type(stock.__name__, (stock,), overrides)
-
-
-def _init_smolvlm(
-    self: Any,  # noqa: ANN401
-    image_processor: Any,  # noqa: ANN401
-    tokenizer: PreTrainedTokenizerBase,
-    image_seq_len: int = 169,
-    chat_template: str | None = None,
-) -> None:
-    """The stock constructor, without its demand for a package that only videos need."""
-    self.fake_image_token = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
-    self.image_token = getattr(tokenizer, "image_token", "<image>")
-    self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-    self.end_of_utterance_token = getattr(tokenizer, "end_of_utterance_token", "<end_of_utterance>")
-    self.global_image_token = getattr(tokenizer, "global_image_token", "<global-img>")
-    self.image_seq_len = image_seq_len
-    self.video_token = getattr(tokenizer, "video_token", "<video>")
-    ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
 def _device(device: str | torch.device) -> torch.device:
     if device != "auto":
-        with _clear(f"no device {device}"):
+        with told_in_one_line(f"no device {device}"):
             return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

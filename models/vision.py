@@ -35,7 +35,12 @@ class VisionEncoder:
     """
 
     def __init__(
-        self, tower: Callable[..., Any], family: Family, device: torch.device, dtype: torch.dtype, memory_bytes: int
+        self,
+        tower: Callable[..., Any] | None,  # of a family that reads no images, none
+        family: Family,
+        device: torch.device,
+        dtype: torch.dtype,
+        memory_bytes: int,
     ) -> None:
         self._tower = tower
         self._family = family
@@ -74,6 +79,7 @@ class VisionEncoder:
 
     def _encode_new(self, pictures: Sequence[tuple[Picture, Mapping[str, Tensor]]]) -> list[ImageFeatures]:
         parts = [cut(features, picture.slices, self._family.image_dim) for picture, features in pictures]
+        assert self._tower is not None, "pictures for a model that reads none"
         output = self._tower(**self.tensors(parts))
         features = _flat(output.pooler_output)
         deep = getattr(output, "deepstack_features", None)

@@ -7,7 +7,7 @@ loads a real model. Weights are drawn wide enough that outputs vary: parity over
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from models.load import load_backbone
 
 HIDDEN = 32
 LAYERS = 4
-# Between them: a fused decoder; M-RoPE and deepstack; sliding windows and token types.
-REPRESENTATIVES = frozenset({"llava_onevision", "qwen3_vl", "gemma3"})
+# Between them: a fused decoder; M-RoPE and deepstack; sliding windows and token types; text alone.
+REPRESENTATIVES = frozenset({"llava_onevision", "qwen3_vl", "gemma3", "llama"})
 
 _CORPUS = [
     "A red square lies left of a blue circle.",
@@ -65,6 +65,27 @@ _GEMMA = (
     "{% if p['type'] == 'image' %}<start_of_image>{% else %}{{ p['text'] | trim }}{% endif %}"
     "{% endfor %}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
+# Those of text models put strings together.
+_CHATML_TEXT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_LLAMA_TEXT = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+_MISTRAL_TEXT = (
+    "{% if messages[0].role == 'system' %}{% set first = messages[0].content + '\n\n' %}"
+    "{% set turns = messages[1:] %}{% else %}{% set first = '' %}{% set turns = messages %}{% endif %}{{ bos_token }}"
+    "{% for m in turns %}{% if m.role == 'user' %}{{ '[INST] ' + (first if loop.first else '') + m.content }}"
+    "{{ ' [/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+_GEMMA_TEXT = _GEMMA.replace(
+    "{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<start_of_image>{% else %}{{ p['text'] | trim }}{% endif %}{% endfor %}",
+    "{{ m['content'] | trim }}",
+).replace("messages[0]['content'][0]['text']", "messages[0]['content']")
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,7 @@ class Tiny:
 
     config: Callable[[PreTrainedTokenizerFast], Any]
     tokens: tuple[str, ...]  # special tokens
-    image_processor: dict[str, Any]
+    image_processor: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     template: str | None = None
     named: dict[str, str] = field(default_factory=dict)  # tokens that the tokenizer knows by name
@@ -269,6 +290,32 @@ def _internvl(tokenizer: PreTrainedTokenizerFast) -> Any:
     )
 
 
+def _llama(tokenizer: PreTrainedTokenizerFast) -> Any:
+    # Grouped heads, tied embeddings and frequencies that are scaled: Llama 3.2.
+    scaled = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0}
+    scaled |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    return transformers.LlamaConfig(**_text(tokenizer, rope_parameters=scaled, tie_word_embeddings=True))
+
+
+def _mistral(tokenizer: PreTrainedTokenizerFast) -> Any:
+    return transformers.MistralConfig(**_text(tokenizer, head_dim=12, sliding_window=16))
+
+
+def _qwen2(tokenizer: PreTrainedTokenizerFast) -> Any:
+    return transformers.Qwen2Config(**_text(tokenizer))
+
+
+def _qwen3(tokenizer: PreTrainedTokenizerFast) -> Any:
+    return transformers.Qwen3Config(**_text(tokenizer, head_dim=16))
+
+
+def _gemma3_text(tokenizer: PreTrainedTokenizerFast) -> Any:
+    kinds = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+    return transformers.Gemma3TextConfig(
+        **_text(tokenizer, head_dim=16, query_pre_attn_scalar=16, sliding_window=16, layer_types=kinds)
+    )
+
+
 _QWEN = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 _QWEN_PIXELS = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 640}, **_HALF}
 _QWEN_TEMPLATE = _CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
@@ -362,6 +409,17 @@ TINY: dict[str, Tiny] = {
             "video_token": "<video>",
         },
     ),
+    "llama": Tiny(
+        config=_llama,
+        tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        template=_LLAMA_TEXT,
+    ),
+    "mistral": Tiny(config=_mistral, tokens=("[INST]", "[/INST]"), template=_MISTRAL_TEXT, spaced=True),
+    "qwen2": Tiny(config=_qwen2, tokens=("<|endoftext|>",), template=_CHATML_TEXT),
+    "qwen3": Tiny(config=_qwen3, tokens=("<|endoftext|>", "<think>", "</think>"), template=_CHATML_TEXT),
+    "gemma3_text": Tiny(
+        config=_gemma3_text, tokens=("<start_of_turn>", "<end_of_turn>"), template=_GEMMA_TEXT, spaced=True
+    ),
 }
 
 
@@ -422,6 +480,8 @@ def make_tiny(
     tiny, facts = TINY[family], FAMILIES[family]
     tokenizer = make_tokenizer(tiny)
     config = tiny.config(tokenizer)
+    if not facts.sees:
+        config, text = type(config)(**{**config.to_dict(), **(text or {})}), None
     changes = {"text_config": text, "vision_config": vision}
     changed = {name: {**getattr(config, name).to_dict(), **more} for name, more in changes.items() if more is not None}
     if changed:
@@ -433,7 +493,8 @@ def make_tiny(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    getattr(transformers, facts.image_processor)(**tiny.image_processor).save_pretrained(folder)
+    if facts.sees:
+        getattr(transformers, facts.image_processor)(**tiny.image_processor).save_pretrained(folder)
     if tiny.processor:
         (folder / "processor_config.json").write_text(json.dumps(tiny.processor))
     if tiny.template is not None:
@@ -470,6 +531,17 @@ CHATS: dict[str, list[dict[str, Any]]] = {
         ("user", "Which colour is the circle in the other one?", 1),
     ),
 }
+TEXT_CHATS = {
+    name: [{**turn, "content": [part for part in turn["content"] if part["type"] == "text"]} for turn in messages]
+    for name, messages in CHATS.items()
+}
+
+
+def chats_of(family: str) -> dict[str, list[dict[str, Any]]]:
+    """The chats that a family can read."""
+    return CHATS if FAMILIES[family].sees else TEXT_CHATS
+
+
 SIZES = [(40, 30), (24, 24), (30, 44)]
 
 
@@ -518,9 +590,15 @@ every_family = pytest.mark.parametrize("family", sorted(TINY))
 """For tests that compare with the stock model: they run with all families, always."""
 
 
-def representatives_first() -> list[Any]:
-    """Every family as a parameter; those that are not representatives are slow."""
-    return [pytest.param(name, marks=() if name in REPRESENTATIVES else pytest.mark.slow) for name in sorted(TINY)]
+def representatives_first(names: Iterable[str] = TINY) -> list[Any]:
+    """Families as parameters; those that are not representatives are slow."""
+    return [pytest.param(name, marks=() if name in REPRESENTATIVES else pytest.mark.slow) for name in sorted(names)]
+
+
+families_that_see = pytest.mark.parametrize(
+    "family", representatives_first(name for name in TINY if FAMILIES[name].sees)
+)
+"""For tests about images: they run with the representatives that read any; in slow runs with all that do."""
 
 
 @pytest.fixture(params=representatives_first())

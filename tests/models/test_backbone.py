@@ -15,13 +15,13 @@ from models.backbone import Backbone, Row
 from models.errors import OutOfRows
 from models.prompt import Prompt
 from tests.reference import stock
-from tests.tiny import CHATS, every_family, pictures
+from tests.tiny import CHATS, chats_of, every_family, families_that_see, pictures
 
 STEPS = 24
 
 
 def prompt_of(backbone: Backbone, name: str, seed: int = 0) -> Prompt:
-    messages = CHATS[name]
+    messages = chats_of(backbone.info.family)[name]
     return backbone.inputs.build(messages, pictures(messages, seed))
 
 
@@ -57,7 +57,7 @@ def forced(backbone: Backbone, prompt: Prompt, tokens: Sequence[int]) -> Tensor:
 @every_family
 def test_greedy_answers_are_those_of_generate(backbone: Backbone, family: str, stock_models: Any) -> None:
     answers = set()
-    for name, messages in CHATS.items():
+    for name, messages in chats_of(family).items():
         images = pictures(messages)
         data = stock.inputs(backbone.inputs._processor, messages, images)
         expected = stock.generate(stock_models(family), data, STEPS)
@@ -71,7 +71,7 @@ def test_greedy_answers_are_those_of_generate(backbone: Backbone, family: str, s
 @every_family
 def test_logits_are_the_stock_model_s(backbone: Backbone, family: str, stock_models: Any) -> None:
     """Some modules join what the stock ones do in several products, so not bit for bit."""
-    for name, messages in CHATS.items():
+    for name, messages in chats_of(family).items():
         images = pictures(messages)
         with torch.no_grad():
             output = stock_models(family)(
@@ -83,6 +83,7 @@ def test_logits_are_the_stock_model_s(backbone: Backbone, family: str, stock_mod
         backbone.close_row(row)
 
 
+@families_that_see
 def test_images_matter(backbone: Backbone) -> None:
     """Without this, parity on prompts with images would say nothing about the images."""
     one, other = (forced(backbone, prompt_of(backbone, "two images", seed), []) for seed in (1, 2))

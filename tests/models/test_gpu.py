@@ -17,7 +17,7 @@ from models.decode import KernelDecode
 from models.load import load_backbone
 from tests.models.test_backbone import STEPS, greedy, prompt_of
 from tests.reference import stock
-from tests.tiny import CHATS, TinyModels, pictures
+from tests.tiny import CHATS, TinyModels, chats_of, pictures
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,7 +65,7 @@ def test_greedy_answers_are_those_of_generate(on_gpu: Backbone, family: str, sto
         pytest.skip("in bf16 two ways of rounding may disagree about the likeliest token")
     model = stock_models(family).to("cuda")
     try:
-        for name, messages in CHATS.items():
+        for name, messages in chats_of(family).items():
             images = pictures(messages)
             data = stock.inputs(on_gpu.inputs._processor, messages, images)
             expected = stock.generate(model, {key: value.to("cuda") for key, value in data.items()}, STEPS)

@@ -22,7 +22,7 @@ from models.load import load_inputs
 from models.pixels import ImageFile
 from models.prompt import Prompt
 from tests.reference import stock
-from tests.tiny import CHATS, TINY, TinyModels, chat, every_family, picture, pictures
+from tests.tiny import CHATS, TINY, TinyModels, chat, chats_of, every_family, families_that_see, picture, pictures
 
 
 def _special_ids(builder: InputBuilder, prompt: Prompt) -> list[int]:
@@ -41,9 +41,10 @@ def _equal(one: Prompt, other: Prompt) -> bool:
 @every_family
 @pytest.mark.parametrize("name", CHATS)
 def test_prompts_are_the_stock_processor_s(backbone: Backbone, family: str, name: str) -> None:
-    images = pictures(CHATS[name])
-    prompt = backbone.inputs.build(CHATS[name], images)
-    data = stock.inputs(backbone.inputs._processor, CHATS[name], images)
+    messages = chats_of(family)[name]
+    images = pictures(messages)
+    prompt = backbone.inputs.build(messages, images)
+    data = stock.inputs(backbone.inputs._processor, messages, images)
     assert prompt.ids == data["input_ids"][0].tolist()
     assert set(prompt.features) == (set(FAMILIES[family].features) if images else set())
     for key, tensor in prompt.features.items():
@@ -63,6 +64,7 @@ def test_content_may_be_a_string(backbone: Backbone) -> None:
     )
 
 
+@families_that_see
 def test_grey_and_transparent_images(backbone: Backbone) -> None:
     for mode in ("L", "RGBA", "P"):
         prompt = backbone.inputs.build(CHATS["one image"], [picture(1).convert(mode)])
@@ -88,13 +90,13 @@ def test_no_text_adds_a_control_token(tiny_models: TinyModels, family: str, data
     builder = tiny_models.backbone(family).inputs
     pieces = st.lists(st.sampled_from(_hostile_pieces(builder)), min_size=1, max_size=6).map("".join)
     texts = data.draw(st.tuples(pieces, pieces, pieces, pieces))
+    images = [picture(0)] if builder.sees else []
     messages: list[dict[str, Any]] = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": texts[0]}]},
+        {"role": "user", "content": [{"type": "image"}] * len(images) + [{"type": "text", "text": texts[0]}]},
         {"role": "assistant", "content": [{"type": "text", "text": texts[1]}]},
         {"role": "user", "content": [{"type": "text", "text": texts[2]}, {"type": "text", "text": texts[3]}]},
     ]
     harmless = [{**message, "content": [_harmless(part) for part in message["content"]]} for message in messages]
-    images = [picture(0)]
     hostile, plain = builder.build(messages, images), builder.build(harmless, images)
     assert _special_ids(builder, hostile) == _special_ids(builder, plain)
     assert hostile.image_tokens == plain.image_tokens
@@ -105,7 +107,9 @@ def test_no_text_adds_a_control_token(tiny_models: TinyModels, family: str, data
 class TestHostileText:
     """The texts that a naive server turns into turns and images."""
 
-    @pytest.fixture(params=["llava_onevision", "llava", "gemma3", "qwen2_vl", "idefics3", "chameleon"])
+    SEEING = ("llava_onevision", "llava", "gemma3", "qwen2_vl", "idefics3", "chameleon")
+
+    @pytest.fixture(params=[*SEEING, "llama", "mistral", "qwen3", "gemma3_text"])
     def family(self, request: pytest.FixtureRequest) -> str:
         return str(request.param)
 
@@ -115,6 +119,7 @@ class TestHostileText:
             prompt = backbone.inputs.build(chat(("user", text, 0)), [])
             assert text in backbone.tokenizer.decode(prompt.ids), token
 
+    @pytest.mark.parametrize("family", SEEING)
     def test_a_placeholder_is_not_an_image(self, backbone: Backbone, family: str) -> None:
         placeholder = backbone.inputs._processor.image_token
         for count in (0, 1, 2):
@@ -135,6 +140,7 @@ class TestHostileText:
         found, expected = backbone.inputs.build(messages, []), backbone.inputs.build(plain, [])
         assert _special_ids(backbone.inputs, found) == _special_ids(backbone.inputs, expected)
 
+    @pytest.mark.parametrize("family", SEEING)
     def test_it_is_answered(self, backbone: Backbone, family: str) -> None:
         """A hostile prompt with an image runs: placeholders and features agree."""
         text = f"{backbone.inputs._processor.image_token}<|im_end|>"
@@ -158,8 +164,9 @@ def test_vocabulary_that_spells_a_special_token(tiny_models: TinyModels, monkeyp
 
 def test_threads_do_not_disturb_each_other(tiny_models: TinyModels, family: str) -> None:
     builder = tiny_models.backbone(family).inputs
-    chats: list[list[dict[str, Any]]] = [*CHATS.values()]
-    chats += [chat(("user", f"<image>{name}<|im_end|>", count)) for name in ("a", "b") for count in (0, 1)]
+    chats: list[list[dict[str, Any]]] = [*chats_of(family).values()]
+    counts = (0, 1) if builder.sees else (0,)
+    chats += [chat(("user", f"<image>{name}<|im_end|>", count)) for name in ("a", "b") for count in counts]
     work = [(messages, pictures(messages, seed)) for seed in range(3) for messages in chats]
     expected = [builder.build(*each) for each in work]
     with ThreadPoolExecutor(4) as threads:
@@ -187,6 +194,29 @@ class TestRefusals:
     def test_malformed(self, backbone: Backbone, messages: Any, images: int, reason: str) -> None:
         with pytest.raises(PromptError, match=reason):
             backbone.inputs.build(messages, [picture(n) for n in range(images)])
+
+
+class TestTextModels:
+    """Those of decoders without a vision tower."""
+
+    @pytest.fixture(params=["llama", "qwen3"])
+    def family(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    def test_an_image_is_refused_by_its_message(self, backbone: Backbone) -> None:
+        reason = r"^messages\[1\].content holds an image, and the model reads text only$"
+        with pytest.raises(PromptError, match=reason):
+            backbone.inputs.build(CHATS["system"], [picture(0)])
+
+    def test_parts_are_lines_of_a_string(self, backbone: Backbone) -> None:
+        parts = [{"type": "text", "text": "Hello"}, {"type": "text", "text": "world"}]
+        found = backbone.inputs.build([{"role": "user", "content": parts}], [])
+        assert _equal(found, backbone.inputs.build([{"role": "user", "content": "Hello\nworld"}], []))
+
+    def test_words_that_stand_for_an_image_elsewhere_are_words(self, backbone: Backbone) -> None:
+        prompt = backbone.inputs.build([{"role": "user", "content": "<image> <|image_pad|>"}], [])
+        assert (prompt.image_tokens, prompt.features) == (0, {})
+        assert "<image> <|image_pad|>" in backbone.tokenizer.decode(prompt.ids)
 
 
 class TestTemplates:
@@ -257,14 +287,18 @@ class TestPromptsWithoutATemplate:
             if special != builder._tokenizer.unk_token:
                 assert _special_ids(builder, builder.build_text(f"a{special}b")) == plain
 
-    def test_ids_are_taken_as_they_are_but_for_images(self, backbone: Backbone) -> None:
+    def test_ids_are_taken_as_they_are(self, backbone: Backbone) -> None:
         assert backbone.inputs.build_ids([50, 60]) == Prompt([50, 60], {}, 0)
         with pytest.raises(PromptError, match="no tokens"):
             backbone.inputs.build_ids([])
+
+    @families_that_see
+    def test_an_id_that_stands_for_an_image_is_refused(self, backbone: Backbone) -> None:
         with pytest.raises(PromptError, match="stands for an image"):
             backbone.inputs.build_ids([50, backbone.inputs._image_token_id])
 
 
+@families_that_see
 class TestDetail:
     """A large picture, at each level that the family has."""
 
@@ -326,6 +360,7 @@ class TestRemembered:
 
         return [ImageFile(bytes([number]), partial(decode, number)) for number in numbers]
 
+    @families_that_see
     def test_the_prompt_is_the_same_and_nothing_is_decoded_again(
         self, backbone: Backbone, family: str, builders: Callable[..., InputBuilder]
     ) -> None:

@@ -149,8 +149,9 @@ def test_missing_image_processor(tiny_models: TinyModels, tmp_path: Path) -> Non
     assert f"cannot load the image processor of {folder}" in _refusal(folder)
 
 
-def test_missing_template(tiny_models: TinyModels, tmp_path: Path) -> None:
-    folder = _copy(tiny_models, tmp_path)
+@pytest.mark.parametrize("family", ["llava_onevision", "llama"])
+def test_missing_template(tiny_models: TinyModels, tmp_path: Path, family: str) -> None:
+    folder = _copy(tiny_models, tmp_path, family)
     (folder / "chat_template.jinja").unlink()
     assert _refusal(folder) == f"{folder} has no chat template (chat_template.jinja)"
 
@@ -160,6 +161,17 @@ def test_a_checkpoint_s_own_template_comes_first(tiny_models: TinyModels, tmp_pa
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'][0]['text'] }}")
     backbone = load_backbone(folder, device="cpu", dtype="float32")
     assert backbone.info.template_hash != tiny_models.backbone("chameleon").info.template_hash
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("final_logit_softcapping", 30.0), ("use_bidirectional_attention", True)]
+)
+def test_what_some_decoders_of_a_family_do_and_ours_does_not(
+    tiny_models: TinyModels, tmp_path: Path, option: str, value: object
+) -> None:
+    folder = _copy(tiny_models, tmp_path, "gemma3_text")
+    _edit(folder / "config.json", **{option: value})
+    assert _refusal(folder) == f"the config of {folder} asks for {option}, which is not supported"
 
 
 def test_no_such_dtype(tiny_models: TinyModels) -> None:

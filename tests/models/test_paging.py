@@ -11,7 +11,7 @@ import torch
 from models.backbone import Backbone, Row
 from models.prompt import Prompt
 from tests.models.test_backbone import STEPS, forced, greedy, ordinary_tokens, prompt_of
-from tests.tiny import CHATS
+from tests.tiny import CHATS, families_that_see
 
 TOLERANCE = 1e-4
 
@@ -86,6 +86,7 @@ def test_a_known_prefix_gives_the_same_answer(remembering: Backbone, backbone: B
         assert greedy(remembering, longer, STEPS - 9) == expected[9:]
 
 
+@families_that_see
 def test_another_image_is_another_prefix(remembering: Backbone, backbone: Backbone) -> None:
     """The same tokens, images of the same size: only what is in them differs."""
     one, other = (long_prompt(remembering, 150, seed=3) for _ in range(2))

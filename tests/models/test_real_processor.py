@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from models.errors import PromptError
 from models.families import FAMILIES
 from models.inputs import InputBuilder
-from models.load import _processor
+from models.processors import load_processor
 from tests.reference import stock
 from tests.tiny import chat
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def builder() -> InputBuilder:
     family = FAMILIES["llava_next"]
-    processor, template = _processor(str(GRANITE), family, None)
+    processor, template = load_processor(str(GRANITE), family, None)
     return InputBuilder(processor, family, template, family.image_token_id(AutoConfig.from_pretrained(GRANITE)))
 
 

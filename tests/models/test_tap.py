@@ -11,7 +11,7 @@ from torch import nn
 from models.backbone import Backbone
 from models.tap import Tap
 from tests.reference import stock
-from tests.tiny import CHATS, LAYERS, TinyModels, every_family, pictures
+from tests.tiny import CHATS, LAYERS, TinyModels, chats_of, every_family, pictures
 
 EVERY = range(LAYERS + 1)
 
@@ -25,9 +25,8 @@ def _hooks(model: nn.Module) -> int:
 def test_every_layer_of_padded_rows(tiny_models: TinyModels, family: str, side: str) -> None:
     model = stock.load_model(family, tiny_models.folder(family))
     processor = tiny_models.backbone(family).inputs._processor
-    chats = [
-        (CHATS[name], pictures(CHATS[name], seed)) for seed, name in enumerate(("one image", "turns", "two images"))
-    ]
+    named = [chats_of(family)[name] for name in ("one image", "turns", "two images")]
+    chats = [(messages, pictures(messages, seed)) for seed, messages in enumerate(named)]
     data = stock.batch(processor, chats, side)
     lengths = data["attention_mask"].sum(-1)
     assert len(set(lengths.tolist())) > 1
@@ -52,7 +51,7 @@ def test_every_layer_of_padded_rows(tiny_models: TinyModels, family: str, side: 
 
 def test_prefill_inside_the_tap(tiny_models: TinyModels, backbone: Backbone, family: str) -> None:
     model = stock.load_model(family, tiny_models.folder(family))
-    for messages in CHATS.values():
+    for messages in chats_of(family).values():
         images = pictures(messages)
         with torch.no_grad():
             data = stock.inputs(backbone.inputs._processor, messages, images)

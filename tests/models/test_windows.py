@@ -11,7 +11,7 @@ import torch
 from models.load import load_backbone
 from tests.models.test_backbone import STEPS, forced, greedy, ordinary_tokens, prompt_of
 from tests.reference import stock
-from tests.tiny import CHATS, LAYERS, make_tiny, pictures
+from tests.tiny import CHATS, LAYERS, chats_of, make_tiny, pictures
 
 WINDOW = 12
 ALL = {"model_type": "mistral", "sliding_window": WINDOW}
@@ -23,13 +23,16 @@ SOME = {
 }
 
 
-@pytest.mark.parametrize(("family", "text"), [("llava", ALL), ("llava_onevision", SOME)])
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [("llava", ALL), ("llava_onevision", SOME), ("qwen2", SOME), ("mistral", ALL)],
+)
 def test_windows(family: str, text: dict[str, Any], tmp_path: Path) -> None:
     folder = make_tiny(family, tmp_path, text=text)
     model = stock.load_model(family, folder)
     backbone = load_backbone(folder, device="cpu", dtype="float32")
     assert backbone._decoder.config.model_type == text["model_type"]
-    for messages in CHATS.values():
+    for messages in chats_of(family).values():
         images = pictures(messages)
         data = stock.inputs(backbone.inputs._processor, messages, images)
         assert greedy(backbone, backbone.inputs.build(messages, images), STEPS) == stock.generate(model, data, STEPS)

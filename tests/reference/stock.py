@@ -39,8 +39,16 @@ def with_images(messages: Messages, images: Sequence[Image.Image]) -> Messages:
     ]
 
 
+def _strings(messages: Messages) -> Messages:
+    """Messages as text models' templates take them."""
+    return [{**turn, "content": "\n".join(part["text"] for part in turn["content"])} for turn in messages]
+
+
 def inputs(processor: Any, messages: Messages, images: Sequence[Image.Image]) -> dict[str, Any]:
-    """The processor's tensors for one chat."""
+    """The processor's tensors for one chat; the tokenizer's, of a model that reads no images."""
+    if processor.image_processor is None:
+        options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+        return dict(processor.tokenizer.apply_chat_template(_strings(messages), **options))
     # Unbound: SmolVLM's own method asks for its video processor first.
     data = ProcessorMixin.apply_chat_template(
         processor,
@@ -55,11 +63,14 @@ def inputs(processor: Any, messages: Messages, images: Sequence[Image.Image]) ->
 
 def batch(processor: Any, chats: Sequence[tuple[Messages, Sequence[Image.Image]]], side: str) -> dict[str, Any]:
     """The processor's tensors for several chats with images, padded on the `side`."""
+    processor.tokenizer.padding_side = side
+    if processor.image_processor is None:
+        options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt", "padding": True}
+        return dict(processor.tokenizer.apply_chat_template([_strings(messages) for messages, _ in chats], **options))
     texts = [
         ProcessorMixin.apply_chat_template(processor, messages, add_generation_prompt=True) for messages, _ in chats
     ]
     nested = [list(images) for _, images in chats]
-    processor.tokenizer.padding_side = side
     return dict(processor(text=texts, images=nested, padding=True, padding_side=side, return_tensors="pt"))
 
 

@@ -20,7 +20,7 @@ from steering.policy import Mode, Policy, Verdict
 from steering.shadow import Shadow
 from tests.server.fakes import own
 from tests.server.guards import random_guard
-from tests.tiny import CHATS, pictures
+from tests.tiny import CHATS, chats_of, pictures
 
 TOLERANCE = 1e-4
 TOKENS = 12
@@ -45,7 +45,8 @@ class Recorder:
 def chat_request(
     backbone: Backbone, name: str, policy: Policy, *, row: str | None = None, **sampling: Any
 ) -> OwnRequest:
-    prompt = backbone.inputs.build(CHATS[name], pictures(CHATS[name]))
+    messages = chats_of(backbone.info.family)[name]
+    prompt = backbone.inputs.build(messages, pictures(messages))
     params = SamplingParams(**{"temperature": 0.0, **sampling})
     return own(Ask(row or name, prompt, params, TOKENS, policy))
 

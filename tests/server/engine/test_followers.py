@@ -18,7 +18,7 @@ from server.request import Ask, Event, Finish
 from steering.policy import Mode, Policy, Verdict
 from tests.server.fakes import REFUSAL_TOKEN, FakeBackbone, FakeGuard, as_any, ask, next_token
 from tests.server.guards import random_guard
-from tests.tiny import CHATS, pictures
+from tests.tiny import chats_of, pictures
 
 PROMPT = [10 + i % 7 for i in range(129)]
 
@@ -164,7 +164,7 @@ def test_choices_are_what_they_are_alone(keep: bool, backbone: Backbone, monkeyp
         return forward(rows, counts)
 
     monkeypatch.setattr(backbone, "forward", count)
-    for name, messages in CHATS.items():
+    for name, messages in chats_of(backbone.info.family).items():
         prompt = backbone.inputs.build(messages, pictures(messages))
         params = [SamplingParams(temperature=0.0), SamplingParams(seed=1), SamplingParams(seed=2, top_p=0.9)]
         alone = []

@@ -17,7 +17,7 @@ from tests.end_to_end.processes import data_url
 from tests.reference import stock
 from tests.server.in_thread import engine_client
 from tests.server.scripted import MODEL, content_of, events_of, serving
-from tests.tiny import CHATS, TinyModels, pictures
+from tests.tiny import TinyModels, chats_of, pictures
 
 TOKENS = 24
 
@@ -49,7 +49,7 @@ def over_http(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 async def test_streamed_and_whole_text_are_those_of_generate(
     client: httpx.AsyncClient, backbone: Backbone, family: str, stock_models: Any
 ) -> None:
-    for name, messages in CHATS.items():
+    for name, messages in chats_of(family).items():
         data = stock.inputs(backbone.inputs._processor, messages, pictures(messages))
         forced = stock.generate(stock_models(family), data, TOKENS)  # it says on after an end token
         ids = list(takewhile(lambda token: token not in backbone.info.eos_ids, forced))
