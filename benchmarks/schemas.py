@@ -95,7 +95,7 @@ def _hostile(number: int) -> list[Schema]:
         {"type": "integer", "multipleOf": 9_999_991 - number},
         {"type": "integer", "multipleOf": 9_973 - number, "minimum": 0, "maximum": 10**18},
         {"type": "object", "properties": {f"p{name}": {} for name in range(300 + 500 * number)}},
-        {"type": "string", "pattern": f"^(a{{{90 + number}}}){{100}}$"},
+        {"type": "string", "pattern": f"^(a{{{40 + number}}}){{{40 + number}}}$"},
         {"type": "string", "pattern": f"^(([ab]{{1,20}}c?){{1,20}}d?){{1,{15 + number}}}$"},
         {"allOf": [{"type": "string", "pattern": f".*{each}.*{each}.*{each}.*"} for each in letters]},
         {"allOf": [{"type": "string", "pattern": f"^(..{{{prime}}})*$"} for prime in primes]},

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from models.patterns import extent_of
+
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
@@ -23,6 +25,7 @@ MAX_SCHEMA_DEPTH = 32
 MAX_SCHEMA_VALUES = 8_192
 MAX_PATTERN_CHARACTERS = 512
 MAX_PATTERN_REPEATS = 10_000  # (a{1000}){1000} is written quickly and takes seconds and half a gigabyte
+MAX_NESTED_REPEATS = 2_000  # with (a{90}){100} each token takes some milliseconds, for all rows of a batch
 TRIED_TOKENS = 3  # of a text: much of what is too complex is so from its beginning on
 MAX_DIVISOR = 10_000  # `multipleOf` is an automaton of as many states
 
@@ -40,7 +43,6 @@ LIMITS = LLParserLimits(
 # Any amount of white space is valid JSON, and where a model falls into writing it, it never ends: a space between two
 # values, or a line break with its indentation.
 _OPTIONS: JsonCompileOptions = {"whitespace_pattern": r" |\n {0,32}", "lenient": False, "coerce_one_of": False}
-_REPEAT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 _SPECIAL_GROUP = re.compile(r"\(\?(?!:)")  # flags would change what a repetition looks like
 
 
@@ -177,10 +179,8 @@ def _check_pattern(pattern: str) -> None:
         raise SchemaError(f"a pattern has more than {MAX_PATTERN_CHARACTERS} characters")
     if _SPECIAL_GROUP.search(pattern):
         raise SchemaError("a pattern may hold groups '(...)' and '(?:...)', but no other '(?'")
-    repeats = 1
-    for match in _REPEAT.finditer(pattern):
-        # No product of short numbers is large enough to be slow; long ones are not even multiplied.
-        bounds = [bound for bound in match.groups() if bound]
-        repeats *= max([int(bound) if len(bound) <= 6 else MAX_PATTERN_REPEATS + 1 for bound in bounds] or [1]) or 1
-        if repeats > MAX_PATTERN_REPEATS:
-            raise SchemaError(f"the repetitions of a pattern multiply to more than {MAX_PATTERN_REPEATS}")
+    extent = extent_of(pattern)
+    if extent.size > MAX_PATTERN_REPEATS:
+        raise SchemaError(f"the repetitions of a pattern multiply to more than {MAX_PATTERN_REPEATS} characters")
+    if extent.nested > MAX_NESTED_REPEATS:
+        raise SchemaError(f"repetitions within repetitions of a pattern multiply to more than {MAX_NESTED_REPEATS}")
