@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow check format lint types bench demo-model demo-guard demo-table real-model clean
+.PHONY: help serve test test-slow test-chance check format lint types bench demo-model demo-guard demo-table real-model clean
 
 help:
 	@echo "make serve       set up once, then serve the bundled demo model; or MODEL=... GUARD=... HOST=... PORT=..."
 	@echo "make test        set up once, then run the tests"
 	@echo "make test-slow   also the tests that take minutes"
+	@echo "make test-chance tests that wait for others, again and again beside full cores; or TURNS=50 WITHIN=3600"
 	@echo "make check       format, lint, strict types, tests"
 	@echo "make bench       benchmarks, each figure a ratio within one run"
 	@echo "make demo-table  accuracy, attack success and refusals of the bundled model, with and without its guard"
@@ -45,6 +46,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -n auto -m "not gpu" --hypothesis-profile=thorough
+
+# One process: the load takes the cores.
+test-chance: $(VENV)/.dev
+	$(BIN)/pytest -q -m "chance and not slow and not gpu" --turns $(or $(TURNS),50) --within $(or $(WITHIN),3600)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 
+from tests import chance
 from tests.real import real_model
 from tests.reference import stock
 from tests.sharing import ByServer, longest_first, workers
@@ -40,6 +41,15 @@ def stock_models(tiny_models: TinyModels) -> Any:
         return found[family]
 
     return get
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    chance.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if turns := config.getoption("turns"):
+        config.pluginmanager.register(chance.Turns(turns, config.getoption("within")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

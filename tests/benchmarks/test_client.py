@@ -115,6 +115,7 @@ async def test_what_is_no_answer_is_an_error(pieces: list[bytes], reason: str) -
         await ask(pieces)
 
 
+@pytest.mark.chance
 async def test_a_connection_that_breaks_is_an_error_and_a_cancelled_one_is_closed() -> None:
     async with served([HEAD, chunk(events(1)[0])]) as url:
         connection = await Connection.open(url)

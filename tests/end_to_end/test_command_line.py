@@ -33,6 +33,7 @@ def test_ready_within_15_seconds_and_1_5_gigabytes(started: ServerProcess) -> No
     assert started.rss_bytes <= 1.5e9
 
 
+@pytest.mark.chance
 def test_the_ready_line_says_what_runs(started: ServerProcess) -> None:
     log = started.log
     for word in (started.url, "layer", "steer", "curl"):

@@ -23,6 +23,7 @@ def whole_site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
+@pytest.mark.chance
 def test_every_request_ends_in_one_outcome_and_nothing_is_left(site: Site) -> None:
     result, problems = run(site, clients=40, requests=400)
     assert problems == []
@@ -30,6 +31,7 @@ def test_every_request_ends_in_one_outcome_and_nothing_is_left(site: Site) -> No
     assert {"stop", "length", "content_filter", "left"} <= set(result.outcomes)
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_within_a_load_leaves_no_half_answer_and_loses_no_record(site: Site, sig: signal.Signals) -> None:
     result, code, problems = run_until_signal(site, sig, clients=40, requests=200)
@@ -37,6 +39,7 @@ def test_a_signal_within_a_load_leaves_no_half_answer_and_loses_no_record(site: 
     assert (code, result.outcomes[HALF]) == (0, 0)
 
 
+@pytest.mark.chance
 def test_after_a_kill_within_a_load_the_log_is_whole_and_the_server_starts(site: Site) -> None:
     _, code, _ = run_until_signal(site, signal.SIGKILL, clients=40, requests=200)
     assert code == -signal.SIGKILL

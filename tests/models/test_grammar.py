@@ -206,6 +206,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_schema_costs_little_to_compile_and_to_follow(name: str) -> None:
     """In seconds of this process on the cores: what other programs take is not the schema's cost."""

@@ -142,7 +142,7 @@ def test_too_many_requests_of_one_address_are_429(stack: Stack) -> None:
     wait_until(lambda: stack.get("/v1/models").status_code == 200, "an end of the limit")
 
 
-# stacks of their own: servers die in them -----------------------------------------------------------------------------
+# a stack of their own: a server dies in each --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -151,13 +151,7 @@ def mortal(tmp_path: Path) -> Iterator[Stack]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def draining(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One whose first server ends in one test, and all that are left in the next."""
-    with Stack(tmp_path_factory.mktemp("draining"), watched=False) as running:
-        yield running
-
-
+@pytest.mark.chance
 def test_a_server_that_dies_takes_only_its_own_streams(mortal: Stack) -> None:
     """Eight streams run, one server is killed: the other's all end well, and every new request is answered."""
     client = mortal.client()
@@ -183,26 +177,26 @@ def test_a_server_that_dies_takes_only_its_own_streams(mortal: Stack) -> None:
     assert all(new)
 
 
-def test_a_server_that_drains_refuses_nobody(draining: Stack) -> None:
+@pytest.mark.chance
+def test_a_server_that_drains_refuses_nobody(mortal: Stack) -> None:
     """On SIGTERM its streams go on to their end, and what it turns away the other answers."""
-    client = draining.client()
+    client = mortal.client()
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(stream, client, LONGER) for _ in range(4)]
-        wait_until(
-            lambda: sum(s.metric("autosteer_num_requests_running") for s in draining.servers) == 4, "four streams"
-        )
-        draining.servers[0].process.send_signal(signal.SIGTERM)
-        wait_until(lambda: plain_http.get(f"{draining.servers[0].url}/ready").status_code == 503, "the drain")
+        wait_until(lambda: sum(s.metric("autosteer_num_requests_running") for s in mortal.servers) == 4, "four streams")
+        mortal.servers[0].process.send_signal(signal.SIGTERM)
+        wait_until(lambda: plain_http.get(f"{mortal.servers[0].url}/ready").status_code == 503, "the drain")
         for _ in range(10):
             assert stream(client, 10)
         assert all(len(each.result()) > LONGER / 2 for each in streams)
 
 
-def test_with_no_server_left_the_gateway_says_so(draining: Stack) -> None:
-    for server in draining.servers:
+@pytest.mark.chance
+def test_with_no_server_left_the_gateway_says_so(mortal: Stack) -> None:
+    for server in mortal.servers:
         server.process.kill()
         server.process.wait(20)
-    response = draining.get("/v1/models")
+    response = mortal.get("/v1/models")
     assert response.status_code == 503
     assert error_of(response) == {
         "message": "No server is there to answer.",
@@ -275,6 +269,7 @@ def test_a_redirect_keeps_the_port_and_https(tmp_path: Path) -> None:
         assert http.get(redirect.headers["location"]).status_code == 200
 
 
+@pytest.mark.chance
 def test_nothing_of_a_stream_is_held_back(tmp_path: Path) -> None:
     """The server sends each piece once the client has the one before: a gateway that kept one would hang both."""
     turn = threading.Semaphore()

@@ -334,6 +334,12 @@ class Connection:
             self._news.clear()
             await self._news.wait()
 
+    async def has_said(self, condition: Callable[[str], object]) -> None:
+        """Wait until this is true of its body so far; messages may hold several events, or a comment."""
+        while not condition(self.text):
+            self._news.clear()
+            await self._news.wait()
+
     async def leave(self) -> None:
         """Disconnect, and wait for the application to be done with it."""
         self._gone.set()

@@ -167,6 +167,7 @@ async def test_a_request_whose_forward_raises_fails_alone() -> None:
         assert (await greedy(client, HARMLESS, max_tokens=5)).status_code == 200
 
 
+@pytest.mark.chance
 async def test_an_engine_failure_ends_streams_with_an_error_event_and_readiness() -> None:
     backbone = Backbone()
     steps = iter(range(4))
@@ -195,7 +196,7 @@ async def test_a_reader_who_leaves_frees_the_row_of_the_model() -> None:
     app = application_on(backbone)
     async with loaded(app) as client:
         connection = Connection(app, orjson.dumps(body(HARMLESS, stream=True, max_tokens=CONTEXT - 10)))
-        await connection.has_sent(3)
+        await connection.has_said(lambda text: text.count("data: ") == 2)  # its role and a token
         await connection.leave()
         left.set()
         assert await app.state.service.engine.drain(WAIT_SECONDS)

@@ -34,6 +34,8 @@ from tests.server.fakes import as_any, ask
 from tests.server.in_process import FakeSpec
 from tests.waiting import WAIT_SECONDS, until
 
+pytestmark = pytest.mark.chance
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -23,6 +23,8 @@ from tests.server.fakes import as_any
 from tests.server.scripted import Script, ScriptedRunner, application, body, content_of, error_of, events_of
 from tests.waiting import until
 
+pytestmark = pytest.mark.chance
+
 # A body that never ends, on a route that answers before it is read.
 UNFINISHED = b"POST /nowhere HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{"
 

@@ -14,6 +14,8 @@ from server.record.audit.log import AuditLog
 from tests.server.records import Counted, MemorySink, audit_settings, record
 from tests.waiting import WAIT_SECONDS, until
 
+pytestmark = pytest.mark.chance
+
 
 @asynccontextmanager
 async def started(sink: MemorySink, counts: Counted | None = None, **options: Any) -> AsyncIterator[AuditLog]:

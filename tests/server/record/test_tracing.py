@@ -188,6 +188,7 @@ async def fifty_answers(client: httpx.AsyncClient) -> set[int]:
     return {answer.status_code for answer in answers}
 
 
+@pytest.mark.chance
 async def test_a_collector_that_is_down_fails_nothing() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # it does not listen, and nobody else can
@@ -196,6 +197,7 @@ async def test_a_collector_that_is_down_fails_nothing() -> None:
             assert await fifty_answers(client) == {200}
 
 
+@pytest.mark.chance
 async def test_a_collector_that_takes_its_time_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers nobody before the clients have all their answers, and is sent to while they wait for them."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")  # milliseconds until spans are sent
