@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -154,14 +155,13 @@ async def test_sixteen_large_images_do_not_hold_up_the_event_loop() -> None:
         assert (await chat(client, "look", kinds[0])).status_code == 200
         service = app.state.service
         found: RequestImages = await service.images.of({str(i): kinds[i % 4] for i in range(16)})
-        loop = asyncio.get_running_loop()
 
         def size_of(path: str) -> tuple[int, int]:
             return found.file(path).decode().size
 
         p99: list[float] = []
         while not p99 or (min(p99) > P99_SECONDS and len(p99) < 3):
-            work = asyncio.gather(*(loop.run_in_executor(service._threads, size_of, path) for path in found.urls))
+            work = asyncio.gather(*(service._prepare.run(partial(size_of, path)) for path in found.urls))
             late = np.array(await latencies(work))
             assert set(await work) == {(6000, 4000)}
             assert len(late) > 20
