@@ -7,6 +7,7 @@ from benchmarks.scenarios import (
     arrivals,
     blocks,
     demo,
+    fresh,
     guard,
     guard_step,
     offline,
@@ -30,6 +31,9 @@ SCENARIOS: dict[str, Scenario] = {
     "long-prompt": Scenario("running rows while a long prompt is computed", prompts.long_prompt),
     "same-image": Scenario("time to the first token of the second question about an image", prompts.same_image),
     "blocks": Scenario("nothing is left in the cache after loads and aborts", blocks.run),
+    "fresh-prompts": Scenario(
+        "prompts never sent before: the default max_gap_ms, and steps at most doubled", fresh.run
+    ),
     "open-loop": Scenario("latencies under Poisson arrivals at shares of the capacity", arrivals.run),
     "quantize": Scenario("int8 weights against none: speed, and what they change in answers and scores", quantize.run),
 }

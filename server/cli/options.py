@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from server.settings.groups import nested_model
 from server.settings.schema import Settings
+from server.settings.sources import GONE
 
 Config = Annotated[
     Path | None, typer.Option(metavar="FILE", help="YAML or TOML file of settings. Environment: AUTOSTEER_CONFIG.")
@@ -25,7 +26,11 @@ def with_settings(function: Callable[[dict[str, object], Path | None], None]) ->
         function({name: value for name, value in values.items() if value not in (None, "")}, config)
 
     single = {name: field for name, field in Settings.model_fields.items() if nested_model(field) is None}
-    parameters = [_parameter("config", Config), *(_parameter(name, _option(name, f)) for name, f in single.items())]
+    parameters = [
+        _parameter("config", Config),
+        *(_parameter(name, _option(name, field)) for name, field in single.items()),
+        *(_parameter(name, _gone(name)) for name in GONE),
+    ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__name__, command.__doc__ = function.__name__, function.__doc__
@@ -44,3 +49,8 @@ def _option(name: str, field: FieldInfo) -> Any:  # noqa: ANN401  a type
         return Annotated[bool | None, typer.Option(f"{option}/--no-{option[2:]}", help=description)]
     default = "" if field.default is None else f" Default: {field.default}."
     return Annotated[str | None, typer.Option(option, metavar="VALUE", help=description + default)]
+
+
+def _gone(name: str) -> Any:  # noqa: ANN401  a type
+    """An option of earlier versions: taken, so that the settings say what to do instead."""
+    return Annotated[str | None, typer.Option("--" + name.replace("_", "-"), hidden=True)]

@@ -7,33 +7,57 @@ WEIGHT = 0.2  # of the newest measurement
 
 
 class Budget:
-    """At most `limit` tokens. Beside decoding rows fewer, if need be: a step takes about `slowdown` times as long.
+    """At most `limit` tokens. Beside decoding rows fewer, if need be: a step takes at most about `max_gap` seconds.
 
-    `slowdown` None: always the limit, whatever the time.
+    Where decoding alone takes more than half of that, prompts get as long as decoding. `max_gap` None: always the
+    limit, whatever the time.
     """
 
-    def __init__(self, limit: int, slowdown: float | None = None) -> None:
+    def __init__(self, limit: int, max_gap: float | None = None) -> None:
         assert limit > 0, f"a budget of {limit} tokens"
-        assert slowdown is None or slowdown > 1, f"steps cannot be slowed down {slowdown} times"
+        assert max_gap is None or max_gap > 0, f"a gap of {max_gap} seconds"
         self.limit = limit
-        self._slowdown = slowdown
+        self._max_gap = max_gap
         self._step: float | None = None  # seconds of a step without prompts
-        self._token: float | None = None  # seconds that a prompt's token adds
+        self._prompts = _Cost()
 
     def tokens(self, decoding: int) -> int:
         """Of prompts, in the next step, beside so many decoding rows."""
-        if self._slowdown is None or not decoding or self._step is None or self._token is None:
+        token = self._prompts.token
+        if self._max_gap is None or not decoding or token is None:
             return self.limit
-        return max(FLOOR, min(self.limit, int((self._slowdown - 1) * self._step / self._token)))
+        step = self._step or 0.0
+        return max(FLOOR, min(self.limit, int(max(self._max_gap - step, step) / token)))
 
     def observe(self, seconds: float, decoding: int, prompt_tokens: int) -> None:
         """Learn from a step."""
-        if not prompt_tokens:
-            self._step = _mixed(self._step, seconds)
-        elif self._step is not None or not decoding:
+        if prompt_tokens:
             alone = self._step if decoding and self._step is not None else 0.0
-            self._token = _mixed(self._token, max(seconds - alone, 1e-9) / prompt_tokens)
+            self._prompts.observe(max(seconds - alone, 1e-9), prompt_tokens)
+        elif decoding:
+            self._step = seconds if self._step is None else (1 - WEIGHT) * self._step + WEIGHT * seconds
 
 
-def _mixed(old: float | None, new: float) -> float:
-    return new if old is None else (1 - WEIGHT) * old + WEIGHT * new
+class _Cost:
+    """What a prompt's token costs: the mean of the last passes, by their tokens, and how far these lie from it.
+
+    By their tokens: a pass over a few of them costs as much as one over many, and says little about these.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._apart = 0.0  # seconds between what passes took and what the mean said
+
+    @property
+    def token(self) -> float | None:
+        """Seconds of a token, cautiously: the mean and the mean deviation; None where nothing was measured."""
+        return (self._seconds + self._apart) / self._tokens if self._tokens else None
+
+    def observe(self, seconds: float, tokens: int) -> None:
+        """A pass over so many tokens took so long."""
+        expected = tokens * self._seconds / self._tokens if self._tokens else seconds
+        keep = 1 - WEIGHT
+        self._tokens = keep * self._tokens + tokens
+        self._seconds = keep * self._seconds + seconds
+        self._apart = keep * self._apart + abs(seconds - expected)

@@ -34,7 +34,7 @@ class LaunchSpec:
     dtype: str
     max_rows: int
     prefill_tokens: int
-    prefill_slowdown: float
+    max_gap_ms: int
     cache_gib: float | None
     prefix_cache: bool
     image_cache_mib: int
@@ -61,7 +61,7 @@ class LaunchSpec:
             dtype=settings.dtype,
             max_rows=settings.max_rows,
             prefill_tokens=settings.prefill_tokens,
-            prefill_slowdown=settings.prefill_slowdown,
+            max_gap_ms=settings.max_gap_ms,
             cache_gib=settings.cache_gib,
             prefix_cache=settings.prefix_cache,
             image_cache_mib=settings.image_cache_mib,
@@ -100,7 +100,8 @@ class LaunchSpec:
             backbone.capture()
         guard = None if self.guard is None else load_guard(self.guard, backbone.info)
         shadow = None if self.shadow is None else load_shadow(self.shadow, guard, backbone.info)
-        return OwnEngine(backbone, guard, Scheduler(self.max_rows, self.prefill_tokens, self.prefill_slowdown), shadow)
+        scheduler = Scheduler(self.max_rows, self.prefill_tokens, self.max_gap_ms / 1000)
+        return OwnEngine(backbone, guard, scheduler, shadow)
 
     def load_inputs(self) -> Inputs:
         """Load what prompts and texts are made with; for the HTTP process. Raises LoadError."""

@@ -24,11 +24,18 @@ class OwnRequest(Request):
     source: OwnRequest | None = field(default=None, kw_only=True)
     followers: list[OwnRequest] = field(default_factory=list, init=False)
     row: Row | None = field(default=None, init=False)
+    turn: int = field(default=0, init=False)  # prompt tokens that the engine had computed when this came
 
     @property
     def pending(self) -> int:
         """Tokens to compute before the next one can be chosen."""
         return len(self.prompt.ids) + len(self.output_ids) if self.row is None else self.row.pending
+
+    @property
+    def lacking(self) -> int:
+        """Tokens to compute before its next one, as far as one knows before it runs."""
+        copies = self.row is None and self.source is not None and self.source.has_prompt
+        return 1 if copies else self.pending
 
     @property
     def decodes(self) -> bool:

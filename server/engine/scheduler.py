@@ -49,20 +49,22 @@ class StepPlan:
 
 
 class Scheduler:
-    """First come, first served continuous batching: a waiting request joins as soon as there is room.
+    """Continuous batching that keeps the machine busy: a waiting request joins as soon as there is room.
 
-    Every decoding row gets its token in each step. The budget goes to prompts, in chunks, oldest first.
-    Where memory runs out, the youngest row gives up its own and is computed again later. Of requests with the same
-    prompt one computes it, and the others join when it has.
+    Every decoding row gets its token in each step, and prompts share the budget. The prompt that is soonest complete
+    comes first, but each prompt token computed since a request came counts for it like one that it lacks no more:
+    whoever comes later than that passes nobody. Where memory runs out, the youngest row gives up its own and is
+    computed again later. Of requests with the same prompt one computes it, and the others join when it has.
     """
 
-    def __init__(self, max_running: int, prefill_tokens: int, slowdown: float | None = None) -> None:
+    def __init__(self, max_running: int, prefill_tokens: int, max_gap: float | None = None) -> None:
         assert max_running > 0, f"max_running must be positive, not {max_running}"
         self.max_running = max_running
-        self.budget = Budget(prefill_tokens, slowdown)
+        self.budget = Budget(prefill_tokens, max_gap)
         self.waiting: deque[OwnRequest] = deque()
         self.running: dict[str, OwnRequest] = {}
         self.preemptions = 0
+        self._computed = 0  # prompt tokens, ever
 
     @property
     def idle(self) -> bool:
@@ -71,6 +73,7 @@ class Scheduler:
 
     def add(self, request: OwnRequest) -> None:
         """Put a request at the end of the queue."""
+        request.turn = self._computed
         self.waiting.append(request)
         if request.source is not None:
             request.source.followers.append(request)
@@ -79,38 +82,63 @@ class Scheduler:
         """The next step: a token of each decoding row, and of prompts what the budget allows."""
         plan = StepPlan()
         before = self.preemptions
-        left = self.budget.tokens(sum(request.decodes for request in self.running.values()))
-        for request in [*self.running.values()]:
+        for request in [each for each in self.running.values() if each.decodes]:
             if request.id in self.running:  # or it has made room for one before it
-                left -= self._run(request, left, plan, rows)
-        for request in (each for each in [*self.waiting] if not each.waits):
-            if len(self.running) >= self.max_running or left <= 0 or self.preemptions != before:
+                self._run(request, 1, plan, rows)
+        left = self.budget.tokens(plan.decoding)
+        admitting = True
+        for request in self._prompts():
+            if left <= 0:
                 break
-            try:
-                rows.open(request, alone=not self.running)
-            except NoRoom as error:
-                if self.running:
-                    break
-                self._refuse(request, error, plan)
-                continue
-            except Exception as error:  # noqa: BLE001  whatever it is, it is this request's own
-                self._refuse(request, error, plan)
-                continue
-            self.waiting.remove(request)
-            self.running[request.id] = request
-            if request.source is not None and request in request.source.followers:
-                request.source.followers.remove(request)
-            left -= self._run(request, left, plan, rows)
+            if request.row is None:
+                admitting = (
+                    admitting
+                    and self.preemptions == before
+                    and len(self.running) < self.max_running
+                    and self._admit(request, plan, rows)
+                )
+            if request.id in self.running:
+                left -= self._run(request, rows.chunk(request, left), plan, rows)
+        self._computed += plan.prompt_tokens
         return plan
 
-    def _run(self, request: OwnRequest, left: int, plan: StepPlan, rows: RowAllocator) -> int:
-        """Plan a request's next tokens; how many of the budget that takes."""
+    def _prompts(self) -> list[OwnRequest]:
+        """Requests that lack some of their prompt, in the order in which they get it."""
+        prompts = [each for each in self.running.values() if not each.decodes]
+        if len(self.running) < self.max_running:
+            prompts += [each for each in self.waiting if not each.waits]
+        # Who has begun to answer has a reader in the middle of it.
+        return sorted(prompts, key=lambda each: (not each.output_ids, each.turn + each.lacking))
+
+    def _admit(self, request: OwnRequest, plan: StepPlan, rows: RowAllocator) -> bool:
+        """Let a waiting request run, or refuse it; False if there is no room for it now."""
+        alone = not self.running
+        try:
+            rows.open(request, alone=alone)
+        except NoRoom as error:
+            if not alone:
+                return False
+            self._refuse(request, error, plan)
+            return True
+        except Exception as error:  # noqa: BLE001  whatever it is, it is this request's own
+            self._refuse(request, error, plan)
+            return True
+        # For all of its prompt, or those that pass it before that is complete take the room for the rest.
+        if not rows.reserve(request, request.pending) and not alone:
+            rows.release(request)
+            return False
+        self.waiting.remove(request)
+        self.running[request.id] = request
+        if request.source is not None and request in request.source.followers:
+            request.source.followers.remove(request)
+        return True
+
+    def _run(self, request: OwnRequest, count: int, plan: StepPlan, rows: RowAllocator) -> int:
+        """Plan so many of a request's next tokens; how many of its prompt these are."""
         decodes = request.decodes
-        count = 1 if decodes else rows.chunk(request, left) if left > 0 else 0
-        if count == 0:
-            return 0
         while not rows.reserve(request, count):
-            youngest = next(reversed(self.running.values()))
+            planned = {each.request for each in plan.work}
+            youngest = next(each for each in reversed(self.running.values()) if each not in planned)
             self._preempt(youngest, rows)
             if youngest is request:
                 return 0

@@ -80,8 +80,8 @@ class Settings(BaseSettings, PolicySettings):
     max_rows: Count = _fixed(16, "Requests generated at the same time.")
     max_queue: Annotated[int, Field(ge=0)] = _fixed(256, "Requests that may wait; more are answered with 429.")
     prefill_tokens: Count = _fixed(4096, "Prompt tokens computed in one step, at most; longer prompts take several.")
-    prefill_slowdown: Annotated[float, Field(gt=1, allow_inf_nan=False)] = _fixed(
-        2.0, "How many times as long as without prompts a step may take beside decoding rows; prompts wait for it."
+    max_gap_ms: Count = _fixed(
+        300, "Milliseconds that a step may take, by what steps took before, to compute prompts beside running answers."
     )
     cache_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = _fixed(
         None, "Memory of the KV cache; if not given what max_rows whole contexts take, within a share of the memory."

@@ -22,6 +22,8 @@ PREFIX = "AUTOSTEER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 # Kubernetes sets these for a service named autosteer; nobody meant them as settings.
 SERVICE_LINK = re.compile(r"AUTOSTEER_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
+# Settings of earlier versions, and what to do instead.
+GONE = {"prefill_slowdown": "set max_gap_ms, the milliseconds that a step beside running answers may take"}
 LINKED_PORT = re.compile(r"(tcp|udp|sctp)://.*")  # what they set AUTOSTEER_PORT to
 
 
@@ -97,6 +99,8 @@ def _environment() -> Source:
         name = variable.upper()
         if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or SERVICE_LINK.fullmatch(name):
             continue
+        if (gone := name.removeprefix(PREFIX).lower()) in GONE:
+            raise ConfigError([f"{variable} is a setting no more: {GONE[gone]}"])
         if name.partition("__")[0] not in fields:
             raise ConfigError([f"{variable} is no setting{_did_you_mean(name, fields)}; unset it"])
     try:
@@ -173,6 +177,8 @@ def _problem(error: Any, sources: Sequence[Source]) -> str:  # noqa: ANN401  pyd
         return str(error["msg"])
     field, origin = ".".join(location), _origin(location[0], sources)
     if error["type"] == "extra_forbidden":
+        if field in GONE:
+            return f"{field} is a setting no more: {GONE[field]} ({origin})"
         known = _known(location)
         hint = _did_you_mean(location[-1], known)
         return f"{field} is no setting{hint}; there are {', '.join(sorted(known))} ({origin})"

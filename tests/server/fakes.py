@@ -95,7 +95,7 @@ class FakeBackbone:
         others = sum(held for each, held in self.held.items() if each is not row)
         if others + row.length + count > self.room:
             raise OutOfRows(f"{others} + {row.length} + {count} tokens pass {self.room}")
-        self.held[row] = row.length + count
+        self.held[row] = max(self.held.get(row, 0), row.length + count)
 
     def chunk(self, row: FakeRow, count: int) -> int:
         return min(count, row.pending)

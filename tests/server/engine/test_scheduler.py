@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.budget import FLOOR, Budget
+from server.engine.budget import FLOOR
 from server.engine.own_request import OwnRequest
 from server.engine.scheduler import NoRoom, Scheduler, StepPlan, Work
 from server.request import Ask
@@ -53,7 +52,7 @@ class Memory:
         row = cast(Any, request.row)
         if self.held - row.held + row.length + count > self.room:
             return False
-        row.held = row.length + count
+        row.held = max(row.held, row.length + count)
         return True
 
     def release(self, request: OwnRequest) -> None:
@@ -112,11 +111,108 @@ def test_the_budget_cuts_prompts_into_chunks_and_decoding_rows_go_on() -> None:
         found.append(parts(plan))
         computed(plan)
     assert found == [
-        [("a", 3), ("long", 7)],
-        [("a", 1), ("long", 10)],
-        [("a", 1), ("long", 8), ("b", 2)],
-        [("a", 1), ("long", 1), ("b", 4)],
+        [("a", 3), ("b", 6), ("long", 1)],
+        [("a", 1), ("b", 1), ("long", 10)],
+        [("a", 1), ("b", 1), ("long", 10)],
+        [("a", 1), ("b", 1), ("long", 4)],
     ]
+
+
+def test_a_prompt_that_is_complete_soon_passes_a_long_one_that_has_begun() -> None:
+    scheduler, memory = Scheduler(max_running=8, prefill_tokens=10), Memory()
+    scheduler.add(request("long", 100))
+    computed(scheduler.schedule(memory))
+    for name in "abc":
+        scheduler.add(request(name, 3))
+    assert parts(scheduler.schedule(memory)) == [("a", 3), ("b", 3), ("c", 3), ("long", 1)]
+
+
+def test_who_passes_a_long_prompt_takes_no_room_that_it_needs() -> None:
+    scheduler, memory = Scheduler(max_running=8, prefill_tokens=10), Memory(room=30)
+    scheduler.add(request("long", 25))
+    found = []
+    for name in "abc":
+        plan = scheduler.schedule(memory)
+        found.append(parts(plan))
+        computed(plan)
+        scheduler.add(request(name, 6))
+    assert found == [[("long", 10)], [("long", 10)], [("long", 5)]]
+    assert scheduler.preemptions == 0
+
+
+def test_an_answer_that_gave_its_room_back_comes_before_new_prompts() -> None:
+    scheduler, memory = Scheduler(max_running=8, prefill_tokens=100), Memory(room=12)
+    for name in "ab":
+        scheduler.add(request(name, 6))
+    computed(scheduler.schedule(memory))
+    computed(scheduler.schedule(memory))
+    scheduler.add(request("new", 1))
+    assert names([*scheduler.waiting]) == ["b", "new"]
+    gone = scheduler.running["a"]
+    memory.release(gone)
+    scheduler.finish(gone)
+    assert parts(scheduler.schedule(memory)) == [("b", 7), ("new", 1)]
+
+
+@given(st.integers(1, 400), st.integers(1, 30), st.integers(1, 3))
+def test_nobody_is_passed_for_ever(length: int, short: int, crowd: int) -> None:
+    """In each step come `crowd` times the prompt tokens that it can compute."""
+    scheduler, memory = Scheduler(max_running=1000, prefill_tokens=short), Memory()
+    long = request("long", length)
+    scheduler.add(long)
+    spent = 0
+    while not long.output_ids:
+        for _ in range(crowd):
+            scheduler.add(request(f"{spent} {len(scheduler.live())}", short))
+        plan = scheduler.schedule(memory)
+        spent += plan.prompt_tokens
+        for each in computed(plan):
+            if len(each.output_ids) == 2:
+                memory.release(each)
+                scheduler.finish(each)
+        assert spent <= (crowd + 1) * (length + 2 * short)
+
+
+@given(
+    st.floats(0.001, 0.4),
+    st.floats(0.00001, 0.01),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 600)), min_size=1, max_size=12),
+)
+def test_no_step_beside_decoding_rows_takes_longer_than_the_gap(
+    step: float, token: float, arrivals: list[tuple[int, int]]
+) -> None:
+    gap = 0.3
+    scheduler, memory = Scheduler(max_running=4, prefill_tokens=4096, max_gap=gap), Memory()
+
+    def run(*, known: bool) -> None:
+        plan = scheduler.schedule(memory)
+        seconds = step * bool(plan.decoding) + token * plan.prompt_tokens
+        scheduler.budget.observe(seconds, plan.decoding, plan.prompt_tokens)
+        if known and plan.decoding:
+            assert seconds <= max(gap, 2 * step, step + FLOOR * token) * (1 + 1e-9)
+            planned = [work.request for work in plan.work]
+            waiting = any(each not in planned for each in scheduler.running.values())
+            assert not waiting or seconds + token * (1 + 1e-9) > max(gap, 2 * step), "time is left, and somebody waits"
+        for each in computed(plan):
+            if len(each.output_ids) == each.max_tokens:
+                memory.release(each)
+                scheduler.finish(each)
+
+    def drain(*, known: bool) -> None:
+        for _ in range(100_000):
+            if scheduler.idle:
+                return
+            run(known=known)
+        raise AssertionError("somebody waits for ever")
+
+    scheduler.add(request("first", 50))  # whose steps tell what they cost
+    drain(known=False)
+    for number, (steps, length) in enumerate(arrivals):
+        scheduler.add(request(str(number), length))
+        for _ in range(steps):
+            run(known=True)
+    drain(known=True)
+    assert memory.held == 0
 
 
 def test_the_youngest_makes_room_and_is_the_next_to_come_back() -> None:
@@ -210,26 +306,3 @@ def test_everything_is_served_in_the_end_however_little_memory(lengths: list[int
                 scheduler.finish(each)
     assert scheduler.idle
     assert memory.held == 0
-
-
-class TestBudget:
-    def test_without_a_slowdown_it_is_the_limit(self) -> None:
-        budget = Budget(100)
-        budget.observe(1.0, 8, 0)
-        budget.observe(9.0, 8, 10)
-        assert budget.tokens(8) == 100
-
-    def test_beside_decoding_rows_a_step_takes_about_so_many_times_as_long(self) -> None:
-        budget = Budget(1000, slowdown=2.0)
-        assert budget.tokens(8) == 1000, "nothing is known yet"
-        for _ in range(30):
-            budget.observe(0.010, 8, 0)
-            budget.observe(0.010 + 50 * 0.0001, 8, 50)
-        assert budget.tokens(8) == pytest.approx(100, abs=2)
-        assert budget.tokens(0) == 1000, "nobody waits"
-
-    def test_prompts_always_get_on(self) -> None:
-        budget = Budget(1000, slowdown=2.0)
-        budget.observe(0.001, 8, 0)
-        budget.observe(10.0, 8, 10)
-        assert budget.tokens(8) == FLOOR

@@ -48,6 +48,18 @@ def test_command_line_before_environment_before_file_before_default(
     ]
 
 
+def test_a_setting_of_earlier_versions_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "prefill_slowdown is a setting no more: set max_gap_ms"
+    assert problems(tmp_path, "prefill_slowdown: 2.0")[0].startswith(told)
+    with pytest.raises(ConfigError, match=told + r".*\(--prefill-slowdown\)"):
+        load_settings({"prefill_slowdown": "2"})
+    monkeypatch.setenv("AUTOSTEER_PREFILL_SLOWDOWN", "2")
+    with pytest.raises(ConfigError, match="AUTOSTEER_PREFILL_SLOWDOWN is a setting no more: set max_gap_ms"):
+        load_settings({})
+
+
 def test_only_names_with_the_prefix_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """conda and some shells export HOST; PORT and MODEL are other programs' too."""
     for name in ("HOST", "PORT", "MODEL", "GUARD", "MODE", "KEYS"):
