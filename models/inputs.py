@@ -104,10 +104,11 @@ class InputBuilder:
         if self._family.sees:
             self._check_placeholders(skeleton, len(images))
         rendered = self._render(chat)
-        self._check_length(rendered, special=True)
+        self._check_length([rendered], special=True)
         # The texts add a special token, alone, together or with the template's words around them?
         hostile = self._special.spelled(rendered) != self._special.spelled(SENTINELS.sub("", skeleton))
         if hostile:
+            self._check_length([text.core for text in texts], special=False)
             return self._process(self._with_pieces(texts), skeleton, pictures)
         return self._process(copy.copy(self._processor), rendered, pictures)
 
@@ -135,7 +136,7 @@ class InputBuilder:
 
         Raises `PromptError`.
         """
-        self._check_length(text, special=False)
+        self._check_length([text], special=False)
         return self.build_ids([*self._pieces.prefix, *self._pieces.user(text, first=True)])
 
     def build_ids(self, ids: Sequence[int]) -> Prompt:
@@ -146,8 +147,8 @@ class InputBuilder:
             raise PromptError(f"token {self._image_token_id} stands for an image, and there is none")
         return Prompt(ids=list(ids), features={}, image_tokens=0)
 
-    def _check_length(self, text: str, *, special: bool) -> None:
-        if self._max_tokens is not None and self._pieces.exceeds(text, self._max_tokens, special=special):
+    def _check_length(self, texts: Sequence[str], *, special: bool) -> None:
+        if self._max_tokens is not None and self._pieces.exceed(texts, self._max_tokens, special=special):
             raise PromptTooLong(f"more than {self._max_tokens} tokens, the model's context")
 
     def _render(self, chat: list[dict[str, Any]]) -> str:

@@ -88,16 +88,17 @@ class PieceTokenizer:
             return ids
         return self._broken(text)
 
-    def exceeds(self, text: str, tokens: int, *, special: bool) -> bool:
-        """Whether a text has far more tokens than so many; no more of it is tokenised than that takes.
+    def exceed(self, texts: Sequence[str], tokens: int, *, special: bool) -> bool:
+        """Whether texts have far more tokens than so many; no more of them is tokenised than that takes.
 
-        `special`: whether special tokens in it count as such.
+        `special`: whether special tokens in them count as such.
         """
         backend, found = self._plain if special else self._inert, 0
-        for begin in range(0, len(text), PART):
-            found += len(_encoded(backend, text[begin : begin + PART]))
-            if found > FAR * tokens:  # where the text is cut, some tokens are cut in two
-                return True
+        for text in texts:
+            for begin in range(0, len(text), PART):
+                found += len(_encoded(backend, text[begin : begin + PART]))
+                if found > FAR * tokens:  # where a text is cut, some tokens are cut in two
+                    return True
         return False
 
     def _broken(self, text: str) -> list[int]:

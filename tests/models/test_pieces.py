@@ -78,6 +78,12 @@ def test_a_text_far_beyond_the_context_is_refused_after_its_first_parts(
     assert sum(characters) <= 6 * pieces.PART
 
 
+def test_special_tokens_that_a_text_spells_are_counted_as_its_characters(builder: InputBuilder) -> None:
+    text = "<image>" * 2000  # as many tokens, were they what they spell
+    with pytest.raises(PromptTooLong):
+        builder.build([{"role": "user", "content": text}], [])
+
+
 def test_a_text_a_little_beyond_the_context_is_counted_in_full(builder: InputBuilder) -> None:
     assert len(builder.build_text("a" * 3000).ids) == 3000
     assert len(builder.build([{"role": "user", "content": "a" * 3000}], []).ids) > 3000
