@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -52,9 +53,8 @@ def cases() -> dict[str, tuple[bytes, Validate]]:
     }
 
 
-async def stop_of(body: bytes, validate: Validate, threads: ThreadPoolExecutor) -> tuple[float, float, str]:
-    """Seconds in all, the longest stop of the event loop meanwhile, and what became of the body."""
-    settings = Settings()
+async def stop_while(work: Callable[[], Awaitable[str]]) -> tuple[float, float, str]:
+    """Seconds that `work` takes, the longest stop of the event loop meanwhile, and what it returns."""
     longest = 0.0
 
     async def watch() -> None:
@@ -67,6 +67,16 @@ async def stop_of(body: bytes, validate: Validate, threads: ThreadPoolExecutor) 
     watching = asyncio.create_task(watch())
     await asyncio.sleep(10 * TICK)
     begun = perf_counter()
+    outcome = await work()
+    took = perf_counter() - begun
+    await asyncio.sleep(10 * TICK)  # a stop is seen when it is over
+    watching.cancel()
+    return took, longest, outcome
+
+
+async def outcome_of(body: bytes, validate: Validate, threads: ThreadPoolExecutor) -> str:
+    """What becomes of a body."""
+    settings = Settings()
     try:
         await validated(
             body,
@@ -75,13 +85,9 @@ async def stop_of(body: bytes, validate: Validate, threads: ThreadPoolExecutor) 
             max_containers=settings.max_json_containers,
             threads=threads,
         )
-        outcome = "taken"
     except BadRequest as error:
-        outcome = f"400: {str(error)[:60]}"
-    took = perf_counter() - begun
-    await asyncio.sleep(10 * TICK)  # a stop is seen when it is over
-    watching.cancel()
-    return took, longest, outcome
+        return f"400: {str(error)[:60]}"
+    return "taken"
 
 
 async def main() -> None:
@@ -89,7 +95,7 @@ async def main() -> None:
     table = Table("body", "MB", "seconds in all", "longest stop, ms", "outcome")
     with ThreadPoolExecutor(1) as threads:
         for name, (body, validate) in cases().items():
-            took, stop, outcome = await stop_of(body, validate, threads)
+            took, stop, outcome = await stop_while(partial(outcome_of, body, validate, threads))
             table.add_row(name, f"{len(body) / 1e6:.1f}", f"{took:.3f}", f"{stop * 1e3:.1f}", outcome)
     Console(width=140).print(table)
 
