@@ -302,7 +302,7 @@ class Service:
             async with deadline.held():
                 intake = replace(intake, schema=await self._compiled(call, job.schema))
         prepare = partial(self._packed, job, intake)
-        parcel = await self.prepared(admission, job.images(intake.settings), prepare, deadline)
+        parcel = await self.prepared(admission, job.images(intake.served, intake.settings), prepare, deadline)
         self._reserve(call, parcel.requests)
         pipeline = partial(Pipeline.of, decoder=intake.served.decoder, stops=job.stops)
         choices = Choices(parcel, self.engine, pipeline, self.metrics, keep=self.recorder.keeps_answers)

@@ -14,6 +14,7 @@ from server.api.job import Intake
 from server.api.prepare import answer_limit, asks_of, sampling_params
 from server.api.prompts import Conversation
 from server.api.schemas import WantedSchema
+from server.api.served import Served
 from server.errors import BadRequest
 from server.media.images import RequestImages
 from server.request import Ask
@@ -66,9 +67,9 @@ class ChatJob:
     def check(self, intake: Intake) -> None:
         """Every server answers chats."""
 
-    def images(self, settings: Settings) -> Mapping[str, str]:
-        """The URLs of the images in all messages. Raises BadRequest if they are too many."""
-        return Conversation(self.chat.messages).image_urls(settings)
+    def images(self, served: Served, settings: Settings) -> Mapping[str, str]:
+        """The URLs of the images in all messages. Raises BadRequest if they are too many, or not read."""
+        return Conversation(self.chat.messages).image_urls(served, settings)
 
     def prepare(self, intake: Intake, images: RequestImages) -> list[Ask]:
         """One request for each choice of the one prompt. Raises BadRequest naming the field and the limit."""

@@ -142,7 +142,7 @@ class CompletionJob:
                 f"A prompt of token ids is not accepted here, only text: {where}.", param="prompt", code="token_ids_off"
             )
 
-    def images(self, settings: Settings) -> Mapping[str, str]:  # noqa: ARG002  as every job
+    def images(self, served: Served, settings: Settings) -> Mapping[str, str]:  # noqa: ARG002  as every job
         """A completion has none."""
         return {}
 

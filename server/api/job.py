@@ -59,8 +59,8 @@ class Job(Protocol):
     def check(self, intake: Intake) -> None:
         """Raise ApiError for what this server does not do, or not for this client."""
 
-    def images(self, settings: Settings) -> Mapping[str, str]:
-        """The URL of each image by the path of its field. Raises BadRequest if they are too many."""
+    def images(self, served: Served, settings: Settings) -> Mapping[str, str]:
+        """The URL of each image by the path of its field. Raises BadRequest if they are too many, or not read."""
 
     def prepare(self, intake: Intake, images: RequestImages) -> list[Ask]:
         """A request for each generation. Blocks: for worker threads. Raises BadRequest naming field and limit."""

@@ -111,12 +111,12 @@ class ModerationJob:
         if intake.served.layer is None:
             raise BadRequest("This server has no guard, so nothing can be scored.", code="no_guard")
 
-    def images(self, settings: Settings) -> Mapping[str, str]:
-        """The URLs of all inputs' images. Raises BadRequest if they are too many."""
+    def images(self, served: Served, settings: Settings) -> Mapping[str, str]:
+        """The URLs of all inputs' images. Raises BadRequest if they are too many, or not read."""
         return {
             param: url
             for parts in self.moderation.inputs
-            for param, url in Conversation.of_input(parts).image_urls(settings).items()
+            for param, url in Conversation.of_input(parts).image_urls(served, settings).items()
         }
 
     def prepare(self, intake: Intake, images: RequestImages) -> list[Ask]:

@@ -38,9 +38,13 @@ class Conversation:
         """Where a part stands in the request."""
         return f"messages.{message}.content.{part}" if self.field == "messages" else f"{self.field}.{part}"
 
-    def image_urls(self, settings: Settings) -> dict[str, str]:
-        """The URL of each image by the path of its field, in order. Raises BadRequest if they are too many."""
-        urls = {_url_path(path): part.image_url.url for path, part in self.parts() if isinstance(part, ImagePart)}
+    def image_urls(self, served: Served, settings: Settings) -> dict[str, str]:
+        """The URL of each image by the path of its field, in order. Raises BadRequest for one that is too many."""
+        shown = {path: part.image_url.url for path, part in self.parts() if isinstance(part, ImagePart)}
+        if shown and not served.inputs.sees:
+            param = f"{next(iter(shown))}.type"
+            raise BadRequest(f"Invalid value for '{param}': 'image_url'; this model reads text only.", param=param)
+        urls = {_url_path(path): url for path, url in shown.items()}
         if len(urls) > settings.max_images:
             raise BadRequest(
                 f"The request has {len(urls)} images, the limit is {settings.max_images}.",

@@ -26,9 +26,9 @@ class TokenizeRequest(Strict):
     prompt: Text | None = None
     return_token_strs: bool | None = None
 
-    def images(self, settings: Settings) -> Mapping[str, str]:
-        """The URL of each image by the path of its field. Raises BadRequest if they are too many."""
-        return Conversation(self.messages or ()).image_urls(settings)
+    def images(self, served: Served, settings: Settings) -> Mapping[str, str]:
+        """The URL of each image by the path of its field. Raises BadRequest if they are too many, or not read."""
+        return Conversation(self.messages or ()).image_urls(served, settings)
 
 
 def parse_tokenize_request(data: object) -> TokenizeRequest:

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import typer
@@ -171,7 +171,7 @@ def announce(served: Served, policy: Policy, url: str, form: LogFormat) -> None:
     if warning:
         typer.echo(f"autosteer: WARNING: {warning}", err=True)
     typer.echo(f"autosteer ready: {ready}")
-    typer.echo(f"try it: {curl(served.name, url)}")
+    typer.echo(f"try it: {curl(served.name, url, sees=served.inputs.sees)}")
 
 
 def announcement(served: Served, policy: Policy, url: str) -> tuple[str, str]:
@@ -194,17 +194,22 @@ def announcement(served: Served, policy: Policy, url: str) -> tuple[str, str]:
     return warning, f"{url} | model {served.name} | {guarded}"
 
 
-def curl(model: str, url: str) -> str:
-    """A command to paste into a shell: a question about a small drawing that the bundled model knows too."""
+def curl(model: str, url: str, *, sees: bool) -> str:
+    """A command to paste into a shell: a question, about a small drawing where the model reads images."""
+    content = _picture_question() if sees else "What is the capital of France?"
+    body = orjson.dumps({"model": model, "messages": [{"role": "user", "content": content}]}).decode()
+    return f"curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"
+
+
+def _picture_question() -> list[dict[str, Any]]:
+    """The parts of a question about a drawing that the bundled model knows too."""
     from models.demo.world import Group, Scene, draw_picture, stream
 
     buffer = io.BytesIO()
     apple = draw_picture(Scene((Group("apple", "red", (4,)),)), stream("try it"))
     apple.quantize(8).save(buffer, "PNG", optimize=True)
     image = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    content = [
+    return [
         {"type": "image_url", "image_url": {"url": image}},
         {"type": "text", "text": "What is in the picture?"},
     ]
-    body = orjson.dumps({"model": model, "messages": [{"role": "user", "content": content}]}).decode()
-    return f"curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"

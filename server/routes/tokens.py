@@ -29,9 +29,10 @@ def routes(service: Service) -> APIRouter:
             wanted = await service.read(http, parse_tokenize_request)
             if wanted.model is not None:
                 service.check_model(wanted.model, "model")
-            prepare = partial(tokenized, wanted, service.require_served(), settings)
+            served = service.require_served()
+            prepare = partial(tokenized, wanted, served, settings)
             deadline = Deadline.of(http, arrived, settings.request_seconds)
-            work = service.prepared(admission, wanted.images(settings), prepare, deadline)
+            work = service.prepared(admission, wanted.images(served, settings), prepare, deadline)
             return as_json(await unless_gone(http.receive, work))
 
     return router

@@ -1,4 +1,4 @@
-"""Which rows pass the model's context: told, and left out, before anything is computed."""
+"""Which rows the model cannot read: those that pass its context are told and left out, before anything is computed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from models.backbone import Backbone
 from models.errors import PromptError
 from steering.data.formats import Part
+from steering.errors import FitError
 from steering.fitting.collect import Tick
 from steering.fitting.items import Item
 from steering.fitting.offline import prompt_of
@@ -20,7 +21,12 @@ NAMED = 3  # rows that a warning names
 
 
 def find_long(backbone: Backbone, parts: Parts, room: int, folder: Path, tick: Tick) -> None:
-    """Write the places of all rows of which a prompt, and `room` tokens after it, pass the context."""
+    """Write the places of all rows of which a prompt, and `room` tokens after it, pass the context.
+
+    Raises FitError where rows show images to a model that reads none.
+    """
+    if not backbone.inputs.sees:
+        _check_no_images(parts)
     found: dict[str, list[int]] = {}
     for part, items in parts.items():
         found[part] = []
@@ -29,6 +35,12 @@ def find_long(backbone: Backbone, parts: Parts, room: int, folder: Path, tick: T
                 found[part].append(place)
             tick(1)
     save_json(folder / FILE, found)
+
+
+def _check_no_images(parts: Parts) -> None:
+    shown = [item for items in parts.values() for item in items if any(asked.images for asked in item.questions)]
+    if shown:
+        raise FitError(f"{len(shown)} rows show images, and the model reads text only: {_names(shown)}")
 
 
 def _fits(backbone: Backbone, item: Item, room: int) -> bool:
@@ -50,6 +62,9 @@ def length_warnings(left_out: Sequence[Item], context: int) -> list[str]:
     """One warning that counts the rows left out and names the first, or none."""
     if not left_out:
         return []
-    names = ", ".join(item.where or item.id for item in left_out[:NAMED])
-    more = ", ..." if len(left_out) > NAMED else ""
-    return [f"{len(left_out)} rows pass the model's context of {context} tokens and are left out: {names}{more}"]
+    return [f"{len(left_out)} rows pass the model's context of {context} tokens and are left out: {_names(left_out)}"]
+
+
+def _names(items: Sequence[Item]) -> str:
+    """Where the first of them stand."""
+    return ", ".join(item.where or item.id for item in items[:NAMED]) + (", ..." if len(items) > NAMED else "")

@@ -100,6 +100,7 @@ class ScriptedInputs:
         self.gate = threading.Event()
         self.gate.set()
 
+    sees = True
     details = frozenset({"auto", "low", "high"})
     asked: Sequence[str] = ()  # the details of the last request's images
 

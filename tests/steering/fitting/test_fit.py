@@ -44,15 +44,15 @@ REFUSAL = "I can't help with that."
 THINGS = ["circle", "square", "picture", "sign", "image", "colour"]
 
 
-def write_data(folder: Path, count: int = 60) -> tuple[Path, Path]:
-    """Pairs and harmless prompts with pictures of their own."""
+def write_data(folder: Path, count: int = 60, *, pictures: bool = True) -> tuple[Path, Path]:
+    """Pairs, some with pictures of their own, and harmless prompts."""
     folder.mkdir()
     pairs, benign = [], []
     for n in range(count):
         thing = THINGS[n % len(THINGS)]
         row: dict[str, Any] = {"id": f"p{n}", "category": "ab"[n % 2], "split": ["train", "validation"][n % 2]}
         row |= {"toxic": f"Break the {thing} number {n}!", "safe": f"Describe the {thing} number {n}, please."}
-        if n % 3 == 0:
+        if pictures and n % 3 == 0:
             picture(n).save(folder / f"{n}.png")
             row["image"] = f"{n}.png"
         pairs.append(row)
@@ -68,9 +68,10 @@ def arguments(model: Path, data: tuple[Path, Path], out: Path, *more: str) -> li
     return ["fit", *files, "--dtype", "float32", "--device", "cpu", "--batch", "8", "--refusal", REFUSAL, *more]
 
 
-@pytest.mark.parametrize("family", ["llava_onevision", "chameleon"])
+@pytest.mark.parametrize("family", ["llava_onevision", "chameleon", "llama"])
 def test_the_whole_command(tiny_models: TinyModels, family: str, tmp_path: Path) -> None:
-    data, out = write_data(tmp_path / "data"), tmp_path / "guard"
+    pictures = tiny_models.backbone(family).inputs.sees
+    data, out = write_data(tmp_path / "data", pictures=pictures), tmp_path / "guard"
     result = CliRunner().invoke(app, arguments(tiny_models.folder(family), data, out))
     assert result.exit_code == 0, result.output
     backbone = tiny_models.backbone(family)
@@ -92,15 +93,25 @@ def test_the_whole_command(tiny_models: TinyModels, family: str, tmp_path: Path)
     assert REFUSAL in inspected.output
 
 
-def test_a_guard_reads_scores_as_it_was_fitted(tiny_models: TinyModels, tmp_path: Path) -> None:
+def test_pairs_with_pictures_for_a_model_that_reads_none(tiny_models: TinyModels, tmp_path: Path) -> None:
     data, out = write_data(tmp_path / "data"), tmp_path / "guard"
-    model = tiny_models.folder("llava_onevision")
+    result = CliRunner().invoke(app, arguments(tiny_models.folder("llama"), data, out))
+    assert result.exit_code == 2
+    assert "autosteer: 20 rows show images, and the model reads text only:" in " ".join(result.output.split())
+    assert not (out / MANIFEST).exists()
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llama"])
+def test_a_guard_reads_scores_as_it_was_fitted(tiny_models: TinyModels, tmp_path: Path, family: str) -> None:
+    pictures = tiny_models.backbone(family).inputs.sees
+    data, out = write_data(tmp_path / "data", pictures=pictures), tmp_path / "guard"
+    model = tiny_models.folder(family)
     assert CliRunner().invoke(app, arguments(model, data, out, "--layer", "2")).exit_code == 0
     command = ["score", "--model", str(model), "--guard", str(out), "--dtype", "float32", str(data[1])]
     result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "scores.jsonl")])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-    guard = load_guard(out, tiny_models.backbone("llava_onevision").info)
+    guard = load_guard(out, tiny_models.backbone(family).info)
     assert [row["id"] for row in rows] == [f"b{n}" for n in range(60)]
     assert all(row["flagged"] == (row["score"] >= guard.manifest.threshold) for row in rows)
     kept = guard.calibration["safe_scores"]
