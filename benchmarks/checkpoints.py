@@ -70,6 +70,7 @@ class Shape:
 
 TINY = Shape("tiny", 512, 96, 256, 4, 4, 2, 4096, tower=64, tower_layers=2, image=84)
 SMALL = Shape("small", 4096, 512, 1408, 9, 8, 4, 8192, tower=192, tower_layers=4, image=224)
+SMOLLM2 = Shape("smollm2", 49152, 576, 1536, 30, 9, 3, 8192, tower=0, tower_layers=0, image=0)  # reads no images
 SHAPES = {shape.name: shape for shape in (TINY, SMALL)}
 
 

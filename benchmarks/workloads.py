@@ -69,6 +69,13 @@ def text_only(count: int, *, max_tokens: int, seed: int = 0) -> list[Body]:
     return [chat(words(chance, chance.randint(40, 60)), max_tokens=max_tokens) for _ in range(count)]
 
 
+def stories(count: int, *, max_tokens: int, seed: int = 0) -> list[Body]:
+    """Wishes for stories, which a published model tells at length."""
+    chance = random.Random(seed)
+    wish = "Write a long story in which all of these things are important: "
+    return [chat(f"{wish}{words(chance, chance.randint(12, 24))}.", max_tokens=max_tokens) for _ in range(count)]
+
+
 def about_images(count: int, *, max_tokens: int, distinct: int = 8, seed: int = 0, pictures: int = 0) -> list[Body]:
     """Short questions about `distinct` pictures of 64 to 336 pixels; `seed` is that of the questions."""
     chance = random.Random(seed)

@@ -22,6 +22,7 @@ SCENARIOS: dict[str, Scenario] = {
     "demo": Scenario("start, memory, and the guard's modes on the bundled model", demo.run),
     "peers-tiny": Scenario("image requests against transformers serve, 0.6 M parameters", peers.tiny),
     "peers-small": Scenario("the same, 32 M parameters", peers.small),
+    "peers-real": Scenario("text requests to SmolLM2-135M against transformers serve", peers.real),
     "offline-small": Scenario("the engine against model.generate on one static batch", offline.run),
     "step-small": Scenario("an engine's step against the bare batched forward", steps.small),
     "products": Scenario("single operations: weights, int8 and attention against torch's own", products.run),

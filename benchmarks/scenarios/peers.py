@@ -1,4 +1,4 @@
-"""Image requests through HTTP: ours, `transformers serve` on the same folder, and whatever `--url` names."""
+"""Requests through HTTP: ours, `transformers serve` on the same folder, and whatever `--url` names."""
 
 from __future__ import annotations
 
@@ -7,51 +7,81 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from benchmarks.bench import Bench
-from benchmarks.checkpoints import SMALL, TINY, Shape
+from benchmarks.checkpoints import SMALL, SMOLLM2, TINY, Checkpoint, Shape
 from benchmarks.estimate import Estimate, percentile
 from benchmarks.load import Load
 from benchmarks.report import Goal, Report, ms
 from benchmarks.roofline import Costs, machine
 from benchmarks.servers import OURS, PEER, Endpoint, autosteer, missing_for_peer, transformers_serve
-from benchmarks.workloads import Body, about_images
+from benchmarks.workloads import Body, about_images, stories
+from models.smollm2 import FOLDER
 
 MAX_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Case:
-    """Clients at once, and how many different pictures their requests have between them (0: each its own)."""
+    """Clients at once, and how many different pictures their requests have between them.
+
+    0: each its own; None: they are texts.
+    """
 
     clients: int
-    pictures: int
+    pictures: int | None
 
     @property
     def count(self) -> int:
         """Requests of a round."""
         return max(8, 2 * self.clients)
 
+    @property
+    def images(self) -> int:
+        """Of each request."""
+        return int(self.pictures is not None)
+
+    def bodies(self, tokens: int, seed: int) -> list[Body]:
+        """New questions for each seed; about the same pictures, or about new ones where each request has its own."""
+        if self.pictures is None:
+            return stories(self.count, max_tokens=tokens, seed=seed)
+        kind = {"distinct": self.pictures} if self.pictures else {"distinct": self.count, "pictures": 2 + seed}
+        return about_images(self.count, max_tokens=tokens, seed=seed, **kind)
+
     def __str__(self) -> str:
+        if self.pictures is None:
+            return f"{self.clients} clients"
         return f"{self.clients} clients, " + (f"{self.pictures} pictures" if self.pictures else "a picture each")
 
 
 def tiny(bench: Bench) -> Report:
     """The tiny model, where the server's own work is most of the time."""
-    return _compare(bench, "peers-tiny", TINY, {1: 1.2, 16: 6.0})
+    return _compare(bench, "peers-tiny", bench.checkpoint(TINY), _pictured(bench), {1: 1.2, 16: 6.0})
 
 
 def small(bench: Bench) -> Report:
     """The small model, where the model's is."""
-    return _compare(bench, "peers-small", SMALL, {1: 1.2, 16: 4.0})
+    return _compare(bench, "peers-small", bench.checkpoint(SMALL), _pictured(bench), {1: 1.2, 16: 4.0})
 
 
-def _compare(bench: Bench, name: str, shape: Shape, at_least: dict[int, float]) -> Report:
+def real(bench: Bench) -> Report:
+    """A published model, about texts."""
+    if not (FOLDER / "config.json").is_file():
+        return Report("peers-real", "text requests, SmolLM2", notes=[f"Left out: `make real-model` brings {FOLDER}."])
+    cases = [Case(clients, None) for clients in bench.effort.clients]
+    model = Checkpoint(SMOLLM2, FOLDER.absolute(), guard=FOLDER / "none")  # it is served without one
+    return _compare(bench, "peers-real", model, cases, {1: 1.5, 16: 4.0})
+
+
+def _pictured(bench: Bench) -> list[Case]:
+    return [Case(clients, 8) for clients in bench.effort.clients] + [Case(16, 0)]
+
+
+def _compare(bench: Bench, name: str, model: Checkpoint, cases: Sequence[Case], at_least: dict[int, float]) -> Report:
+    shape = model.shape
     report = Report(
         name,
-        f"image requests, {bench.effort.answer} tokens each, {shape.name} model",
+        f"{'image' if cases[0].images else 'text'} requests, {bench.effort.answer} tokens each, {shape.name} model",
         ("load", "server", "tokens/s", "first token p50", "between tokens p50", "p99", "of the roofline"),
     )
-    cases = [Case(clients, 8) for clients in bench.effort.clients] + [Case(16, 0)]
-    model = bench.checkpoint(shape)
     with ExitStack() as stack:
         servers = [stack.enter_context(autosteer(model, "--max-rows", str(MAX_ROWS)))]
         if missing := missing_for_peer():
@@ -77,16 +107,16 @@ def _rounds(bench: Bench, name: str, servers: Sequence[Endpoint], case: Case) ->
     """Every server in every round, each round the other way about."""
     loads: dict[str, list[Load]] = {server.name: [] for server in servers}
 
-    def bodies(seed: int) -> list[Body]:
-        """New questions in each round; about the same pictures, or about new ones where each request has its own."""
-        kind = {"distinct": case.pictures} if case.pictures else {"distinct": case.count, "pictures": 2 + seed}
-        return about_images(case.count, max_tokens=bench.effort.answer, seed=seed, **kind)
+    def load(server: Endpoint, seed: int) -> Load:
+        bodies = case.bodies(bench.effort.answer, seed)
+        # A published model may end an answer earlier, and in bf16 two servers may not end it at the same token.
+        return server.load(bodies, clients=case.clients, count=case.count, whole=bool(case.images))
 
     for server in servers:
-        server.load(bodies(-1), clients=case.clients, count=case.count)  # warm-up
+        load(server, -1)  # warm-up
     for number in bench.each(range(bench.effort.rounds), f"{name}, {case}"):
         for server in servers if number % 2 else reversed(servers):
-            loads[server.name].append(server.load(bodies(number), clients=case.clients, count=case.count))
+            loads[server.name].append(load(server, number))
     return loads
 
 
@@ -108,7 +138,7 @@ def _row(bench: Bench, shape: Shape, case: Case, server: str, loads: Sequence[Lo
 def _bound(bench: Bench, shape: Shape, case: Case, prompt: int) -> float:
     """Tokens per second that the machine could reach, were there nothing but the model."""
     tokens = bench.effort.answer
-    return case.clients * tokens / Costs(shape).answers(machine(), case.clients, prompt, tokens, images=1)
+    return case.clients * tokens / Costs(shape).answers(machine(), case.clients, prompt, tokens, images=case.images)
 
 
 def _goals(case: Case, ours: Sequence[Load], peer: Sequence[Load], at_least: dict[int, float]) -> list[Goal]:
