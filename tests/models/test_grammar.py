@@ -245,7 +245,6 @@ NAMES = "type properties items enum const anyOf allOf $ref pattern required mini
 KEYWORDS = st.sampled_from(NAMES.split())
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.dictionaries(KEYWORDS, JSON | st.sampled_from(["object", "string", "#", ["array"], "a{3}"]), max_size=4))
 def test_any_json_object_is_a_grammar_or_a_schema_error(schema: dict[str, Any]) -> None:
     try:

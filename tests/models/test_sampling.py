@@ -38,7 +38,6 @@ def sampler_of(params: SamplingParams, prompt: list[int], output: list[int]) -> 
     return sampler
 
 
-@settings(max_examples=300, deadline=None)
 @given(rows=st.lists(st.tuples(params, tokens, tokens), min_size=1, max_size=6), seed=st.integers(0, 2**31))
 def test_each_row_of_a_batch_gets_the_slow_sampler_s_token(rows: list[Any], seed: int) -> None:
     logits = torch.randn(len(rows), V, generator=torch.Generator().manual_seed(seed)) * 3
@@ -150,7 +149,6 @@ def test_values_without_a_meaning(name: str, value: float) -> None:
 # log-probabilities -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     rows=st.lists(st.tuples(params, tokens, tokens, st.sampled_from([None, 0, 1, 5, 20])), min_size=1, max_size=6),
     seed=st.integers(0, 2**31),
@@ -194,7 +192,6 @@ class Only:
         pass
 
 
-@settings(max_examples=100, deadline=None)
 @given(rows=st.lists(st.tuples(params, st.sets(st.integers(0, V - 1), max_size=4)), min_size=1, max_size=6))
 def test_constrained_rows_say_what_their_grammar_allows_and_the_others_what_they_would_say_alone(
     rows: list[Any],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from fastapi import FastAPI
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 from typer.testing import CliRunner, Result
@@ -140,7 +140,6 @@ DAMAGED = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
 @given(damaged=DAMAGED)
 def test_no_damage_to_the_file_lets_anybody_do_more(damaged: bytes, folder: Path) -> None:
     before = Rules.of(loaded(folder, CONFIG))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from server.answer.detokenizer import Detokenizer, _CleanUp
 from server.answer.stop_scan import StopScan
 from server.answer.text_decoder import BROKEN, TextDecoder
+from tests.examples import examples
 from tests.server.scripted import EOS, SECRET_SPECIAL, byte_tokenizer
 
 PROSE = "Ein Bär trägt 3 rote Äpfel — “wirklich”? 熊が赤いリンゴを三つ運ぶ 🐻🍎🍎🍎 don't 👩‍👩‍👧 \t\n  x"
@@ -140,7 +141,7 @@ some_bytes = st.one_of(
 )
 
 
-@settings(max_examples=3000, deadline=None)
+@examples(3)
 @given(some_bytes, st.lists(st.integers(0, 30), max_size=3))
 @example(b"\xff" * 200, [])
 @example("🐻".encode() * 60, [])
@@ -153,7 +154,7 @@ def test_random_bytes(data: bytes, specials: list[int]) -> None:
         assert "".join(pieces("bytes", ids, window=window)) == whole("bytes", ids)
 
 
-@settings(max_examples=1500, deadline=None)
+@examples(1.5)
 @given(st.data(), st.sampled_from(["merged", "sentencepiece", "metaspace", "tidying"]))
 def test_random_tokens(data: st.DataObject, name: str) -> None:
     ids = data.draw(st.lists(st.integers(0, len(TOKENIZERS[name]) - 1), max_size=80))
@@ -161,14 +162,14 @@ def test_random_tokens(data: st.DataObject, name: str) -> None:
         assert "".join(pieces(name, ids, window=window)) == whole(name, ids)
 
 
-@settings(max_examples=1500, deadline=None)
+@examples(1.5)
 @given(st.lists(st.integers(0, 12), max_size=80))
 def test_words_without_bytes(ids: list[int]) -> None:
     for window in (False, True):
         assert "".join(pieces("sentencepiece", ids, window=window)) == whole("sentencepiece", ids)
 
 
-@settings(max_examples=1500, deadline=None)
+@examples(1.5)
 @given(st.text("ab c€", max_size=40), st.lists(st.text("ab c€", min_size=1, max_size=5), min_size=1, max_size=4))
 @example("abcabd", ["abd"])
 @example("xabcd", ["abcd", "bc"])
@@ -178,7 +179,6 @@ def test_stop_strings_over_any_tokens(text: str, stops: list[str]) -> None:
     assert not any(stop in found for stop in stops)
 
 
-@settings(max_examples=500, deadline=None)
 @given(some_bytes, st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=4))
 def test_stop_strings_over_broken_text(data: bytes, stops: list[str]) -> None:
     assert "".join(pieces("bytes", list(data), stops)) == cut(data.decode(errors="replace"), stops)
@@ -194,7 +194,7 @@ def test_no_character_of_a_stop_string_is_ever_shown(stop: str) -> None:
         assert shown == "say "
 
 
-@settings(max_examples=1500, deadline=None)
+@examples(1.5)
 @given(st.lists(st.text(" 'ntsmver.!x", max_size=6), max_size=12))
 @example(["x ", " ", "' s"])
 def test_spaces_are_tidied_in_pieces_as_in_whole(texts: list[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.answer.choices import Choices
@@ -119,7 +119,6 @@ async def test_the_token_that_ends_an_answer_counts_and_eos_does_not() -> None:
     assert (await text_of(answer), answer.tokens) == ("a", 1)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.text("ab é", max_size=12), st.lists(st.text("ab é", min_size=1, max_size=3), min_size=1, max_size=3))
 def test_text_ends_before_the_stop_string_that_ends_first(text: str, stops: list[str]) -> None:
     async def run() -> tuple[list[str], Choices, Engine]:

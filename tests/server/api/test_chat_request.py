@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api.answer_fields import MAX_BIASES, MAX_CHOICES, MAX_STOP_CHARACTERS, MAX_STOPS
@@ -313,13 +313,11 @@ def check_any(data: Any) -> None:
     assert orjson.loads(orjson.dumps(error.body)) == error.body
 
 
-@settings(max_examples=150, deadline=None)
 @given(JSON)
 def test_any_json_is_a_request_or_refused(data: Any) -> None:
     check_any(data)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_good_request_with_one_value_changed_is_a_request_or_refused(data: st.DataObject) -> None:
     """Closer to the schema than random JSON: one place of a full request becomes something else."""
