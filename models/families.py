@@ -88,6 +88,7 @@ class Family:
     mrope: bool = False  # three-dimensional rotary positions, from the model's `get_rope_index`
     banned: Callable[[Any], Sequence[int]] | None = None  # ids the model never answers with
     chat_template: str | None = None  # where checkpoints come without one
+    tiles_one: bool = False  # an image is cut into tiles only where it is alone
     details: Mapping[str, Detail] = field(default_factory=dict)  # levels to choose from, where there are any
 
     @property
@@ -117,6 +118,7 @@ FAMILIES: dict[str, Family] = {
         image_processor="LlavaOnevisionImageProcessorPil",
         features=("pixel_values", "image_sizes", "batch_num_images"),
         parts=_only,
+        tiles_one=True,
         details=_TILES,
     ),
     "chameleon": Family(

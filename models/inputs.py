@@ -22,6 +22,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from models.errors import PromptError, PromptTooLong
 from models.families import Detail, Family
+from models.image_counts import least_tokens
 from models.images import pictures_of
 from models.pieces import SENTINEL, SENTINELS, PieceTokenizer, SentinelTokenizer, SpecialTokens
 from models.pixels import ImageFile
@@ -176,6 +177,15 @@ class InputBuilder:
         processor.tokenizer = SentinelTokenizer(self._tokenizer, self._pieces, [text.core for text in texts])
         return processor
 
+    def _decoded(self, images: PromptImages) -> list[Image.Image]:
+        """The images; those that pass the context by their sizes alone are not decoded."""
+        sizes = images.sizes()
+        if sizes and self._max_tokens is not None and not images.options:
+            tokens = least_tokens(self._processor, sizes, tiles_one=self._family.tiles_one)
+            if tokens is not None and tokens > self._max_tokens:
+                raise PromptTooLong(f"images of {tokens} tokens or more; the model's context has {self._max_tokens}")
+        return images.decoded()
+
     def _process(self, processor: Any, text: str, images: PromptImages) -> Prompt:  # noqa: ANN401
         """The prompt of a rendered text. The processor is changed."""
         bos = self._tokenizer.bos_token
@@ -186,7 +196,7 @@ class InputBuilder:
         key = images.key
         known = self._memory.get(key) if images.images else NOTHING
         processor.image_processor = seeing = ImageProcessor(self._processor.image_processor, self._family, known)
-        given = images.decoded() if known is None else [_STAND_IN] * len(images.images)
+        given = self._decoded(images) if known is None else [_STAND_IN] * len(images.images)
         data = processor(text=[text], images=[given] if given else None, return_tensors="pt", **options)
         found = seeing.processed
         assert found is not None, "the processor did not look at the images"

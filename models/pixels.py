@@ -15,6 +15,7 @@ class ImageFile:
 
     digest: bytes  # of the file
     decode: Callable[[], Image.Image]  # RGB
+    measure: Callable[[], tuple[int, int]] | None = None  # width and height once decoded, from the file's header
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

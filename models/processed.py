@@ -79,9 +79,23 @@ class PromptImages:
             return None
         return digests, tuple(self.longest), repr(sorted(self.options.items()))
 
+    def sizes(self) -> list[tuple[int, int]] | None:
+        """Width and height of each image once it is brought down; None where one's is only known by decoding it."""
+        found = [image.measure() if isinstance(image, ImageFile) and image.measure else None for image in self.images]
+        if None in found:
+            return None
+        return [_within(size, longest) for size, longest in zip(found, self.longest, strict=True) if size is not None]
+
     def decoded(self) -> list[Image.Image]:
-        """The images in RGB, brought down to their size."""
-        return [_shrunk(_rgb(image), longest) for image, longest in zip(self.images, self.longest, strict=True)]
+        """The images in RGB, brought down to their size; a file that comes again is decoded once."""
+        found: list[Image.Image] = []
+        known: dict[Hashable, Image.Image] = {}
+        for image, longest in zip(self.images, self.longest, strict=True):
+            key = (image.digest if isinstance(image, ImageFile) else id(image), longest)
+            if key not in known:
+                known[key] = _shrunk(_rgb(image), longest)
+            found.append(known[key])
+        return found
 
 
 class ImageProcessor:
@@ -104,6 +118,13 @@ class ImageProcessor:
 def _rgb(image: Image.Image | ImageFile) -> Image.Image:
     image = image.decode() if isinstance(image, ImageFile) else image
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _within(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
+    if longest is None or max(size) <= longest:
+        return size
+    width, height = (max(1, side * longest // max(size)) for side in size)
+    return width, height
 
 
 def _shrunk(image: Image.Image, longest: int | None) -> Image.Image:

@@ -112,6 +112,7 @@ class Service:
         self.places = Places(engine, settings.max_live)
         self._served: Served | None = None
         self._prepare = Lane(settings.prepare_threads, "prepare")
+        self._prepare_images = Lane(settings.prepare_threads, "images")  # so that no text waits for them
         self._schemas: Schemas | None = None  # until the model is there
         self._parse_thread = ThreadPoolExecutor(1, thread_name_prefix="parse")  # one large body at a time
         self.metrics.watch(self._running, self._waiting, self._cache_usage)
@@ -161,7 +162,7 @@ class Service:
     @property
     def _stalled(self) -> str | None:
         """Which threads have taken up nothing for too long, while requests wait for them."""
-        lanes = [self._prepare, *(() if self._schemas is None else self._schemas.lanes)]
+        lanes = [self._prepare, self._prepare_images, *(() if self._schemas is None else self._schemas.lanes)]
         return next((lane.name for lane in lanes if lane.stalled > self.settings.pool_seconds), None)
 
     def check_progress(self) -> None:
@@ -193,6 +194,7 @@ class Service:
         """End what lives, let the worker threads end, and write the last records."""
         await self.engine.stop()
         self._prepare.close()
+        self._prepare_images.close()
         if self._schemas is not None:
             self._schemas.close()
         self._parse_thread.shutdown(wait=False, cancel_futures=True)
@@ -293,7 +295,8 @@ class Service:
         """
         async with deadline.held():
             found = await self.images.of(images)
-            return await self._prepare.run(partial(self._prepared, admission.call, prepare, found))
+            lane = self._prepare_images if images else self._prepare
+            return await lane.run(partial(self._prepared, admission.call, prepare, found))
 
     async def accept(self, admission: Admission, job: Job, intake: Intake, deadline: Deadline) -> Choices:
         """What a job prepares in a worker thread, accepted by the engine, all or none. Raises ApiError."""

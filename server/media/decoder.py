@@ -15,11 +15,12 @@ import warnings
 
 from PIL import Image
 
-from server.media.files import MediaError, decode_image
+from server.media.files import MediaError, decode_image, image_size
 from server.workers.process import Worker, WorkerLost, Workers, be_modest, serve
 
 logger = logging.getLogger(__name__)
 
+MEASURE, DECODE = b"m", b"d"  # what a question begins with, before the file
 SIZE = struct.Struct("<II")  # width and height; 0: refused. Pixels or a message follow
 MEMORY_BYTES = 2 * 2**30
 MEMORY_BYTES_PER_PIXEL = 40
@@ -35,19 +36,28 @@ class Decoders:
         self._seconds = seconds
         self._workers = Workers(count, lambda: Worker(__name__, max_pixels))
 
-    def decode(self, data: bytes) -> Image.Image:
-        """`decode_image` in another process; waits for one that is free. Raises MediaError."""
+    def measure(self, data: bytes) -> tuple[int, int]:
+        """`image_size` in another process; waits for one that is free. Raises MediaError."""
+        return self._ask(MEASURE, data, self._seconds)[0]
+
+    def decode(self, data: bytes, seconds: float | None = None) -> Image.Image:
+        """`decode_image` in another process, within so many seconds; waits for one that is free. Raises MediaError."""
+        size, pixels = self._ask(DECODE, data, self._seconds if seconds is None else min(seconds, self._seconds))
+        image = Image.new("RGB", size, None)  # not filled: that would hold the lock as well
+        image.frombytes(pixels)
+        return image
+
+    def _ask(self, question: bytes, data: bytes, seconds: float) -> tuple[tuple[int, int], memoryview]:
         try:
-            answer = self._workers.ask(data, self._seconds)
+            answer = self._workers.ask((question, data), seconds)
         except WorkerLost as lost:
             logger.warning("a decoder of images gave no answer and is ended: %s", lost)
             raise MediaError("the image takes too much time or memory to decode, or breaks its decoder") from lost
         width, height = SIZE.unpack(answer[: SIZE.size])
+        rest = answer[SIZE.size :]
         if not width:
-            raise MediaError(bytes(answer[SIZE.size :]).decode())
-        image = Image.new("RGB", (width, height), None)  # not filled: that would hold the lock as well
-        image.frombytes(answer[SIZE.size :])
-        return image
+            raise MediaError(bytes(rest).decode())
+        return (width, height), rest
 
     def close(self) -> None:
         """End the idle processes now, and each that is at work when it is done."""
@@ -59,11 +69,13 @@ def main() -> None:
     descriptor, max_pixels = map(int, sys.argv[1:])
     be_modest({resource.RLIMIT_AS: MEMORY_BYTES + MEMORY_BYTES_PER_PIXEL * max_pixels})
     warnings.simplefilter("ignore")  # about damaged images; the server's log is not theirs to fill
-    serve(descriptor, lambda data: _answer(bytes(data), max_pixels))
+    serve(descriptor, lambda data: _answer(bytes(data[:1]), bytes(data[1:]), max_pixels))
 
 
-def _answer(data: bytes, max_pixels: int) -> tuple[bytes, bytes]:
+def _answer(question: bytes, data: bytes, max_pixels: int) -> tuple[bytes, bytes]:
     try:
+        if question == MEASURE:
+            return SIZE.pack(*image_size(data, max_pixels)), b""
         image = decode_image(data, max_pixels)
     except MediaError as error:
         return SIZE.pack(0, 0), str(error).encode()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import binascii
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
@@ -25,6 +27,8 @@ FORMATS = {
 ALLOWED = sorted(set(FORMATS.values()))
 DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
 BASE64_SLICE = 2**20
+ORIENTATION = 0x0112  # of EXIF
+TURNED = frozenset({5, 6, 7, 8})  # by a quarter
 MAX_PROGRESSIVE_SCANS = 100  # each scan of a progressive JPEG passes over all pixels; cameras write about ten
 
 
@@ -69,8 +73,31 @@ def _from_base64(payload: str) -> bytes:
         raise MediaError("the data URL is not valid base64") from None
 
 
+def image_size(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """Width and height of the image that `decode_image` would give, from the file's header. Raises MediaError."""
+    with _opened(data, max_pixels) as image:
+        width, height = image.size
+        return (height, width) if _is_turned(image) else (width, height)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ORIENTATION) in TURNED
+    except Exception:  # noqa: BLE001  EXIF of hostile files raises nearly anything, and decoding ignores it then
+        return False
+
+
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """Encoded bytes as a decoded image: upright, RGB, the first frame, transparency on white. Raises MediaError."""
+    with _opened(data, max_pixels) as image:
+        image.load()
+        _check_pixels(image.size, max_pixels)
+        return upright_rgb(image)
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """A file whose header has been read. Raises MediaError, also for what goes wrong within."""
     if (size := _webp_size(data)) is not None:
         _check_pixels(size, max_pixels)  # PIL reserves the canvas of a WebP when it opens it
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_PROGRESSIVE_SCANS:
@@ -78,9 +105,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=ALLOWED) as image:
             _check_pixels(image.size, max_pixels)
-            image.load()
-            _check_pixels(image.size, max_pixels)
-            return upright_rgb(image)
+            yield image
     except MediaError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

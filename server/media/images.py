@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 
 from PIL import Image
 
@@ -22,6 +23,8 @@ class Images:
 
     def __init__(self, settings: Settings, fetcher: Fetcher | None = None) -> None:
         self._max_bytes = settings.max_image_bytes
+        self._max_pixels = settings.max_request_pixels
+        self._seconds = settings.decode_seconds
         self._decoders = Decoders(
             settings.prepare_threads, max_pixels=settings.max_image_pixels, seconds=settings.decode_seconds
         )
@@ -45,12 +48,42 @@ class Images:
             except FetchFailed as failure:
                 param = next(param for param, url in urls.items() if url == failure.url)
                 raise _invalid(param, failure.reason) from failure
-        return RequestImages(urls, fetched, self._max_bytes, self._decoders)
+        work = Work(self._max_pixels, self._seconds)
+        return RequestImages(urls, fetched, self._max_bytes, self._decoders, work)
 
     def close(self) -> None:
         """End the decoders."""
         self._decoders.close()
         self._resolver.close()
+
+
+class Work:
+    """What may still be spent on one request's images: pixels, and seconds of decoding. For one thread at a time."""
+
+    def __init__(self, pixels: int, seconds: float) -> None:
+        self._max_pixels = pixels
+        self._max_seconds = seconds
+        self._pixels: dict[bytes, int] = {}  # by the file's digest
+        self._seconds = 0.0
+
+    def count(self, digest: bytes, size: tuple[int, int]) -> None:
+        """Count a file's pixels, once. Raises MediaError where the request's images have too many."""
+        self._pixels[digest] = size[0] * size[1]
+        if (total := sum(self._pixels.values())) > self._max_pixels:
+            raise MediaError(
+                f"the images of this request have {total} pixels or more together, the limit is {self._max_pixels}"
+            )
+
+    def timed(self, decode: Callable[[float], Image.Image]) -> Image.Image:
+        """Decode within the seconds that are left. Raises MediaError where none are, or what `decode` raises."""
+        left = self._max_seconds - self._seconds
+        if left <= 0:
+            raise MediaError(f"the images of this request take more than {self._max_seconds:g} seconds to decode")
+        begun = monotonic()
+        try:
+            return decode(left)
+        finally:
+            self._seconds += monotonic() - begun
 
 
 @dataclass(frozen=True)
@@ -61,6 +94,7 @@ class RequestImages:
     fetched: Mapping[str, bytes]
     max_bytes: int
     decoders: Decoders
+    work: Work
 
     def file(self, param: str) -> ImageFile:
         """The image that a field names; it is upright and RGB once decoded. Blocks. Both raise BadRequest."""
@@ -69,13 +103,26 @@ class RequestImages:
             data = self.fetched[url] if url in self.fetched else read_data_url(url, self.max_bytes)
         except MediaError as error:
             raise _invalid(param, error) from error
-        return ImageFile(hashlib.sha256(data).digest(), partial(self._decode, param, data))
+        digest = hashlib.sha256(data).digest()
+        return ImageFile(
+            digest, partial(self._decode, param, digest, data), partial(self._measure, param, digest, data)
+        )
 
-    def _decode(self, param: str, data: bytes) -> Image.Image:
+    def _measure(self, param: str, digest: bytes, data: bytes) -> tuple[int, int]:
         try:
-            return self.decoders.decode(data)
+            size = self.decoders.measure(data)
+            self.work.count(digest, size)
         except MediaError as error:
             raise _invalid(param, error) from error
+        return size
+
+    def _decode(self, param: str, digest: bytes, data: bytes) -> Image.Image:
+        try:
+            image = self.work.timed(partial(self.decoders.decode, data))
+            self.work.count(digest, image.size)
+        except MediaError as error:
+            raise _invalid(param, error) from error
+        return image
 
 
 def _invalid(param: str, error: MediaError) -> BadRequest:

@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import BufferedRWPair
 from queue import LifoQueue
@@ -48,12 +48,13 @@ class Worker:
         """The process's id."""
         return self._process.pid
 
-    def ask(self, data: bytes, seconds: float) -> memoryview:
-        """The answer to a request. Raises WorkerLost, after which the process has ended, if none comes in time."""
+    def ask(self, parts: Sequence[bytes], seconds: float) -> memoryview:
+        """The answer to a request of several parts. Raises WorkerLost if none comes in time: it has ended then."""
         try:
             self._socket.settimeout(seconds)
-            self._file.write(LENGTH.pack(len(data)))
-            self._file.write(data)
+            self._file.write(LENGTH.pack(sum(map(len, parts))))
+            for part in parts:
+                self._file.write(part)
             self._file.flush()
             return receive(self._file)
         except (OSError, EOFError) as error:
@@ -85,14 +86,14 @@ class Workers:
         for _ in range(count):
             self._idle.put(None)
 
-    def ask(self, data: bytes, seconds: float) -> memoryview:
+    def ask(self, parts: Sequence[bytes], seconds: float) -> memoryview:
         """The answer of a process that is free, or waited for. Raises WorkerLost."""
         worker = self._idle.get()
         try:
             if worker is None or worker.ended:
                 worker = self._start()
             self._asked.add(worker)
-            return worker.ask(data, seconds)
+            return worker.ask(parts, seconds)
         finally:
             if worker is not None:
                 self._asked.discard(worker)

@@ -103,7 +103,7 @@ class SchemaCompiler:
         return verdict
 
     async def _compile(self, lane: int, seconds: float, schema: bytes) -> Verdict:
-        ask = partial(self._processes[lane].ask, question(schema, seconds), seconds + GRACE_SECONDS)
+        ask = partial(self._processes[lane].ask, [question(schema, seconds)], seconds + GRACE_SECONDS)
         try:
             return read_verdict(bytes(await self.lanes[lane].run(ask)))
         except WorkerLost as lost:
@@ -123,7 +123,7 @@ class SchemaCompiler:
 def _started(source: VocabularySource, memory_bytes: int) -> Worker:
     worker = Worker(compiler.__name__, memory_bytes)
     vocabulary = json.dumps([source.tokenizer, source.size, sorted(source.eos_ids)]).encode()
-    if refusal := bytes(worker.ask(vocabulary, START_SECONDS)):
+    if refusal := bytes(worker.ask([vocabulary], START_SECONDS)):
         worker.end()
         raise SchemaError(refusal.decode())
     return worker

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.backbone import Backbone
-from models.errors import PromptError
+from models.errors import PromptError, PromptTooLong
 from models.families import FAMILIES
+from models.image_counts import least_tokens
 from models.inputs import InputBuilder
 from models.load import load_inputs
 from models.pixels import ImageFile
@@ -414,6 +415,37 @@ class TestRemembered:
         for _ in range(2):
             builder.build(chat(("user", "Hi", 1)), self._files(decoded, 1))
         assert decoded == [1, 1]
+
+    def test_images_that_pass_the_context_by_their_sizes_are_not_decoded(self, tiny_models: TinyModels) -> None:
+        """Also where a processor does not tell how many tokens images take: then it is seen once they are decoded."""
+        for family in TINY:
+            if not FAMILIES[family].sees:
+                continue
+            inputs, _ = load_inputs(str(tiny_models.folder(family)))
+            for sizes in ([(40, 30)], [(333, 100), (64, 64)], [(70, 50)] * 3):
+                pictures = [Image.new("RGB", size, "red") for size in sizes]
+                whole = len(inputs.build(chat(("user", "Hi", len(sizes))), pictures).ids)
+                least = least_tokens(inputs._processor, sizes, tiles_one=FAMILIES[family].tiles_one)
+                assert least is None or len(sizes) <= least <= whole, (family, sizes)
+
+    def test_such_images_are_refused_before_they_are_decoded(self, tiny_models: TinyModels) -> None:
+        folder = str(tiny_models.folder("llava_onevision"))
+        builder = load_inputs(folder)[0]
+        builder._max_tokens = 60
+        decoded: list[int] = []
+
+        def file(number: int) -> ImageFile:
+            def decode() -> Image.Image:
+                decoded.append(number)
+                return picture(number)
+
+            return ImageFile(bytes([number]), decode, lambda: (700, 500))
+
+        builder.build(chat(("user", "Hi", 1)), [file(0)])
+        assert decoded == [0]
+        with pytest.raises(PromptTooLong, match="images of 63 tokens or more; the model's context has 60"):
+            builder.build(chat(("user", "Hi", 7)), [file(number) for number in range(1, 8)])
+        assert decoded == [0]
 
     def test_an_image_that_cannot_be_decoded_leaves_nothing_behind(self, builders: Callable[..., InputBuilder]) -> None:
         builder, decoded = builders("llava"), list[int]()

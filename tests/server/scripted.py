@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from models.errors import PromptError
 from models.grammar import plain_json
 from models.pixels import ImageFile
+from models.processed import PromptImages
 from models.prompt import Prompt
 from models.sampling import Logprobs
 from server.app import create_app
@@ -107,7 +108,9 @@ class ScriptedInputs:
     def build(
         self, messages: Sequence[Mapping[str, Any]], images: Sequence[ImageFile], details: Sequence[str] = ()
     ) -> Prompt:
-        self.messages, self.images, self.asked = messages, [image.decode() for image in images], details
+        given = PromptImages(images, [None] * len(images), {})
+        given.sizes()
+        self.messages, self.images, self.asked = messages, given.decoded(), details
         self.entered.set()
         self.gate.wait()
         if self.fault is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -18,7 +19,8 @@ from PIL import Image
 
 from server.app import create_app
 from server.media.fetch import NOT_FETCHED
-from server.media.images import Images, RequestImages
+from server.media.files import MediaError
+from server.media.images import Images, RequestImages, Work
 from server.settings.schema import Settings
 from tests.server.fakes import as_any
 from tests.server.media.test_files import encoded
@@ -116,6 +118,72 @@ async def test_a_client_who_leaves_while_its_image_is_fetched_ends_the_fetch(wor
     assert len(runner.requests) == 1
 
 
+# what the images of one request may cost together ------------------------------------------------------------------
+
+
+async def test_pixels_of_a_request_are_counted_before_any_image_is_decoded() -> None:
+    app = application(ScriptedRunner(), max_request_pixels=5000)
+    async with client_of(app) as client:
+        decoders = app.state.service.images._decoders
+        decoded: list[bytes] = []
+        real: Callable[[bytes, float], Image.Image] = decoders.decode
+
+        def counting(data: bytes, seconds: float) -> Image.Image:
+            decoded.append(data)
+            return real(data, seconds)
+
+        decoders.decode = counting
+        fit = [data_url(png(50, 50, colour)) for colour in ("red", "blue")]
+        assert (await chat(client, "look", *fit)).status_code == 200
+        assert len(decoded) == 2
+        error = error_of(await chat(client, "look", *fit, data_url(png(10, 10))), 400)
+        assert "5100 pixels or more together, the limit is 5000" in error["message"]
+        assert (error["code"], error["param"]) == ("invalid_image", "messages.0.content.2.image_url.url")
+        assert len(decoded) == 2
+        assert (await chat(client, "look", *(fit[:1] * 5))).status_code == 200  # one file counts once
+        assert len(decoded) == 3
+
+
+async def test_seconds_of_decoding_are_bounded_for_a_request() -> None:
+    work = Work(10**9, seconds=0.02)
+    assert work.timed(lambda left: Image.new("RGB", (int(left * 1000), 1))).size[0] in range(1, 21)
+    with pytest.raises(OSError, match="too long"):
+        work.timed(_takes(0.03))
+    with pytest.raises(MediaError, match=r"more than 0\.02 seconds to decode"):
+        work.timed(lambda _: Image.new("RGB", (1, 1)))
+
+
+def _takes(seconds: float) -> Any:
+    def decode(left: float) -> Image.Image:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            pass
+        raise OSError(f"too long for {left}")
+
+    return decode
+
+
+async def test_a_text_does_not_wait_for_images() -> None:
+    app = application(ScriptedRunner(), prepare_threads=1)
+    begun, hold = threading.Event(), threading.Event()
+    async with client_of(app) as client:
+        decoders = app.state.service.images._decoders
+        real: Callable[[bytes, float], Image.Image] = decoders.decode
+
+        def held(data: bytes, seconds: float) -> Image.Image:
+            begun.set()
+            hold.wait()
+            return real(data, seconds)
+
+        decoders.decode = held
+        with_image = asyncio.create_task(chat(client, "look", data_url(png())))
+        await asyncio.to_thread(begun.wait)
+        assert (await chat(client, "hello")).status_code == 200
+        assert not with_image.done()
+        hold.set()
+        assert (await with_image).status_code == 200
+
+
 # the event loop ----------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +218,7 @@ P99_SECONDS = 0.05
 async def test_sixteen_large_images_do_not_hold_up_the_event_loop() -> None:
     """At best of three: a thread that keeps the interpreter's lock does so each time, a busy machine does not."""
     kinds = [data_url(large(*each)) for each in (("JPEG",), ("WEBP",), ("PNG", "RGBA"), ("WEBP", "RGBA"))]
-    app = application(ScriptedRunner(), max_body_bytes=2**28)
+    app = application(ScriptedRunner(), max_body_bytes=2**28, decode_seconds=3000)
     async with client_of(app) as client:
         assert (await chat(client, "look", kinds[0])).status_code == 200
         service = app.state.service
@@ -161,7 +229,7 @@ async def test_sixteen_large_images_do_not_hold_up_the_event_loop() -> None:
 
         p99: list[float] = []
         while not p99 or (min(p99) > P99_SECONDS and len(p99) < 3):
-            work = asyncio.gather(*(service._prepare.run(partial(size_of, path)) for path in found.urls))
+            work = asyncio.gather(*(service._prepare_images.run(partial(size_of, path)) for path in found.urls))
             late = np.array(await latencies(work))
             assert set(await work) == {(6000, 4000)}
             assert len(late) > 20
