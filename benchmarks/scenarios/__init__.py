@@ -32,9 +32,11 @@ SCENARIOS: dict[str, Scenario] = {
     "long-prompt": Scenario("running rows while a long prompt is computed", prompts.long_prompt),
     "same-image": Scenario("time to the first token of the second question about an image", prompts.same_image),
     "blocks": Scenario("nothing is left in the cache after loads and aborts", blocks.run),
-    "fresh-prompts": Scenario(
-        "prompts never sent before: the default max_gap_ms, and steps at most doubled", fresh.run
+    "fresh-pictures": Scenario(
+        "pictures never sent before: the default max_gap_ms, and steps at most doubled", fresh.pictures
     ),
+    "fresh-words": Scenario("the same with 300 words and no picture", fresh.texts),
+    "fresh-pictures-48": Scenario("the same with three times as many clients as rows", fresh.more_pictures),
     "open-loop": Scenario("latencies under Poisson arrivals at shares of the capacity", arrivals.run),
     "quantize": Scenario("int8 weights against none: speed, and what they change in answers and scores", quantize.run),
 }
