@@ -63,12 +63,12 @@ class Work:
     def __init__(self, pixels: int, seconds: float) -> None:
         self._max_pixels = pixels
         self._max_seconds = seconds
-        self._pixels: dict[bytes, int] = {}  # by the file's digest
+        self._pixels: dict[str, int] = {}  # by the field
         self._seconds = 0.0
 
-    def count(self, digest: bytes, size: tuple[int, int]) -> None:
-        """Count a file's pixels, once. Raises MediaError where the request's images have too many."""
-        self._pixels[digest] = size[0] * size[1]
+    def count(self, param: str, size: tuple[int, int]) -> None:
+        """Count the pixels of a field's image. Raises MediaError where the request's images have too many."""
+        self._pixels[param] = size[0] * size[1]
         if (total := sum(self._pixels.values())) > self._max_pixels:
             raise MediaError(
                 f"the images of this request have {total} pixels or more together, the limit is {self._max_pixels}"
@@ -104,22 +104,20 @@ class RequestImages:
         except MediaError as error:
             raise _invalid(param, error) from error
         digest = hashlib.sha256(data).digest()
-        return ImageFile(
-            digest, partial(self._decode, param, digest, data), partial(self._measure, param, digest, data)
-        )
+        return ImageFile(digest, partial(self._decode, param, data), partial(self._measure, param, data))
 
-    def _measure(self, param: str, digest: bytes, data: bytes) -> tuple[int, int]:
+    def _measure(self, param: str, data: bytes) -> tuple[int, int]:
         try:
             size = self.decoders.measure(data)
-            self.work.count(digest, size)
+            self.work.count(param, size)
         except MediaError as error:
             raise _invalid(param, error) from error
         return size
 
-    def _decode(self, param: str, digest: bytes, data: bytes) -> Image.Image:
+    def _decode(self, param: str, data: bytes) -> Image.Image:
         try:
             image = self.work.timed(partial(self.decoders.decode, data))
-            self.work.count(digest, image.size)
+            self.work.count(param, image.size)
         except MediaError as error:
             raise _invalid(param, error) from error
         return image

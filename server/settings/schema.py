@@ -132,7 +132,7 @@ class Settings(BaseSettings, PolicySettings):
     max_images: Count = Field(default=16, description="Images of a request.")
     max_image_bytes: Count = _fixed(10 * MEBI, "Size of an image's file.")
     max_image_pixels: Count = _fixed(24_000_000, "Pixels of an image.")
-    max_request_pixels: Count = _fixed(96_000_000, "Pixels of all images of a request; equal files count once.")
+    max_request_pixels: Count = _fixed(48_000_000, "Pixels of all images of a request together.")
     decode_seconds: Seconds = _fixed(20.0, "How long the images of a request may take to decode, one after another.")
     schema_seconds: Seconds = _fixed(2.0, "CPU time that compiling a JSON schema may take.")
     schema_mib: Count = _fixed(128, "Memory that compiling a JSON schema may take.")
