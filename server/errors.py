@@ -10,9 +10,11 @@ ApiError
 ├── UnsupportedBody    415  invalid_request_error
 ├── TooManyRequests    429  rate_limit_error
 ├── RateLimited        429  rate_limit_error
+├── ConcurrencyLimited 429  rate_limit_error
 ├── ServerFault        500  server_error
 └── Unavailable        503  server_error
     ├── AuditUnavailable
+    ├── BodiesFull
     └── DeadlineExceeded
 """
 
@@ -151,6 +153,18 @@ class RateLimited(ApiError):
         super().__init__(message, code="rate_limit_exceeded", headers=headers)
 
 
+class ConcurrencyLimited(ApiError):
+    """The client has as much running as it may; `retry_after` in seconds, None where waiting cannot help."""
+
+    status = 429
+    type = "rate_limit_error"
+    reason = "concurrency_limited"
+
+    def __init__(self, message: str, *, retry_after: int | None) -> None:
+        headers = {"x-should-retry": "false"} if retry_after is None else {"retry-after": str(retry_after)}
+        super().__init__(message, code="concurrency_limit_exceeded", headers=headers)
+
+
 class ServerFault(ApiError):
     """The request failed through no fault of the client."""
 
@@ -169,6 +183,15 @@ class AuditUnavailable(Unavailable):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="audit_failed", headers={"retry-after": "1"})
+
+
+class BodiesFull(Unavailable):
+    """There is no memory for a body now. The rest of it is not read: the connection ends with the answer."""
+
+    reason = "bodies_full"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="bodies_full", headers={"retry-after": "1", "connection": "close"})
 
 
 class DeadlineExceeded(Unavailable):

@@ -15,7 +15,7 @@ from fastapi import Request as HttpRequest
 from server.access.limits import RateLimiter
 from server.access.policies import make_policies, make_policy
 from server.access.rules import Rules
-from server.admission import Admission, Places, counted
+from server.admission import Admission, Gate, counted
 from server.answer.choices import Choices, Submits
 from server.answer.deadline import Deadline
 from server.answer.pipeline import Pipeline
@@ -32,7 +32,7 @@ from server.errors import (
     Unavailable,
     shown,
 )
-from server.http.body import read_body, validated
+from server.http.body import BodyLimits, read_body, validated
 from server.media.images import Images, RequestImages
 from server.record.audit.log import AuditLog
 from server.record.audit.sink import Sink
@@ -109,7 +109,7 @@ class Service:
             audit = AuditLog(sink, settings.audit, self.metrics)
             self.metrics.watch_audit(audit)
         self.recorder = Recorder(audit, tracing)
-        self.places = Places(engine, settings.max_live)
+        self.gate = Gate.of(engine, self.limiter, settings)
         self._served: Served | None = None
         self._prepare = Lane(settings.prepare_threads, "prepare")
         self._prepare_images = Lane(settings.prepare_threads, "images")  # so that no text waits for them
@@ -133,6 +133,7 @@ class Service:
             raise PolicyError("the model is not loaded yet; try again when the server is ready")
         self.rules, kept = self.rules.changed(settings, served.guard)
         self.limiter.forget_all_but(self.rules.clients.names)
+        self.gate.seats.shared = self.settings.shared_live
         self._tell(served)
         return kept
 
@@ -222,6 +223,8 @@ class Service:
             if call.choices is not None:
                 used = call.choices.tokens + sum(len(each.request.prompt.ids) for each in call.choices.leaders)
             call.reservation.settle(used)
+        if call.seat is not None:
+            call.seat.release()
         if call.schema is not None and self._schemas is not None:
             self._schemas.release(call.schema)
         self.recorder.end(call, None if self._served is None else self._served.judge)
@@ -251,26 +254,25 @@ class Service:
 
     @contextmanager
     def admission(self, http: HttpRequest) -> Iterator[Admission]:
-        """Hold a place while a request is read and prepared, and count it if it never reaches the engine.
+        """Hold what a request takes while it is read and prepared, and count it if it never reaches the engine.
 
-        Raises Unavailable, RateLimited and TooManyRequests before anything of the request is read.
+        Raises Unavailable, and what `Admission` does, before anything of the request is read.
         """
         call = call_of(http)
         with counted(self.metrics):
             self.require_served()
             self.recorder.check()
-            assert call.client is not None
-            self.limiter.admit(call.client)
-            admission = Admission(self.places, self.limiter, call)
+            admission = Admission(self.gate, call)
             try:
                 yield admission
             finally:
                 admission.release()
 
-    async def read(self, http: HttpRequest, validate: Callable[[object], T]) -> T:
+    async def read(self, admission: Admission, http: HttpRequest, validate: Callable[[object], T]) -> T:
         """What `validate` makes of the JSON body, within the limits. Raises ApiError, ClientGone."""
-        settings, call = self.settings, call_of(http)
-        body = await read_body(http, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
+        settings, call = self.settings, admission.call
+        body = await read_body(http, BodyLimits.of(settings), admission.body)
+        admission.enter()
 
         def kept(data: object) -> T:
             call.read = monotonic()

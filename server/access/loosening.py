@@ -13,7 +13,7 @@ from steering.policy import Calibrated
 
 PERMISSIONS = ("may_loosen", "expose_scores")
 COMPLETIONS = ("off", "text", "on")  # from the strictest on
-LIMITS = ("requests_per_minute", "tokens_per_minute")
+LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
 
 
 class LooseningError(ValueError):

@@ -82,7 +82,8 @@ class ChatJob:
 
     def answer(self, intake: Intake, choices: Choices) -> ChatAnswer:
         """As a `chat.completion`, or its chunks."""
-        return ChatAnswer(intake.answer_id, choices, self.chat, intake.served)
+        bare = self.chat.model_copy(update={"messages": []})  # they would stay in memory until the answer's end
+        return ChatAnswer(intake.answer_id, choices, bare, intake.served)
 
 
 def moderated_policy(policy: Policy, moderation: Moderation | None, *, guarded: bool) -> Policy:

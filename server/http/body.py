@@ -1,5 +1,7 @@
 """JSON in and out: a body is read under limits of size, time and values, and not parsed before it is known to be small.
 
+It must come at a rate: one that stalls is given up. What has come of it is counted in a budget of all bodies.
+
 Parsing and validating hold the interpreter's lock, and with it every other request. A body of many values is therefore
 counted before it is parsed, parsed and validated in a thread of its own, and refused where that would take too long.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import orjson
@@ -16,6 +19,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server.errors import BadRequest, BodyTooLarge, ClientGone, UnsupportedBody, shown
+from server.http.body_budget import HeldBody
+from server.settings.schema import Settings
 
 T = TypeVar("T")
 
@@ -23,26 +28,48 @@ FEW_VALUES = 1_000  # so many are parsed and validated in a few milliseconds, on
 COUNTED_AT_ONCE = 2**20  # bytes: counting these takes about a millisecond
 
 
-async def read_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
-    """The bytes of a JSON body. Raises BadRequest, BodyTooLarge, UnsupportedBody, ClientGone."""
+@dataclass(frozen=True)
+class BodyLimits:
+    """How large a body may be, and how slow: after `stall_seconds` it has come at `rate` bytes a second on average."""
+
+    max_bytes: int
+    seconds: float
+    stall_seconds: float
+    rate: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> BodyLimits:
+        """As the settings say."""
+        return cls(settings.max_body_bytes, settings.body_seconds, settings.body_stall_seconds, settings.body_rate)
+
+    def due(self, received: int) -> float:
+        """Seconds from the start until more than `received` bytes must have come."""
+        return min(self.seconds, self.stall_seconds + received / self.rate)
+
+
+async def read_body(request: Request, limits: BodyLimits, held: HeldBody) -> bytearray:
+    """The bytes of a JSON body. Raises BadRequest, BodyTooLarge, BodiesFull, UnsupportedBody, ClientGone."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise UnsupportedBody(f"The content type must be application/json, not {shown(kind)}.")
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise UnsupportedBody("The body must not be compressed.")
     try:
-        async with asyncio.timeout(seconds):
-            return await _read(request, max_bytes)
+        async with asyncio.timeout(limits.due(0)) as clock:
+            return await _read(request, limits, held, clock)
     except TimeoutError:
         raise BadRequest(
-            f"The body did not arrive within {seconds:g} seconds.", headers={"connection": "close"}
+            f"The body did not arrive within {limits.seconds:g} seconds, or came at less than {limits.rate:g} bytes a "
+            f"second after the first {limits.stall_seconds:g} seconds.",
+            code="slow_body",
+            headers={"connection": "close"},
         ) from None
     except ClientDisconnect:
         raise ClientGone from None
 
 
 async def validated(
-    body: bytes, validate: Callable[[object], T], *, max_values: int, max_containers: int, threads: Executor
+    body: bytes | bytearray, validate: Callable[[object], T], *, max_values: int, max_containers: int, threads: Executor
 ) -> T:
     """What `validate` makes of a JSON body; one of many values is parsed and validated by `threads`.
 
@@ -65,7 +92,7 @@ async def validated(
     return work() if values <= FEW_VALUES else await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
-async def count_values(body: bytes) -> int:
+async def count_values(body: bytes | bytearray) -> int:
     """An upper bound of the values in a JSON body, found without parsing it; others run in between."""
     found = 0
     for begin in range(0, len(body), COUNTED_AT_ONCE):
@@ -76,7 +103,7 @@ async def count_values(body: bytes) -> int:
     return found
 
 
-def parsed(body: bytes) -> object:
+def parsed(body: bytes | bytearray) -> object:
     """The JSON value. Raises BadRequest."""
     try:
         return orjson.loads(body)
@@ -99,16 +126,21 @@ def check_containers(data: object, limit: int) -> None:
             left.extend(value if isinstance(value, list) else value.values())
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def _read(request: Request, limits: BodyLimits, held: HeldBody, clock: asyncio.Timeout) -> bytearray:
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and (len(announced) > 18 or int(announced) > max_bytes):
-        raise _too_large(max_bytes)
+    if announced.isdecimal():
+        if len(announced) > 18 or int(announced) > limits.max_bytes:
+            raise _too_large(limits.max_bytes)
+        held.expect(int(announced))
+    begun = asyncio.get_running_loop().time()
     body = bytearray()
     async for chunk in request.stream():
+        if len(body) + len(chunk) > limits.max_bytes:
+            raise _too_large(limits.max_bytes)
+        held.grow(len(chunk))
         body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-    return bytes(body)
+        clock.reschedule(begun + limits.due(len(body)))
+    return body
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

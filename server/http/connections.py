@@ -34,8 +34,8 @@ def most_connections(wanted: int | None) -> int:
 class Connections:
     """The open connections of one server, `limit` at most. Only for the event loop's thread.
 
-    Idle is one on which no request is answered: none has come, its head is not complete, or its answer was sent (also
-    where the rest of its body never comes). Who has been so for longest makes room, whatever bytes it sends.
+    Idle is one on which no request is answered: none has come, head or body are not complete, or its answer was sent.
+    Who has been so for longest makes room, whatever bytes it sends.
     """
 
     def __init__(self, limit: int) -> None:
@@ -57,8 +57,13 @@ class Connections:
         self._idle[connection] = None
         return True
 
+    def begun(self, connection: Connection) -> None:
+        """A request's head is there, and its body may be to come: idle from now on."""
+        if self._idle.pop(connection, self) is None:
+            self._idle[connection] = None
+
     def at_work(self, connection: Connection) -> None:
-        """A request is being answered on it."""
+        """A request is there, and is being answered on it."""
         self._idle.pop(connection, None)
 
     def at_rest(self, connection: Connection) -> None:

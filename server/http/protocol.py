@@ -70,9 +70,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is there; its body has limits of its own."""
         self._head_is_there()
-        self._open_connections.at_work(self)
+        self._open_connections.begun(self)
         super().on_headers_complete()
         self.scope["extensions"] = {WRITE_NOW: {"write": partial(_write_now, self.cycle)}}
+
+    def on_message_complete(self) -> None:
+        """The body is there; its answer may have been sent before."""
+        super().on_message_complete()
+        if not self.cycle.response_complete:
+            self._open_connections.at_work(self)
 
     def on_response_complete(self) -> None:
         """An answer was sent; the next request may have come already."""

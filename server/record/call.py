@@ -16,6 +16,7 @@ from server.record.audit.record import content_hash, content_of
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
+    from server.access.concurrency import Seat
     from server.access.keys import Client
     from server.access.limits import Reservation
     from server.answer.choices import Choices
@@ -42,6 +43,7 @@ class Call:
     content: bytes | None = None
     content_hash: str | None = None
     reservation: Reservation | None = None
+    seat: Seat | None = None  # of what its client may have at once, until the last byte
     choices: Choices | None = None
     schema: Schema | None = None  # held until it ends
     error: ApiError | None = None

@@ -10,6 +10,7 @@ from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from server.answer.deadline import Deadline
+from server.api.answer import Answer
 from server.api.job import Intake, Job
 from server.http.streaming import respond, unless_gone
 from server.service import Service
@@ -17,9 +18,18 @@ from server.service import Service
 
 async def exchange(service: Service, http: HttpRequest, job_of: Callable[[object], Job]) -> Response:
     """One request's answer; `job_of` validates its body. Raises ApiError, ClientGone."""
+    settings = service.settings
+    answer = await _accepted(service, http, job_of)
+    return await respond(
+        http, answer, stall_seconds=settings.stall_seconds, keep_alive_seconds=settings.keep_alive_seconds
+    )
+
+
+async def _accepted(service: Service, http: HttpRequest, job_of: Callable[[object], Job]) -> Answer:
+    """The answer of a request that the engine has; of the job, with its texts and images, nothing else is left."""
     arrived, settings = monotonic(), service.settings
     with service.admission(http) as admission:
-        job = await service.read(http, job_of)
+        job = await service.read(admission, http, job_of)
         for param, model in job.models.items():
             service.check_model(model, param)
         served = service.require_served()
@@ -30,9 +40,4 @@ async def exchange(service: Service, http: HttpRequest, job_of: Callable[[object
         job.check(intake)
         deadline = Deadline.of(http, arrived, settings.request_seconds)
         choices = await unless_gone(http.receive, service.accept(admission, job, intake, deadline))
-    return await respond(
-        http,
-        job.answer(intake, choices),
-        stall_seconds=settings.stall_seconds,
-        keep_alive_seconds=settings.keep_alive_seconds,
-    )
+        return job.answer(intake, choices)

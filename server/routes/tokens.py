@@ -26,7 +26,7 @@ def routes(service: Service) -> APIRouter:
     async def tokenize(http: HttpRequest) -> Response:
         arrived, settings = monotonic(), service.settings
         with service.admission(http) as admission:
-            wanted = await service.read(http, parse_tokenize_request)
+            wanted = await service.read(admission, http, parse_tokenize_request)
             if wanted.model is not None:
                 service.check_model(wanted.model, "model")
             served = service.require_served()

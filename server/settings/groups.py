@@ -80,6 +80,11 @@ class PolicySettings(_Frozen):
     tokens_per_minute: Count | None = Field(
         default=None, description="Prompt and answer tokens of one key per minute; unlimited if not given."
     )
+    concurrent_requests: Count | None = Field(
+        default=None,
+        description="Generations of one key at the same time, each from its whole request to the end of its answer; if "
+        "not given half of `max_rows` and `max_queue` together where there are several keys, else all.",
+    )
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:

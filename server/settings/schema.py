@@ -120,9 +120,18 @@ class Settings(BaseSettings, PolicySettings):
         default=15.0, description="How long a stream may be silent before a comment is sent, or wait to begin."
     )
     body_seconds: Seconds = Field(default=60.0, description="How long a body may take to arrive.")
+    body_stall_seconds: Seconds = Field(
+        default=10.0, description="How long a body may take to arrive at less than `body_rate`."
+    )
+    body_rate: Count = Field(default=1024, description="Bytes of a body that must arrive each second, on average.")
 
     # input limits
     max_body_bytes: Count = Field(default=32 * MEBI, description="Size of a request's body.")
+    body_memory_mib: Count | None = _fixed(
+        None,
+        "Memory for bodies that arrive or wait to be prepared, at least twice max_body_bytes; one key has half of it. "
+        "If not given a 32nd of the memory, at most 1024.",
+    )
     max_json_values: Count = Field(
         default=200_000,
         description="Commas and opening brackets of a request's body, texts included; counted before it is parsed.",
@@ -174,6 +183,16 @@ class Settings(BaseSettings, PolicySettings):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _room_for_bodies(self) -> Self:
+        if self.body_memory_mib is not None and self.body_memory_mib * MEBI < 2 * self.max_body_bytes:
+            raise PydanticCustomError(
+                "body_memory",
+                "body_memory_mib: a key has half of it, so the largest body (max_body_bytes) would never have room; it "
+                "must be twice as much",
+            )
+        return self
+
     @property
     def accepted_keys(self) -> tuple[KeySettings, ...]:
         """The keys that are not revoked."""
@@ -183,6 +202,11 @@ class Settings(BaseSettings, PolicySettings):
     def max_live(self) -> int:
         """Requests that may run or wait at the same time."""
         return self.max_rows + self.max_queue
+
+    @property
+    def shared_live(self) -> int:
+        """How many of them one key may have whose policy does not say: of several, none alone takes all."""
+        return max(1, self.max_live // 2) if len(self.accepted_keys) > 1 else self.max_live
 
     def policy(self, name: str) -> PolicySettings:
         """A policy with what it leaves out taken from the top level."""

@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from server.http.body_budget import default_budget
 from server.record.audit.sink import SinkError
 from server.record.audit.sinks import make_sink
 from server.settings.schema import Settings
@@ -212,6 +213,25 @@ def test_the_gateway_waits_longer_than_the_server_and_takes_as_much() -> None:
     assert seconds(nginx("send_timeout")) > settings.stall_seconds
     assert seconds(nginx("client_body_timeout")) >= settings.body_seconds
     assert settings.drain_seconds < seconds(nginx("worker_shutdown_timeout"))
+
+
+def test_the_bodies_that_the_gateway_keeps_fit_into_its_memory() -> None:
+    """Large ones as many as it takes at once; the rest of its file system is for those of under a megabyte."""
+    (gateway,) = (each for name, each in resolved("compose.yaml").items() if name == "gateway")
+    (tmpfs,) = gateway["tmpfs"]
+    limits = dict(value.split() for value in directives("limit_conn"))
+    large = int(limits["large_bodies"]) * int(nginx("client_max_body_size").removesuffix("m"))
+    assert large + 2 * int(limits["connections"]) <= megabytes(tmpfs)
+    assert int(limits["large_bodies_of_address"]) < int(limits["large_bodies"])
+
+
+def test_the_servers_bodies_are_a_small_part_of_their_memory() -> None:
+    settings = compose_settings()
+    for name in ("server-a", "server-b"):
+        memory = int(resolved("compose.yaml")[name]["mem_limit"])
+        budget = default_budget(memory, settings.max_body_bytes)
+        assert settings.body_memory_mib is None  # so that it follows SERVER_MEMORY
+        assert 2 * settings.max_body_bytes <= budget <= memory // 8
 
 
 def needed_to_stop(settings: Settings) -> float:

@@ -103,7 +103,7 @@ async def test_a_second_head_on_the_same_connection_has_the_same_limit(pass_seco
 
 
 async def test_a_body_may_take_longer_than_a_head(pass_seconds: PassSeconds) -> None:
-    async with server(ScriptedRunner()) as (_, url):
+    async with server(ScriptedRunner(), body_stall_seconds=60) as (_, url):
         reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
         writer.write(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
