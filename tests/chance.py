@@ -32,7 +32,10 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 class Turns:
-    """The plugin: each test once a turn. `seconds`: after which nothing is begun, and the load has an end."""
+    """The plugin: each test that is marked `chance` once a turn, others not at all.
+
+    `seconds`: after which nothing is begun, and the load has an end.
+    """
 
     def __init__(self, turns: int, seconds: float) -> None:
         self._turns = turns
@@ -43,7 +46,9 @@ class Turns:
         self._load = ExitStack()
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Each test so many times."""
+        """Each test that is marked so many times."""
+        if metafunc.definition.get_closest_marker("chance") is None:
+            return
         metafunc.fixturenames.append(TURN)
         metafunc.parametrize(TURN, range(self._turns), ids=[f"{TURN} {number + 1}" for number in range(self._turns)])
 
@@ -56,7 +61,7 @@ class Turns:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Turn by turn."""
-        items.sort(key=_turn_of)
+        items[:] = sorted((item for item in items if item.get_closest_marker("chance")), key=_turn_of)
 
     def pytest_sessionstart(self) -> None:
         """Begin the load."""
