@@ -53,6 +53,9 @@ def evaluate(
     target_fpr: Annotated[float | None, typer.Option(help="Instead of a threshold, a calibrated rate.")] = None,
     eps: Annotated[float | None, typer.Option(min=0, help="Steering strength. Default: the bundle's.")] = None,
     eps_sweep: Annotated[str | None, typer.Option(help="Such as 0.5,1,2; 'none'. Default: the suite's.")] = None,
+    surroundings: Annotated[
+        str | None, typer.Option(help="Such as suffix-32,go-on; 'all', 'none'. Default: the suite's.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of a suite's paths. Default: the suite's own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each set: a quick look.")] = None,
     batch: Batch = 32,
@@ -74,6 +77,7 @@ def evaluate(
             mistake("nothing to evaluate: give --model (demo: the bundled one), --url NAME=URL, or both")
         writable("--out", out)
         chosen, folder = load_suite(suite)
+        chosen = chosen.in_surroundings(surroundings)
         sweep = _numbers(eps_sweep, chosen.eps_sweep)
         remotes = [_remote(each, url_model, concurrency) for each in url or []]
         names = [*(modes.split(",") if model else []), *(each.name for each in remotes)]

@@ -1,13 +1,14 @@
-"""What is asked: the words of one user turn and its images, each image file hashed at most once."""
+"""What is asked: a user's turn with its images, and the turns around it. Each image file is hashed at most once."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -52,11 +53,35 @@ Picture = Image.Image | PictureFile | bytes  # decoded, in a file, or a file's c
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A turn of words alone."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Question:
-    """One user turn: its words, and the images before them."""
+    """One user turn, its words and the images before them; and the turns that stand around it, mostly none."""
 
     text: str
     images: Sequence[Picture] = ()
+    before: tuple[Turn, ...] = ()
+    after: tuple[Turn, ...] = ()
+
+    def messages(self, images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The chat, with these parts in the places of the images."""
+        content = [*images, {"type": "text", "text": self.text}]
+        before = [{"role": turn.role, "content": turn.text} for turn in self.before]
+        after = [{"role": turn.role, "content": turn.text} for turn in self.after]
+        return [*before, {"role": "user", "content": content}, *after]
+
+    @property
+    def transcript(self) -> str:
+        """The words: of the one turn, or of all turns with their roles."""
+        if not self.before and not self.after:
+            return self.text
+        return "\n".join(f"{turn.role}: {turn.text}" for turn in (*self.before, Turn("user", self.text), *self.after))
 
     def pictures(self) -> list[Image.Image]:
         """The images, decoded. Raises OSError."""

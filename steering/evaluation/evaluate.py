@@ -23,6 +23,7 @@ from steering.evaluation.report import write_reports
 from steering.evaluation.run import Answers, Guarded, Verdicts, ask, judge_all
 from steering.evaluation.store import Store
 from steering.evaluation.suite import Loaded, Suite
+from steering.evaluation.surrounded import surroundings
 from steering.files import write_whole
 from steering.versions import versions
 
@@ -64,7 +65,8 @@ def evaluate(plan: EvaluationPlan, out: Path, progress: Progress) -> dict[str, A
     lines = "".join(json.dumps(row) + "\n" for row in results.rows(plan.loaded, answers.systems, verdicts))
     write_whole(out / "rows.jsonl", lines.encode())
     write_whole(out / "results.json", (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
-    write_reports(found, {each.name: each.by_kind(plan.loaded.asked) for each in results.detectors_of(answers)}, out)
+    clean = plan.loaded.clean.asked
+    write_reports(found, {each.name: each.by_kind(clean) for each in results.detectors_of(answers)}, out)
     progress.advance(task)
     return found
 
@@ -73,14 +75,15 @@ def summarise(
     plan: EvaluationPlan, answers: Answers, verdicts: Sequence[Verdicts], progress: Progress
 ) -> dict[str, Any]:
     """Everything that `results.json` holds."""
-    loaded, main, guarded = plan.loaded, verdicts[0], plan.guarded
+    # Figures are of the rows as they are; the same rows in surroundings have a table of their own.
+    loaded, main, guarded = plan.loaded.clean, verdicts[0], plan.guarded
     guard = None if guarded is None else guarded.guard
     policy = None if guarded is None else guarded.policy
     figures = results.figures(loaded, answers.systems, verdicts)
     detectors = results.detectors_of(answers)
     extra = [] if guard is None else [known.threshold for known in guard.manifest.thresholds]
     return {
-        "suite": {"name": plan.suite.name, "about": plan.suite.about, "rows_sha256": loaded.digest},
+        "suite": {"name": plan.suite.name, "about": plan.suite.about, "rows_sha256": plan.loaded.digest},
         "model": None if guarded is None else _model(guarded),
         "guard": None if guard is None else _guard(guard),
         "threshold": None if policy is None else policy.threshold,
@@ -88,6 +91,7 @@ def summarise(
         "judges": {each.judge.name: dict(each.judge.about) for each in verdicts},
         "sets": _sets(loaded),
         "figures": figures,
+        "surroundings": surroundings(plan.loaded, answers.systems, detectors, main),
         "groups": results.groups(loaded, answers.systems, main),
         "detectors": results.detection(loaded, detectors),
         "scores": results.set_scores(loaded, detectors[0]) if detectors else {},
@@ -140,7 +144,8 @@ def _cost(plan: EvaluationPlan, answers: Answers, progress: Progress) -> list[di
     found: list[dict[str, Any]] = []
     guarded = plan.guarded
     if plan.cost and guarded is not None and guarded.guard is not None and guarded.policy is not None:
-        harmless = [each for each in plan.loaded.asked if each.kind != "harmful" and each.key not in answers.flagged]
+        clean = plan.loaded.clean.asked
+        harmless = [each for each in clean if each.kind != "harmful" and each.key not in answers.flagged]
         # A row that could not be answered cannot be timed either.
         answered = [each for each in harmless if answers.plain[each.key].error is None]
         found += local_cost(guarded.backbone, guarded.guard, guarded.policy, answered, progress)

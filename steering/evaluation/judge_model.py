@@ -92,7 +92,7 @@ class ModelJudge:
 
     def _key(self, case: Case) -> str:
         seen = list(case.row.question.digests) if self._spec.images else []
-        return digest(json.dumps([dict(self.about), case.row.question.text, seen, case.text]).encode())
+        return digest(json.dumps([dict(self.about), case.row.question.transcript, seen, case.text]).encode())
 
     async def _ask_all(self, cases: Mapping[str, Case], tick: Tick) -> dict[str, Judgement]:
         found: dict[str, Judgement] = {}
@@ -131,7 +131,7 @@ class ModelJudge:
         return None, note
 
     def _messages(self, case: Case) -> Any:  # noqa: ANN401  the client's own types are unions of TypedDicts
-        told = json.dumps({"request": case.row.question.text, "reply": case.text}, ensure_ascii=False)
+        told = json.dumps({"request": case.row.question.transcript, "reply": case.text}, ensure_ascii=False)
         content: list[dict[str, Any]] = [{"type": "text", "text": told}]
         if self._spec.images:
             content = [*image_parts(case.row.question), *content]

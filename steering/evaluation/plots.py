@@ -35,6 +35,9 @@ def drawings(results: Mapping[str, Any], scores: Mapping[str, tuple[list[float],
         found["scores"] = ("Scores by set", lambda: _scores(results["scores"], results["threshold"]))
         if both := {name: pair for name, pair in scores.items() if all(pair)}:
             found["roc"] = ("ROC", partial(_roc, both, results["detectors"]))
+    if flagged := _flagged(results["surroundings"]):
+        title = "Flagged in each surrounding, at the policy's threshold"
+        found["surroundings"] = (f"{title}: 95 % intervals", partial(_bars, flagged, title))
     if results["sweeps"]["eps"]:
         found["eps"] = ("Steering strength", lambda: _eps(results["sweeps"]["eps"]))
     if results["sweeps"]["threshold"]:
@@ -42,6 +45,12 @@ def drawings(results: Mapping[str, Any], scores: Mapping[str, tuple[list[float],
     if results["cost"]:
         found["latency"] = ("Latency", lambda: _latency(results["cost"]))
     return found
+
+
+def _flagged(parts: Sequence[Cell]) -> list[Cell]:
+    """Harmful and harmless rows that are flagged, by surrounding, of the first detector."""
+    cells = [{**cell, "set": part["surrounding"], "system": cell["kind"]} for part in parts for cell in part["flagged"]]
+    return [cell for cell in cells if cell["detector"] == cells[0]["detector"]]
 
 
 def _bars(cells: Sequence[Cell], title: str) -> Figure:

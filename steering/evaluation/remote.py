@@ -142,8 +142,7 @@ class _Asking:
 
     async def _ask(self, client: AsyncOpenAI, each: Asked, started: float) -> Output:
         begun = time.perf_counter()
-        content = [*image_parts(each.row.question), {"type": "text", "text": each.row.question.text}]
-        messages: Any = [{"role": "user", "content": content}]
+        messages: Any = each.row.question.messages(image_parts(each.row.question))
         stream: Any = await client.chat.completions.create(
             messages=messages, max_tokens=each.max_tokens, **self._options
         )

@@ -48,6 +48,7 @@ def sections(results: Results, *, brief: bool = False) -> list[tuple[str, list[s
         (f"Detection, {each['detector']}", [_detector_note(each)], _detector_table(each, brief=brief))
         for each in results["detectors"]
     ]
+    found += _surroundings(results["surroundings"], names)
     for by in dict.fromkeys(cell["by"] for cell in results["groups"]):
         if brief and by == "category":
             continue
@@ -62,6 +63,30 @@ def sections(results: Results, *, brief: bool = False) -> list[tuple[str, list[s
         found.append(("Agreement of the judges", [], _agreement_table(results["agreement"])))
     found.append(("What the figures rest on", _rows_notes(results), _rows_table(results)))
     return found
+
+
+def _surroundings(parts: Sequence[Cell], names: Sequence[str]) -> list[tuple[str, list[str], Table]]:
+    """Two tables of the surroundings, or none: what is flagged, and what became of the answers."""
+    found: list[tuple[str, list[str], Table]] = []
+    if flagged := [{**cell, "set": part["surrounding"]} for part in parts for cell in part["flagged"]]:
+        detectors = list(dict.fromkeys(cell["detector"] for cell in flagged))
+        told = [{**cell, "system": cell["detector"], "figure": _FLAGGED[cell["kind"]]} for cell in flagged]
+        found.append(("Surroundings, at the policy's threshold", _abouts(parts), _figure_table(told, detectors)))
+    if figures := [{**cell, "set": part["surrounding"]} for part in parts for cell in part["figures"]]:
+        judge = figures[0]["judge"]
+        found.append((f"Surroundings, judged by {judge}", [_WORDS_ALONE], _figure_table(figures, names)))
+    return found
+
+
+_FLAGGED = {"harmful": "recall", "harmless": "false alarms"}
+_WORDS_ALONE = (
+    "A judge of phrases takes every answer to a harmful row for harm that does not begin like a refusal: also one to a "
+    "harmless last turn, or one that has not understood the encoding."
+)
+
+
+def _abouts(parts: Sequence[Cell]) -> list[str]:
+    return ["; ".join(f"{part['surrounding']}: {part['about']}" for part in parts) + "."]
 
 
 _SWEEP_NOTES = {

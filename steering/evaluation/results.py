@@ -15,6 +15,7 @@ from steering.evaluation.run import Answers, System, Verdicts
 from steering.evaluation.sets import Kind
 from steering.evaluation.store import Output
 from steering.evaluation.suite import Asked, Loaded
+from steering.evaluation.surroundings import CLEAN
 from steering.policy import is_flagged
 
 FPRS = (0.01, 0.001)
@@ -74,10 +75,11 @@ def _counted(asked: Iterable[Asked], outputs: Mapping[str, Output], mark: Mark) 
             failed += 1
         else:
             unjudged += 1
-    return {**_as_dict(rate_of(values)), "unjudged": unjudged, "failed": failed}
+    return {**as_dict(rate_of(values)), "unjudged": unjudged, "failed": failed}
 
 
-def _as_dict(rate: Rate | None) -> dict[str, Any]:
+def as_dict(rate: Rate | None) -> dict[str, Any]:
+    """A rate as plain data; None of no rows."""
     if rate is None:
         return {"n": 0, "hits": 0, "rate": None, "low": None, "high": None}
     return {"n": rate.n, "hits": rate.hits, "rate": rate.rate, "low": rate.low, "high": rate.high}
@@ -183,8 +185,8 @@ def _detected(asked: Sequence[Asked], detector: Detector) -> dict[str, Any]:
         "safe": len(safe),
         "auroc": auroc(toxic, safe),
         "tpr_at": {f"{fpr:g}": tpr_at(toxic, safe, fpr) for fpr in FPRS},
-        "caught": _as_dict(rate_of([each.key in detector.flagged for each in scored if each.kind == "harmful"])),
-        "false_alarms": _as_dict(rate_of([each.key in detector.flagged for each in scored if each.kind != "harmful"])),
+        "caught": as_dict(rate_of([each.key in detector.flagged for each in scored if each.kind == "harmful"])),
+        "false_alarms": as_dict(rate_of([each.key in detector.flagged for each in scored if each.kind != "harmful"])),
     }
 
 
@@ -276,6 +278,9 @@ def rows(loaded: Loaded, systems: Sequence[System], verdicts: Sequence[Verdicts]
                 "notes": {v.judge.name: note for v in verdicts if (note := v.of(each.key, output).note)},
                 "error": output.error,
             }
-        asked = {"set": each.set, "kind": each.kind, "id": each.row.id, "category": each.row.category}
-        text = {"modality": each.row.modality, "text": each.row.question.text, "images": len(each.row.question.images)}
+        question = each.row.question
+        # What two runs are compared by: a set in a surrounding is a set of its own.
+        name = each.set if each.surrounding == CLEAN else f"{each.set}@{each.surrounding}"
+        asked = {"set": name, "kind": each.kind, "id": each.row.id, "category": each.row.category}
+        text = {"modality": each.row.modality, "text": question.transcript, "images": len(question.images)}
         yield {**asked, **text, "answers": answers}

@@ -14,6 +14,7 @@ from steering.evaluation.judges import Case, Judge, Judgement
 from steering.evaluation.remote import Remote
 from steering.evaluation.store import Output, Store
 from steering.evaluation.suite import Asked, Loaded
+from steering.evaluation.surroundings import CLEAN
 from steering.guard import Guard
 from steering.policy import Policy, decide
 
@@ -97,7 +98,8 @@ def _ask_locally(asked: Sequence[Asked], guarded: Guarded, store: Store, progres
     if "steer-always" in guarded.modes or "autosteer" in guarded.modes:
         wanted = asked if "steer-always" in guarded.modes else flagged
         steered = local.answer_all(guarded.backbone, guard, wanted, policy.eps, store, progress)
-    sweep = {eps: local.answer_all(guarded.backbone, guard, flagged, eps, store, progress) for eps in guarded.eps_sweep}
+    swept = [each for each in flagged if each.surrounding == CLEAN]
+    sweep = {eps: local.answer_all(guarded.backbone, guard, swept, eps, store, progress) for eps in guarded.eps_sweep}
     refusals = {each.key: Output(policy.refusal, 0, "content_filter", scores[each.key]) for each in flagged}
     from_score = f"from a score of {policy.threshold:.4g}"
     # Made only where they are asked for: the others lack answers.

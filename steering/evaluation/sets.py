@@ -32,7 +32,8 @@ class Row:
     def digest(self) -> str:
         """SHA-256 of everything that an answer or its mark depends on. Raises OSError."""
         images = list(self.question.digests)
-        return digest(repr((self.id, self.question.text, images, self.category, self.modality, self.key)).encode())
+        asked = self.question.transcript
+        return digest(repr((self.id, asked, images, self.category, self.modality, self.key)).encode())
 
 
 def read_set(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -22,10 +22,13 @@ from steering.data.questions import PictureFiles
 from steering.errors import DataError
 from steering.evaluation.answers import Key
 from steering.evaluation.sets import Kind, Row, problems, read_set
+from steering.evaluation.surroundings import CLEAN, SURROUNDINGS, known_surroundings
 from steering.files import digest
 from steering.fitting.demo_data import question
 
 BUNDLED = Path(__file__).parent / "suites"
+
+T = TypeVar("T")
 
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^/|=\s]+$")]
 Count = Annotated[int, Field(ge=1)]
@@ -109,7 +112,24 @@ class Suite(_Frozen):
     max_tokens: Count = 256
     judges: list[Literal["phrases", "demo"] | JudgeSpec] = ["phrases"]
     eps_sweep: list[Eps] = []
+    surroundings: list[str] = []  # in which harmful and harmless rows are asked as well,
+    surrounded_rows: Count = 50  # so many of each set
     sets: Annotated[list[FileSet | DemoSet], Field(min_length=1)]
+
+    def in_surroundings(self, names: str | None) -> Suite:
+        """The suite with these surroundings: "all", "none", names with commas; None: its own. Raises DataError."""
+        if names is None:
+            return self
+        wanted = {"all": list(SURROUNDINGS), "none": []}.get(names, names.split(","))
+        try:
+            return self.model_copy(update={"surroundings": known_surroundings(wanted)})
+        except ValueError as error:
+            raise DataError(f"--surroundings: {error}") from error
+
+    @field_validator("surroundings")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        return known_surroundings(value)
 
     @field_validator("sets", mode="before")
     @classmethod
@@ -161,6 +181,7 @@ class Asked:
     kind: Kind
     row: Row
     max_tokens: int
+    surrounding: str = CLEAN
 
     @property
     def key(self) -> str:
@@ -174,6 +195,11 @@ class Loaded:
 
     asked: list[Asked]
     dropped: Mapping[str, Mapping[str, str]]  # set -> where -> why
+
+    @property
+    def clean(self) -> Loaded:
+        """The rows as their sets have them, in no surrounding."""
+        return replace(self, asked=[each for each in self.asked if each.surrounding == CLEAN])
 
     @cached_property
     def digest(self) -> str:
@@ -201,11 +227,27 @@ def load_rows(suite: Suite, folder: Path, *, drop_bad: bool = False, limit: int 
         rows = [row for row in rows if row.where not in bad]
         wanted = [n for n in (limit, each.limit if isinstance(each, FileSet) else None) if n is not None]
         rows = _sample(rows, min(wanted), suite.seed) if wanted else rows
-        _check_ids(each.name, rows)
         if not rows:
             raise DataError(f"set {each.name}: no row is left")
-        asked += [Asked(each.name, each.kind, row, each.max_tokens or suite.max_tokens) for row in rows]
+        found = [Asked(each.name, each.kind, row, each.max_tokens or suite.max_tokens) for row in rows]
+        if each.kind != "utility":
+            chosen = _sample(found, suite.surrounded_rows, suite.seed)
+            found += [_surrounded(one, name) for name in suite.surroundings for one in chosen]
+        _check_ids(each.name, [one.row for one in found])
+        asked += found
     return Loaded(asked, dropped)
+
+
+def _surrounded(each: Asked, name: str) -> Asked:
+    """A row in a surrounding. Its known answer is one there as well, where it is still what is asked for."""
+    surrounding, row = SURROUNDINGS[name], each.row
+    put = replace(
+        row,
+        id=surrounded_id(row.id, name),
+        question=surrounding.put(row.question),
+        key=row.key if surrounding.asks else None,
+    )
+    return replace(each, row=put, surrounding=name)
 
 
 def _check_ids(name: str, rows: Sequence[Row]) -> None:
@@ -214,7 +256,12 @@ def _check_ids(name: str, rows: Sequence[Row]) -> None:
         raise DataError(f"set {name}: the id {twice[0]!r} is used by {Counter(r.id for r in rows)[twice[0]]} rows")
 
 
-def _sample(rows: Sequence[Row], size: int, seed: int) -> list[Row]:
+def surrounded_id(row: str, surrounding: str) -> str:
+    """The id of a row in a surrounding."""
+    return f"{row}@{surrounding}"
+
+
+def _sample(rows: Sequence[T], size: int, seed: int) -> list[T]:
     """Some of the rows, in their order, the same ones for the same seed."""
     places = random.Random(seed).sample(range(len(rows)), min(size, len(rows)))  # noqa: S311
     return [rows[place] for place in sorted(places)]

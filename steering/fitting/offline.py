@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -33,10 +33,9 @@ class Reply:
 
 
 def prompt_of(backbone: Backbone, question: Question) -> Prompt:
-    """The prompt of a chat with this one turn. Raises PromptError."""
-    content: list[dict[str, Any]] = [{"type": "image"} for _ in question.images]
-    content.append({"type": "text", "text": question.text})
-    prompt = backbone.inputs.build([{"role": "user", "content": content}], question.pictures())
+    """The prompt of a chat with this question. Raises PromptError."""
+    images = [{"type": "image"} for _ in question.images]
+    prompt = backbone.inputs.build(question.messages(images), question.pictures())
     if len(prompt.ids) > backbone.info.context_length:
         passes = f"{len(prompt.ids)} tokens pass the context of {backbone.info.context_length}"
         raise PromptError(f"{passes}: {question.text[:60]!r}")
