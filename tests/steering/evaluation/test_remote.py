@@ -12,7 +12,7 @@ from PIL import Image
 from rich.progress import Progress
 from starlette.responses import Response
 
-from steering.data.questions import Question
+from steering.data.questions import Question, Turn
 from steering.errors import RunError
 from steering.evaluation import remote
 from steering.evaluation.remote import FAILURES_IN_A_ROW, Remote, look
@@ -55,6 +55,18 @@ def test_a_stream_becomes_an_answer(fake: FakeServer, tmp_path: Path) -> None:
     (body,) = fake.bodies
     assert (body["temperature"], body["max_tokens"], body["model"]) == (0, 7, "m")
     assert "moderation" not in body  # only this project's servers know it
+
+
+def test_the_turns_around_a_question_are_sent(fake: FakeServer, tmp_path: Path) -> None:
+    fake.answer = lambda _: stream(delta(content="a"), delta("stop"))
+    question = Question("q", before=(Turn("system", "s"),), after=(Turn("assistant", "a"), Turn("user", "go on")))
+    ask(fake, tmp_path, [Asked("s", "harmful", Row("r", question), 5)])
+    assert fake.bodies[0]["messages"] == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "q"}]},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "go on"},
+    ]
 
 
 @pytest.mark.parametrize(
