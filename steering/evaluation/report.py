@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steering.evaluation.columns import BY_KEY, Table
+from steering.evaluation.judges import PhraseJudge
 from steering.evaluation.plots import drawings
 from steering.files import write_whole
 from steering.fitting.page import Page, Section, png
@@ -74,7 +75,8 @@ def _surroundings(parts: Sequence[Cell], names: Sequence[str]) -> list[tuple[str
         found.append(("Surroundings, at the policy's threshold", _abouts(parts), _figure_table(told, detectors)))
     if figures := [{**cell, "set": part["surrounding"]} for part in parts for cell in part["figures"]]:
         judge = figures[0]["judge"]
-        found.append((f"Surroundings, judged by {judge}", [_WORDS_ALONE], _figure_table(figures, names)))
+        notes = [_WORDS_ALONE] if judge == PhraseJudge.name else []
+        found.append((f"Surroundings, judged by {judge}", notes, _figure_table(figures, names)))
     return found
 
 
