@@ -4,6 +4,7 @@ from __future__ import annotations
 
 FLOOR = 32  # tokens: smaller chunks cost more passes than they save time
 WEIGHT = 0.2  # of the newest measurement
+CAUTION = 2  # mean deviations above the mean: passes differ by how many new pictures begin in them
 
 
 class Budget:
@@ -51,8 +52,8 @@ class _Cost:
 
     @property
     def token(self) -> float | None:
-        """Seconds of a token, cautiously: the mean and the mean deviation; None where nothing was measured."""
-        return (self._seconds + self._apart) / self._tokens if self._tokens else None
+        """Seconds of a token, cautiously: the mean and twice the mean deviation; None where nothing was measured."""
+        return (self._seconds + CAUTION * self._apart) / self._tokens if self._tokens else None
 
     def observe(self, seconds: float, tokens: int) -> None:
         """A pass over so many tokens took so long."""
