@@ -50,58 +50,10 @@ class Metrics:
     """One server's metrics, in a registry of their own."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
-            return Histogram(f"autosteer_{name}", text, labels, buckets=buckets, registry=registry)
-
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(f"autosteer_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"autosteer_{name}", text, registry=registry)
-
-        self.time_to_first_token = histogram(
-            "time_to_first_token_seconds", "From the arrival of a request to its first token.", TTFT_BUCKETS
-        )
-        self._tokens = _Tokens()
-        registry.register(self._tokens)
-        self.e2e_latency = histogram(
-            "e2e_request_latency_seconds", "From the arrival of a request to its end.", LATENCY_BUCKETS
-        )
-        self.queue_time = histogram(
-            "request_queue_time_seconds", "From the arrival of a request until its prompt is computed.", LATENCY_BUCKETS
-        )
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of accepted requests.")
-        self.finished = counter("request_success", "Accepted requests, by how each ended.", ("finished_reason",))
-        self.rejections = counter("admission_rejections", "Requests refused before they were accepted.", ("reason",))
-        self.decisions = counter(
-            "guard_decisions", "The guard's decisions.", ("policy", "mode", "decision", "modality")
-        )
-        self.score = histogram("guard_score", "The prober's score, 1 = toxic.", SCORE_BUCKETS, ("policy",))
-        self.shadow_decisions = counter(
-            "shadow_decisions",
-            "What a shadow would have decided, beside what was.",
-            ("policy", "shadow", "decision", "acting", "modality"),
-        )
-        self.shadow_score = histogram(
-            "shadow_score", "The shadow's score, 1 = toxic.", SCORE_BUCKETS, ("policy", "shadow")
-        )
-        self.near_threshold = counter(
-            "guard_near_threshold", "Scores within 0.1 of the threshold that they were judged by.", ("policy",)
-        )
-        self.drift = DriftWatch()
-        registry.register(self.drift)
-        self.guard_overhead = histogram(
-            "guard_overhead_seconds", "Time the guard took to score one prefill batch.", GUARD_BUCKETS
-        )
-        self.reloads = counter(
-            "config_reloads", "Settings read again, by whether they were put in effect.", ("outcome",)
-        )
-        self._last_reload = gauge("config_last_reload_successful", "1 if the last settings read are in effect, else 0.")
-        self._reload_time = gauge("config_last_reload_success_timestamp_seconds", "When settings last took effect.")
-        self.audit_records = counter("audit_records", "Audit records, by what became of them.", ("outcome",))
-        self.model_info = Info("autosteer_model", "The loaded model and its guard.", registry=registry)
+        self.registry = CollectorRegistry()
+        self._make_requests()
+        self._make_guard()
+        self._make_operations()
         # A series that is there before its first event: a rate does not see the step from nothing to one.
         for finish in Finish:
             self.finished.labels(finish.value)
@@ -110,6 +62,68 @@ class Metrics:
         for outcome in ("ok", "error"):
             self.reloads.labels(outcome)
         self._put_in_effect()
+
+    def _make_requests(self) -> None:
+        self.time_to_first_token = self._histogram(
+            "time_to_first_token_seconds", "From the arrival of a request to its first token.", TTFT_BUCKETS
+        )
+        self._tokens = _Tokens()
+        self.registry.register(self._tokens)
+        self.e2e_latency = self._histogram(
+            "e2e_request_latency_seconds", "From the arrival of a request to its end.", LATENCY_BUCKETS
+        )
+        self.queue_time = self._histogram(
+            "request_queue_time_seconds", "From the arrival of a request until its prompt is computed.", LATENCY_BUCKETS
+        )
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
+        self.finished = self._counter("request_success", "Accepted requests, by how each ended.", ("finished_reason",))
+        self.rejections = self._counter(
+            "admission_rejections", "Requests refused before they were accepted.", ("reason",)
+        )
+
+    def _make_guard(self) -> None:
+        self.decisions = self._counter(
+            "guard_decisions", "The guard's decisions.", ("policy", "mode", "decision", "modality")
+        )
+        self.score = self._histogram("guard_score", "The prober's score, 1 = toxic.", SCORE_BUCKETS, ("policy",))
+        self.shadow_decisions = self._counter(
+            "shadow_decisions",
+            "What a shadow would have decided, beside what was.",
+            ("policy", "shadow", "decision", "acting", "modality"),
+        )
+        self.shadow_score = self._histogram(
+            "shadow_score", "The shadow's score, 1 = toxic.", SCORE_BUCKETS, ("policy", "shadow")
+        )
+        self.near_threshold = self._counter(
+            "guard_near_threshold", "Scores within 0.1 of the threshold that they were judged by.", ("policy",)
+        )
+        self.drift = DriftWatch()
+        self.registry.register(self.drift)
+        self.guard_overhead = self._histogram(
+            "guard_overhead_seconds", "Time the guard took to score one prefill batch.", GUARD_BUCKETS
+        )
+
+    def _make_operations(self) -> None:
+        self.reloads = self._counter(
+            "config_reloads", "Settings read again, by whether they were put in effect.", ("outcome",)
+        )
+        self._last_reload = self._gauge(
+            "config_last_reload_successful", "1 if the last settings read are in effect, else 0."
+        )
+        self._reload_time = self._gauge(
+            "config_last_reload_success_timestamp_seconds", "When settings last took effect."
+        )
+        self.audit_records = self._counter("audit_records", "Audit records, by what became of them.", ("outcome",))
+        self.model_info = Info("autosteer_model", "The loaded model and its guard.", registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
+        return Histogram(f"autosteer_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(f"autosteer_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"autosteer_{name}", text, registry=self.registry)
 
     def reloaded(self, *, successful: bool) -> None:
         """Settings were read again, and put in effect or not."""

@@ -29,6 +29,11 @@ from steering.versions import versions
 
 FEW_SAFE = 100  # harmless rows below which a share of refusals says little
 
+COST_NOTE = (
+    "In process: medians over rounds in turn, of prompts that are not flagged; in brackets the median ratio to the "
+    "same round without the guard. Servers: what the client saw, at its concurrency."
+)
+
 
 @dataclass(frozen=True)
 class EvaluationPlan:
@@ -104,10 +109,7 @@ def summarise(
         "agreement": results.agreement(loaded, verdicts),
         "warnings": _warnings(figures),
         "cost": _cost(plan, answers, progress),
-        "cost_note": (
-            "In process: medians over rounds in turn, of prompts that are not flagged; in brackets the median ratio to "
-            "the same round without the guard. Servers: what the client saw, at its concurrency."
-        ),
+        "cost_note": COST_NOTE,
         "versions": versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
