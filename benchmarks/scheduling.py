@@ -11,8 +11,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from time import process_time
 from typing import Annotated, Any, cast
+from unittest.mock import patch
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -47,23 +50,25 @@ class Costs:
 
     @classmethod
     def measure(cls) -> Costs:
-        """Those of the small model's engine, with one row and with many."""
+        """Those of the small model's engine on one thread, in CPU time, which other work does not move."""
         from benchmarks.checkpoints import SMALL, checkpoint, load_ours
         from benchmarks.inprocess import EngineRun
 
+        torch.set_num_threads(1)
         run = EngineRun.of(load_ours(checkpoint(SMALL), ROWS))
         chance, length, steps = random.Random(0), 256, 20
 
         def prompts(count: int) -> list[Prompt]:
             return [prompt_of(length, chance) for _ in range(count)]
 
-        run.answer(prompts(ROWS), 4)
-        seconds = {}
-        for rows in (1, ROWS):
-            requests = run.start(prompts(rows), steps + 2)
-            seconds[rows] = run.step(steps) / steps
-            run.end(requests)
-        filling = min(run.answer(prompts(4), 1) for _ in range(3))
+        with patch("benchmarks.inprocess.perf_counter", process_time):
+            run.answer(prompts(ROWS), 4)
+            seconds = {}
+            for rows in (1, ROWS):
+                requests = run.start(prompts(rows), steps + 2)
+                seconds[rows] = run.step(steps) / steps
+                run.end(requests)
+            filling = min(run.answer(prompts(4), 1) for _ in range(3))
         row = max(seconds[ROWS] - seconds[1], 0.0) / (ROWS - 1)
         step = seconds[1] - row
         return cls(step, row, (filling - step) / (4 * length))
