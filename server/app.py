@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.engine.client_protocol import ClientProtocol
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
 from server.http.body import as_json
 from server.media.images import Images
@@ -24,7 +25,7 @@ from server.record.call import Call, call_of
 from server.record.tracing import Tracing
 from server.routes import chat, completions, models, moderations, operations, tokens
 from server.routes.authentication import authentication
-from server.service import EngineClient, Service
+from server.service import Service
 from server.settings.schema import Settings
 from server.version import server_version
 from server.watch.logs import request_id
@@ -36,7 +37,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 def create_app(
     settings: Settings,
-    engine: EngineClient,
+    engine: ClientProtocol,
     *,
     name: str,
     images: Images | None = None,

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from fastapi import Request as HttpRequest
 
@@ -16,22 +16,16 @@ from server.access.limits import RateLimiter
 from server.access.policies import make_policies, make_policy
 from server.access.rules import Rules
 from server.admission import Admission, Gate, counted
-from server.answer.choices import Choices, Submits
+from server.answer.choices import Choices
 from server.answer.deadline import Deadline
 from server.answer.pipeline import Pipeline
 from server.api.job import Intake, Job
 from server.api.schemas import Schemas, WantedSchema
 from server.api.served import Served
-from server.engine.host import Model
+from server.engine.client_protocol import ClientProtocol
 from server.engine.live import NotReady, QueueFull
-from server.engine.protocol import Load
 from server.engine.wire import Parcel
-from server.errors import (
-    NotFound,
-    TooManyRequests,
-    Unavailable,
-    shown,
-)
+from server.errors import NotFound, TooManyRequests, Unavailable, shown
 from server.http.body import BodyLimits, read_body, validated
 from server.media.images import Images, RequestImages
 from server.record.audit.log import AuditLog
@@ -39,7 +33,7 @@ from server.record.audit.sink import Sink
 from server.record.call import Call, call_of
 from server.record.recorder import Recorder
 from server.record.tracing import Tracing
-from server.request import Ask, Request, Schema
+from server.request import Request, Schema
 from server.settings.schema import Settings
 from server.settings.values import DEFAULT_POLICY
 from server.watch.metrics import Metrics
@@ -49,49 +43,13 @@ from steering.policy import Policy, PolicyError
 T = TypeVar("T")
 
 
-class EngineClient(Submits, Protocol):
-    """What the application needs of an `EngineClient`."""
-
-    model: Model | None
-    load: Load
-
-    @property
-    def ready(self) -> bool:
-        """Whether a request would be accepted now."""
-
-    @property
-    def state(self) -> str:
-        """One phrase for `/ready`."""
-
-    @property
-    def live(self) -> int:
-        """Requests accepted and not yet ended."""
-
-    @property
-    def retry_after(self) -> int:
-        """Seconds after which a full queue may have room."""
-
-    @property
-    def restarts(self) -> int:
-        """How often the engine was started again."""
-
-    def start(self) -> None:
-        """Begin to load."""
-
-    async def stop(self) -> None:
-        """End what lives, then the engine."""
-
-    def pack(self, asks: Sequence[Ask]) -> Parcel:
-        """Requests for asks, ready to be submitted; for worker threads."""
-
-
 class Service:
     """One server's state: its rules, engine, metrics, rate limits, audit log and worker threads."""
 
     def __init__(
         self,
         settings: Settings,
-        engine: EngineClient,
+        engine: ClientProtocol,
         name: str,
         images: Images | None = None,
         sink: Sink | None = None,
@@ -115,7 +73,7 @@ class Service:
         self._prepare_images = Lane(settings.prepare_threads, "images")  # so that no text waits for them
         self._schemas: Schemas | None = None  # until the model is there
         self._parse_thread = ThreadPoolExecutor(1, thread_name_prefix="parse")  # one large body at a time
-        self.metrics.watch(self._running, self._waiting, self._cache_usage)
+        self.metrics.watch(self._running, self._waiting, lambda: self.engine.load.cache_usage)
         self.metrics.watch_ready(self._ready)
         self.metrics.watch_restarts(lambda: self.engine.restarts)
 
@@ -181,9 +139,6 @@ class Service:
 
     def _waiting(self) -> int:
         return max(0, self.engine.live - self._running())
-
-    def _cache_usage(self) -> float:
-        return self.engine.load.cache_usage
 
     def start(self) -> None:
         """Begin to load the model, and to write the audit log."""

@@ -6,13 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Protocol
 
 from server.answer.deadline import Deadline
 from server.answer.delta import Delta
 from server.answer.generation import Generation
 from server.answer.pipeline import Pipeline
-from server.engine.live import Deliver
+from server.engine.client_protocol import Submits
 from server.engine.wire import Parcel
 from server.errors import ApiError, BadRequest, ServerFault, Unavailable
 from server.request import EngineFailed, Event, Finish, GrammarFailed, Request
@@ -24,16 +23,6 @@ logger = logging.getLogger(__name__)
 _OUTCOMES = (Finish.ERROR, Finish.TIMEOUT, Finish.ABORT, Finish.CONTENT_FILTER, Finish.LENGTH, Finish.STOP)
 
 Update = tuple[Generation, Delta | None]  # a delta of a choice; None: the choice has ended
-
-
-class Submits(Protocol):
-    """What is needed of an `EngineClient`."""
-
-    def submit(self, parcel: Parcel, deliver: Deliver) -> None:
-        """Accept all of a parcel's requests or none. Raises NotReady, QueueFull."""
-
-    def abort(self, request_id: str) -> None:
-        """End a request before the next step."""
 
 
 class Choices:
