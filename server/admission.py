@@ -118,8 +118,8 @@ class Admission:
             )
         assert self.call.seat is not None, "a request enters before it wants more"
         self._gate.limiter.widen(self._client, places)
-        self.call.seat.widen(places)
         self._hold(places)
+        self.call.seat.widen(places)
 
     def release(self) -> None:
         """Hold neither places nor memory any more: the engine counts what it has accepted, and the body is used."""

@@ -1,4 +1,4 @@
-"""Folders that a long command writes to: made and tried before anything slow is done, and held by one run at a time."""
+"""Folders that a long command writes to: tried before anything slow is done, and held by one run at a time."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ LOCK = ".lock"
 
 
 def writable(option: str, folder: Path) -> Path:
-    """The folder of an option, made if it is not there; a mistake where files cannot be written to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        mistake(f"{option} {folder}: {error.strerror or error}")
-    if not os.access(folder, os.W_OK):
-        mistake(f"{option} {folder} cannot be written to")
+    """The folder of an option, as it is given; a mistake where it is none, or could not be made or written to."""
+    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not nearest.is_dir():
+        mistake(f"{option} {folder}: {nearest} is no folder")
+    if not os.access(nearest, os.W_OK):
+        mistake(f"{option} {folder}: {nearest} cannot be written to")
     return folder
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep other runs away from a folder; a mistake that names the other one where there is one."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -127,7 +127,7 @@ async def test_every_error_is_as_documented(path: str, status: int, request_of: 
         documented = await operation(client, path)
         if status == 429:
             client_app: Any = client
-            client_app._transport.app.state.service.places.hold(1)
+            client_app._transport.app.state.service.gate.places.hold(1)
         response = await client.post(path, **request)
     assert response.status_code == status, response.text
     content = documented["responses"][str(status)]["content"][response.headers["content-type"]]

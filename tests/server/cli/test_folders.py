@@ -17,8 +17,8 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest
     (tmp_path / "file").touch()
     with pytest.raises(typer.Exit):
         writable("--out", tmp_path / "file" / "out")
-    assert capsys.readouterr().err == f"autosteer: --out {tmp_path}/file/out: Not a directory\n"
-    assert writable("--out", tmp_path / "a" / "b").is_dir()
+    assert capsys.readouterr().err == f"autosteer: --out {tmp_path}/file/out: {tmp_path}/file is no folder\n"
+    assert not writable("--out", tmp_path / "a" / "b").exists()  # until there is something to write
 
 
 def test_a_second_run_is_told_of_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,7 +219,7 @@ P99_SECONDS = 0.05
 async def test_sixteen_large_images_do_not_hold_up_the_event_loop() -> None:
     """At best of three: a thread that keeps the interpreter's lock does so each time, a busy machine does not."""
     kinds = [data_url(large(*each)) for each in (("JPEG",), ("WEBP",), ("PNG", "RGBA"), ("WEBP", "RGBA"))]
-    app = application(ScriptedRunner(), max_body_bytes=2**28, decode_seconds=3000)
+    app = application(ScriptedRunner(), max_body_bytes=2**28, decode_seconds=3000, max_request_pixels=10**9)
     async with client_of(app) as client:
         assert (await chat(client, "look", kinds[0])).status_code == 200
         service = app.state.service
