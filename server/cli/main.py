@@ -34,6 +34,7 @@ from server.settings.schema import LogFormat, Settings
 from server.settings.sources import ConfigError, Loaded, load_settings
 from server.watch.logs import LIFE, configure
 from server.workers.limits import raise_descriptor_limit
+from server.workers.memory import return_large_blocks
 
 if TYPE_CHECKING:
     from server.api.served import Served
@@ -81,6 +82,7 @@ def serve(options: dict[str, object], config: Path | None) -> None:
         mistake(error)
     configure(settings.log_format, access=settings.access_log)
     raise_descriptor_limit()
+    return_large_blocks()
     spec = LaunchSpec.of(settings)
     try:
         listener = listen(settings.host, settings.port)

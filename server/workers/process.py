@@ -15,6 +15,7 @@ from queue import LifoQueue
 
 from server.workers.launch import plain_environment, python_command
 from server.workers.limits import limit_this_process
+from server.workers.memory import return_large_blocks
 
 LENGTH = struct.Struct("<Q")  # of what follows
 NICENESS = 5
@@ -147,3 +148,4 @@ def be_modest(limits: Mapping[int, int]) -> None:
     os.nice(NICENESS)
     for limit, value in {resource.RLIMIT_CORE: 0, **limits}.items():
         limit_this_process(limit, value)
+    return_large_blocks()
