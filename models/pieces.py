@@ -93,6 +93,8 @@ class PieceTokenizer:
 
         `special`: whether special tokens in them count as such.
         """
+        if sum(map(len, texts)) <= tokens:
+            return False  # or nearly so, and tokenised soon: a prompt need not be tokenised twice
         backend, found = self._plain if special else self._inert, 0
         for text in texts:
             for begin in range(0, len(text), PART):
