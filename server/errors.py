@@ -10,7 +10,7 @@ ApiError
 ├── UnsupportedBody    415  invalid_request_error
 ├── TooManyRequests    429  rate_limit_error
 ├── RateLimited        429  rate_limit_error
-├── ConcurrencyLimited 429  rate_limit_error
+│   └── ConcurrencyLimited
 ├── ServerFault        500  server_error
 └── Unavailable        503  server_error
     ├── AuditUnavailable
@@ -146,23 +146,19 @@ class RateLimited(ApiError):
     status = 429
     type = "rate_limit_error"
     reason = "rate_limited"
+    limit: ClassVar[str] = "rate_limit_exceeded"  # its code
 
     def __init__(self, message: str, *, retry_after: int | None) -> None:
         # The official clients read x-should-retry: a request over the whole limit is not worth a second try.
         headers = {"x-should-retry": "false"} if retry_after is None else {"retry-after": str(retry_after)}
-        super().__init__(message, code="rate_limit_exceeded", headers=headers)
+        super().__init__(message, code=self.limit, headers=headers)
 
 
-class ConcurrencyLimited(ApiError):
-    """The client has as much running as it may; `retry_after` in seconds, None where waiting cannot help."""
+class ConcurrencyLimited(RateLimited):
+    """The client has as much running as it may."""
 
-    status = 429
-    type = "rate_limit_error"
     reason = "concurrency_limited"
-
-    def __init__(self, message: str, *, retry_after: int | None) -> None:
-        headers = {"x-should-retry": "false"} if retry_after is None else {"retry-after": str(retry_after)}
-        super().__init__(message, code="concurrency_limit_exceeded", headers=headers)
+    limit = "concurrency_limit_exceeded"
 
 
 class ServerFault(ApiError):
