@@ -10,6 +10,7 @@ from models.schema import SchemaError
 from server.errors import BadRequest, TooManyRequests
 from server.request import Schema
 from server.settings.schema import Settings
+from server.settings.values import MEBI
 from server.workers.lanes import Lane
 from server.workers.schemas import SchemaCompiler, VocabularySource
 
@@ -27,9 +28,9 @@ class Schemas:
 
     def __init__(self, vocabulary: VocabularySource, settings: Settings) -> None:
         self._compiler = SchemaCompiler(
-            vocabulary, seconds=settings.schema_seconds, memory_bytes=settings.schema_mib * 2**20
+            vocabulary, seconds=settings.schema_seconds, memory_bytes=settings.schema_mib * MEBI
         )
-        self._limit = settings.schemas_mib * 2**20
+        self._limit = settings.schemas_mib * MEBI
         self._held = 0
 
     @property

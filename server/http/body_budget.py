@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 from server.errors import BodiesFull
+from server.settings.values import MEBI
 
-MEMORY_SHARE = (
-    32  # of the machine's memory, or the container's: texts and images made of a body are up to thrice as much
-)
-LEAST_BYTES = 64 * 2**20
-MOST_BYTES = 2**30
+# Of the machine's memory, or the container's: texts and images made of a body are up to thrice as much.
+MEMORY_SHARE = 32
+LEAST_BYTES = 64 * MEBI
+MOST_BYTES = 1024 * MEBI
 
 
 def default_budget(memory_bytes: int, largest_body: int) -> int:
