@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.cores import machine_cores
+from tests.models.groups import write_groups
 
 HERE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -34,16 +35,9 @@ GROUPS = {
 
 @pytest.mark.parametrize(("membership", "files", "expected"), GROUPS.values(), ids=list(GROUPS))
 def test_the_smallest_quota_holds(tmp_path: Path, membership: str, files: dict[str, str], expected: int) -> None:
-    (tmp_path / "self").write_text(membership + "\n")
-    for name, value in files.items():
-        path = tmp_path / "groups" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{value}\n")
-    assert machine_cores(tmp_path / "groups", tmp_path / "self") == expected
+    assert machine_cores(*write_groups(tmp_path, membership, files)) == expected
 
 
 def test_several_cores_of_a_larger_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(64)}, raising=False)
-    (tmp_path / "self").write_text("0::/\n")
-    (tmp_path / "cpu.max").write_text("450000 100000\n")
-    assert machine_cores(tmp_path, tmp_path / "self") == 4
+    assert machine_cores(*write_groups(tmp_path, "0::/", {"cpu.max": "450000 100000"})) == 4

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.memory import machine_memory
+from tests.models.groups import write_groups
 
 PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 LIMIT = 256 * 2**20
@@ -40,12 +41,7 @@ GROUPS = {
 
 @pytest.mark.parametrize(("membership", "files", "expected"), GROUPS.values(), ids=list(GROUPS))
 def test_the_smallest_limit_holds(tmp_path: Path, membership: str, files: dict[str, int | str], expected: int) -> None:
-    (tmp_path / "self").write_text(membership + "\n")
-    for name, value in files.items():
-        path = tmp_path / "groups" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{value}\n")
-    assert machine_memory(tmp_path / "groups", tmp_path / "self") == expected
+    assert machine_memory(*write_groups(tmp_path, membership, files)) == expected
 
 
 def test_a_system_without_control_groups(tmp_path: Path) -> None:
