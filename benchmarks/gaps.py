@@ -97,13 +97,8 @@ def main(
     table = Table("figure", "1 ms", f"{gap} ms", "ratio")
     for place, name in enumerate(FIGURES):
         old, new = ([figures[place] for figures in found[bound]] for bound in (1, gap))
-        table.add_row(
-            name,
-            Estimate.of(old).show(3),
-            Estimate.of(new).show(3),
-            Estimate.of_ratios(new, old).show(),
-            end_section=False,
-        )
+        ratio = Estimate.of_ratios(new, old)
+        table.add_row(name, Estimate.of(old).show(3), Estimate.of(new).show(3), ratio.show())
     Console(width=120).print(table)
 
 

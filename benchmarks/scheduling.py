@@ -21,19 +21,18 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.estimate import percentile
+from benchmarks.inprocess import OFF
 from models.prompt import Prompt
 from models.sampling import SamplingParams
 from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Scheduler
 from server.request import Ask
-from steering.policy import Mode, Policy
 
 GAPS = (0.001, 0.1, 0.3, 1.0, None)  # seconds
 ROWS = 16
 ANSWER = 48
 COUNT = 400  # requests of a load
 SCATTER = 0.15  # of steps about their cost, as a standard deviation of the logarithm
-OFF = Policy("default", Mode.OFF, threshold=1.0, eps=0.0, refusal="")
 
 
 @dataclass(frozen=True)

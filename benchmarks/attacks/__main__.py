@@ -16,14 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
-import psutil
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.attacks.bodies import MEBI, withheld_bodies
+from benchmarks.attacks.bodies import withheld_bodies
 from benchmarks.attacks.images import large_images
 from server.access.keys import hash_key, new_key
+from server.settings.values import MEBI
 from tests.end_to_end.processes import ServerProcess
 
 PLACES = 272  # max_rows and max_queue by default
@@ -97,17 +97,6 @@ def target() -> Iterator[Target]:
             yield Target(server, attacker, honest)
 
 
-def memory(target: Target) -> int:
-    """Bytes of the server and all that it has started."""
-    found, process = 0, psutil.Process(target.server.process.pid)
-    for each in (process, *process.children(recursive=True)):
-        try:
-            found += int(each.memory_info().rss)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 async def honest_chat(target: Target, watch: Watch, client: httpx.AsyncClient) -> None:
     """One short answer."""
     body = {"model": target.server.model, "max_tokens": 4, "messages": [{"role": "user", "content": "Hello."}]}
@@ -126,7 +115,7 @@ async def watched(target: Target, attack: Attack) -> tuple[Watch, str]:
             await honest_chat(target, watch, client)
         watch.waits.clear()
         watch.statuses.clear()
-        watch.before = watch.peak = memory(target)
+        watch.before = watch.peak = target.server.rss_bytes
 
         async def chat() -> None:
             while True:
@@ -135,7 +124,7 @@ async def watched(target: Target, attack: Attack) -> tuple[Watch, str]:
 
         async def weigh() -> None:
             while True:
-                watch.peak = max(watch.peak, memory(target))
+                watch.peak = max(watch.peak, target.server.rss_bytes)
                 await asyncio.sleep(0.05)
 
         beside = [asyncio.create_task(each) for each in (chat(), weigh())]
@@ -144,7 +133,7 @@ async def watched(target: Target, attack: Attack) -> tuple[Watch, str]:
         for each in beside:
             each.cancel()
         await asyncio.sleep(AFTER_SECONDS)
-        watch.after = memory(target)
+        watch.after = target.server.rss_bytes
     return watch, told
 
 

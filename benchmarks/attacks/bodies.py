@@ -7,7 +7,7 @@ from collections import Counter
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-MEBI = 2**20
+from server.settings.values import MEBI
 
 
 async def withheld_bodies(url: str, key: str = "none", *, sockets: int, announced: int, sent: int) -> WithheldBodies:

@@ -7,8 +7,6 @@ happen to the attacker itself is `Attack.expected`.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import os
 import random
@@ -18,9 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
+from benchmarks.attacks.bodies import withheld_bodies
+from benchmarks.attacks.images import chat_of, one_colour
+from benchmarks.attacks.schemas import Schema, hostile_schemas
+from server.settings.values import MEBI
 
 SILENCE_SECONDS = 60.0  # after which a server is said not to answer
 HOLD_SECONDS = 5.0  # for which sockets are held that send nothing
@@ -55,11 +55,11 @@ class Target:
         """Send something whole and read the answer to its end: the status, or why there is none."""
         return await self._exchange(data, whole=True)
 
-    async def hold(self, data: bytes, seconds: float = HOLD_SECONDS) -> str:
-        """Send what is only a part, and wait for so long: the status if the server would not wait, else "held"."""
+    async def hold(self, seconds: float = HOLD_SECONDS) -> str:
+        """Connect, send nothing, and wait for so long: how the server ends it, or "held"."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                return await self._exchange(data, whole=False)
+                return await self._exchange(b"", whole=False)
         return "held"
 
     async def _exchange(self, data: bytes, *, whole: bool) -> str:
@@ -104,42 +104,26 @@ async def _together(*tries: Awaitable[str]) -> str:
 # schemas, pictures, bodies -------------------------------------------------------------------------------------
 
 
-def schema(chance: random.Random) -> dict[str, Any]:
-    """A schema of some 200 bytes that takes seconds, or for ever, to compile."""
-    number = chance.choice([9_999_991, 300_007, 999_983, 2**61 - 1])
-    primes = [{"multipleOf": prime} for prime in chance.sample([83, 89, 97, 101, 103, 107, 109, 113], 4)]
-    return chance.choice(
-        [
-            {"type": "integer", "multipleOf": number},
-            {"type": "integer", "allOf": primes},
-            {"$defs": {"a": {"multipleOf": 9973}}, "type": "integer", "allOf": [{"$ref": "#/$defs/a"}, *primes]},
-            {"type": "string", "pattern": "(a{1,900}){1,900}"},
-            {"type": "array", "items": {"type": "string", "maxLength": 10**9}, "minItems": 10**6},
-            {"type": "string", "enum": [f"{number:x}{index}" for index in range(20_000)]},
-        ]
-    )
+@cache
+def _hostile() -> list[Schema]:
+    more: list[Schema] = [
+        {"type": "integer", "multipleOf": 2**61 - 1},
+        {"type": "array", "items": {"type": "string", "maxLength": 10**9}, "minItems": 10**6},
+    ]
+    return [*hostile_schemas(), *more]
 
 
 async def _schemas(target: Target, chance: random.Random) -> str:
     def body() -> bytes:
-        form = {"type": "json_schema", "json_schema": {"name": "s", "strict": True, "schema": schema(chance)}}
-        return _short(target, response_format=form)
+        wanted = {"name": "s", "strict": True, "schema": chance.choice(_hostile())}
+        return _short(target, response_format={"type": "json_schema", "json_schema": wanted})
 
     return await _together(*(target.send(target.request(body())) for _ in range(2)))
 
 
-@cache
-def large_picture() -> str:
-    """24 megapixels of one colour, as a data URL of about 80 characters."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (6000, 4000)).save(buffer, "WEBP", quality=1, method=0)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 async def _pictures(target: Target, chance: random.Random) -> str:
-    parts = [{"type": "image_url", "image_url": {"url": large_picture()}}] * 16
-    words = {"type": "text", "text": f"{chance.random()}"}
-    return await _together(*(target.send(target.request(_short(target, [*parts, words]))) for _ in range(2)))
+    body = json.dumps(chat_of(target.model, [one_colour()] * 16, f"{chance.random()}")).encode()
+    return await _together(*(target.send(target.request(body)) for _ in range(2)))
 
 
 HEAVY = ("parts", "lists", "message", "tokenize", "text", "ids")
@@ -184,18 +168,29 @@ async def _refused_picture(target: Target, _: random.Random) -> str:
 # places and connections --------------------------------------------------------------------------------------------
 
 
+async def _withheld(target: Target, *, sockets: int, announced: int, sent: int) -> str:
+    url, key = f"http://{target.host}:{target.port}", target.keys["default"]
+    try:
+        bodies = await withheld_bodies(url, key, sockets=sockets, announced=announced, sent=sent)
+    except OSError:
+        return "not connected"
+    await asyncio.sleep(HOLD_SECONDS)
+    statuses = {str(status) if status else "closed" for status in bodies.answers}
+    held = {"held"} if bodies.answers.total() < sockets else set[str]()
+    await bodies.close()
+    return " ".join(sorted(statuses | held))
+
+
 async def _one_byte_bodies(target: Target, _: random.Random) -> str:
-    data = target.request(b"x" * 1000)[:-999]
-    return await _together(*(target.hold(data) for _ in range(272)))
+    return await _withheld(target, sockets=272, announced=1000, sent=1)
 
 
 async def _large_bodies(target: Target, _: random.Random) -> str:
-    data = target.request(b" " * (31 * 2**20))[:-1]
-    return await _together(*(target.hold(data) for _ in range(40)))
+    return await _withheld(target, sockets=40, announced=31 * MEBI, sent=31 * MEBI - 1)
 
 
 async def _idle(target: Target, _: random.Random) -> str:
-    return await _together(*(target.hold(b"") for _ in range(170)))
+    return await _together(*(target.hold() for _ in range(170)))
 
 
 async def _malformed(target: Target, chance: random.Random) -> str:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -147,7 +148,11 @@ class ServerProcess:
     @property
     def rss_bytes(self) -> int:
         """Of the server and its processes; what they share counts for each."""
-        return sum(int(each.memory_info().rss) for each in self._processes)
+        found, process = 0, psutil.Process(self.process.pid)
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # some live for one question
+                found += int(each.memory_info().rss)
+        return found
 
     @property
     def _processes(self) -> list[psutil.Process]:

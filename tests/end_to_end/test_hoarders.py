@@ -11,8 +11,9 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.attacks.bodies import MEBI, WithheldBodies, withheld_bodies
+from benchmarks.attacks.bodies import WithheldBodies, withheld_bodies
 from server.access.keys import hash_key, new_key
+from server.settings.values import MEBI
 from tests.end_to_end.processes import ServerProcess
 
 PLACES = 4
