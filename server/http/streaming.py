@@ -173,12 +173,13 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled as soon as the client disconnects. Raises ClientGone then."""
     task = asyncio.current_task()
     assert task is not None
-    cancelling, gone = task.cancelling(), False
+    cancelling, gone, over = task.cancelling(), False, False
 
     def leave(_: object) -> None:
         nonlocal gone
-        gone = True
-        task.cancel()
+        if not over:  # or this was on its way when the work was done: what comes after it notices by itself
+            gone = True
+            task.cancel()
 
     watch = asyncio.ensure_future(_disconnect(receive))
     watch.add_done_callback(leave)
@@ -189,6 +190,7 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
             raise ClientGone from None
         raise
     finally:
+        over = True
         watch.remove_done_callback(leave)
         watch.cancel()
         if gone:

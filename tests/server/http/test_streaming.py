@@ -366,3 +366,27 @@ async def test_the_rest_of_a_body_is_no_disconnect() -> None:
         return 5
 
     assert await unless_gone(receive, work()) == 5
+
+
+async def test_a_client_that_leaves_as_the_work_is_done_cancels_nothing_that_comes_after_it() -> None:
+    left, done = asyncio.Event(), asyncio.Event()
+
+    async def receive() -> Message:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def work() -> int:
+        await done.wait()
+        return 5
+
+    async def both() -> int:
+        found = await unless_gone(receive, work())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return found
+
+    task = asyncio.create_task(both())
+    await asyncio.sleep(0.01)
+    left.set()
+    done.set()
+    assert await task == 5
