@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import orjson
@@ -10,9 +9,10 @@ import typer
 
 from server.cli.console import mistake
 from server.cli.options import Config
-from server.record.audit.sink import Filter, SinkError
+from server.record.audit.sink import Filter, Reader, SinkError
 from server.record.audit.sinks import make_reader
-from server.settings.sources import ConfigError, load_settings
+from server.settings.schema import Settings
+from server.settings.sources import ConfigError, did_you_mean, load_settings
 
 
 def print_audit(
@@ -25,14 +25,29 @@ def print_audit(
 ) -> None:
     """Print records of the audit log as JSON lines, oldest first."""
     try:
-        for record in make_reader(url or _configured(config)).read(Filter(last, key, decision, outcome)):
+        reader = make_reader(url or configured_url(load_settings({}, config).settings))
+        if key is not None:
+            _check_key(key, reader, load_settings({}, config).settings)
+        for record in reader.read(Filter(last, key, decision, outcome)):
             typer.echo(orjson.dumps(record))
     except (ConfigError, SinkError) as error:
         mistake(error)
 
 
-def _configured(config: Path | None) -> str:
-    audit = load_settings({}, config).settings.audit
-    if audit is None:
+def configured_url(settings: Settings) -> str:
+    """`audit.url` of the settings. Raises ConfigError."""
+    if settings.audit is None:
         raise ConfigError(["audit.url is not set; give --config with one, or --url"])
-    return audit.url.get_secret_value()
+    return settings.audit.url.get_secret_value()
+
+
+def _check_key(key: str, reader: Reader, settings: Settings) -> None:
+    """A name that nobody knows is a mistake: no records would look like a key that is no longer used."""
+    configured = {*(each.name for each in settings.keys), *settings.revoked_keys}
+    if key in configured:
+        return
+    known = sorted(configured | {name for name in reader.usage() if name is not None})
+    if key not in known:
+        there_are = ", ".join(known) if known else "none"
+        hint = did_you_mean(key, known)
+        mistake(f"--key: {key!r} is in neither the settings nor the log{hint}; there are {there_are}")

@@ -102,7 +102,7 @@ def _environment() -> Source:
         if (gone := name.removeprefix(PREFIX).lower()) in GONE:
             raise ConfigError([f"{variable} is a setting no more: {GONE[gone]}"])
         if name.partition("__")[0] not in fields:
-            raise ConfigError([f"{variable} is no setting{_did_you_mean(name, fields)}; unset it"])
+            raise ConfigError([f"{variable} is no setting{did_you_mean(name, fields)}; unset it"])
     try:
         values = EnvSettingsSource(
             Settings, env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True, case_sensitive=False
@@ -180,7 +180,7 @@ def _problem(error: Any, sources: Sequence[Source]) -> str:  # noqa: ANN401  pyd
         if field in GONE:
             return f"{field} is a setting no more: {GONE[field]} ({origin})"
         known = _known(location)
-        hint = _did_you_mean(location[-1], known)
+        hint = did_you_mean(location[-1], known)
         return f"{field} is no setting{hint}; there are {', '.join(sorted(known))} ({origin})"
     # What stands under keys may be a key, and a URL may hold a password.
     secret = location[0] == "keys" or location[-1] == "url" or location == ["audit"]
@@ -205,7 +205,8 @@ def _origin(field: str, sources: Sequence[Source]) -> str:
     return " and ".join(source.name(field) for source in (joined or having[:1]))
 
 
-def _did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
+def did_you_mean(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
+    """`, did you mean ...?` where a known name is close, else nothing."""
     close = difflib.get_close_matches(name, list(known), 1)
     return f", did you mean {close[0]}?" if close else ""
 

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from server.record.audit.record import AuditRecord, Outcome
 from server.record.audit.sink import Filter, SinkError
+from server.record.audit.usage import Usage, Used
 
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 10
@@ -97,15 +98,28 @@ class Database:
         """Records, oldest first. Raises SinkError."""
         table = self._table
         query = sql.select(table).filter_by(**wanted.equal).order_by(table.c.time.desc()).limit(wanted.last)
+        for row in reversed(self._rows(query)):
+            record = {str(name): value for name, value in row.items()}  # SQLAlchemy's names are no plain strings
+            yield {**record, "time": _in_utc(row["time"])}
+
+    def usage(self) -> Usage:
+        """The use of each key in the whole table. Raises SinkError."""
+        key, time = self._table.c.key, self._table.c.time
+        count, first, last = sql.func.count().label("n"), sql.func.min(time).label("a"), sql.func.max(time).label("z")
+        rows = self._rows(sql.select(key, count, first, last).group_by(key))
+        return {row["key"]: Used(row["n"], _in_utc(row["a"]), _in_utc(row["z"])) for row in rows}
+
+    def _rows(self, query: sql.Select[Any]) -> Sequence[sql.RowMapping]:
         try:
             with self._engine.connect() as connection:
-                rows = connection.execute(query).mappings().all()
+                return connection.execute(query).mappings().all()
         except SQLAlchemyError as error:
             raise SinkError(_brief(error)) from None
-        for row in reversed(rows):
-            time = row["time"]
-            # SQLite keeps no zone: what is written is UTC.
-            yield {**row, "time": time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)}
+
+
+def _in_utc(time: datetime) -> datetime:
+    """SQLite keeps no zone: what is written is UTC."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _connect_args(url: sql.URL) -> dict[str, Any]:

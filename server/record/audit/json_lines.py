@@ -9,6 +9,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import orjson
 
 from server.record.audit.record import AuditRecord
 from server.record.audit.sink import Filter, SinkError
+from server.record.audit.usage import Usage, Used, joined
 
 logger = logging.getLogger(__name__)
 
@@ -118,12 +120,17 @@ class JsonLinesReader:
 
     def read(self, wanted: Filter) -> Iterator[dict[str, Any]]:
         """Records, oldest first. Raises SinkError."""
-        if not self._path.exists():
-            raise SinkError(f"there is no audit log {self._path}")
         matching = (record for record in self._records() if wanted.equal.items() <= record.items())
         yield from deque(matching, maxlen=wanted.last)
 
+    def usage(self) -> Usage:
+        """The use of each key in all files of the log. Raises SinkError."""
+        times = ((record["key"], datetime.fromisoformat(record["time"])) for record in self._records())
+        return joined((name, Used(1, time, time)) for name, time in times)
+
     def _records(self) -> Iterator[dict[str, Any]]:
+        if not self._path.exists():
+            raise SinkError(f"there is no audit log {self._path}")
         for part in parts(self._path):
             with part.open("rb") as file:
                 for line in file:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from server.record.audit.record import AuditRecord
+from server.record.audit.usage import Usage
 
 
 class SinkError(Exception):
@@ -47,3 +48,6 @@ class Reader(Protocol):
 
     def read(self, wanted: Filter) -> Iterator[dict[str, Any]]:
         """Records, oldest first. Raises SinkError."""
+
+    def usage(self) -> Usage:
+        """The use of each key in all records. Raises SinkError."""
