@@ -1,33 +1,30 @@
 """A loaded model: batched passes over the rows that are open.
 
 Token ids and processor tensors in, hidden states and logits out. The modules are the family's own stock ones; what is
-ours is the batching, the positions, the cache and the attention over it.
+ours is the batching, the positions, the cache and the attention over it. `Passes` lays out and runs one pass.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from models.attention import DecodePass, MixedPass, Pass, Span
 from models.blocks import block_keys
 from models.cache import OutOfBlocks, PagedCache
-from models.decode import make_decode
 from models.errors import OutOfRows
 from models.families import Family
-from models.graphs import DecodeGraphs
-from models.image_tokens import embed_pictures, image_numbers, place_pictures
+from models.image_tokens import image_numbers, place_pictures
 from models.info import BackboneInfo
 from models.inputs import InputBuilder
+from models.passes import Passes
 from models.positions import Positions
 from models.prompt import Prompt
-from models.rows import Row, Steps, spans_of
+from models.rows import Row
 from models.tap import Tap
 from models.uncached import UncachedPrefill
 from models.vision import VisionEncoder
@@ -57,7 +54,6 @@ class Backbone:
         self.cache = cache
         self._body: Any = model.model
         self._decoder: Any = model.get_decoder()
-        self._embed: Any = model.get_input_embeddings()
         self._head: Any = model.get_output_embeddings()
         self._family = family
         self._image_token_id = image_token_id
@@ -67,13 +63,8 @@ class Backbone:
         self._uncached = UncachedPrefill(
             self._body, family, self._encoder, self._positions, image_token_id, info.device, max_rows
         )
+        self._passes = Passes(model, info, cache, self._encoder, self._positions, image_token_id)
         self._taps: list[Tap] = []
-        self._steps: Steps | None = None
-        self._graphs: DecodeGraphs | None = None
-        self._cache_argument = (
-            "cache" if "cache" in inspect.signature(self._decoder.forward).parameters else "past_key_values"
-        )
-        self._no_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=info.device)  # or the model makes one
         banned = family.banned(model) if family.banned else ()
         self._banned = torch.tensor(list(banned), dtype=torch.long, device=info.device)
 
@@ -179,12 +170,10 @@ class Backbone:
         self.cache.pool.forget_all()
         self._encoder.forget()
 
-    @torch.inference_mode()
     def capture(self) -> None:
         """Record steps of each number of rows as CUDA graphs; from then on steps replay them. Elsewhere nothing."""
         if self.info.device.type == "cuda":
-            self._graphs = DecodeGraphs(self.cache, self._decode_pass, self.max_rows, self.info, self._family.mrope)
-            self._graphs.capture()
+            self._passes.capture(self.max_rows, self._family.mrope)
 
     # passes ----------------------------------------------------------------------------------------------------
 
@@ -197,12 +186,7 @@ class Backbone:
         assert len(rows) == len(counts) > 0, f"{len(rows)} rows, {len(counts)} counts"
         for row, count in zip(rows, counts, strict=True):
             self.reserve(row, count)
-        if self.cache.compact():
-            self._steps = None
-        if all(count == 1 and row.length for row, count in zip(rows, counts, strict=True)):
-            hidden = self._decode_rows(rows)
-        else:
-            hidden = self._mix(rows, counts)
+        hidden = self._passes.run(rows, counts, self._taps)
         for row, count in zip(rows, counts, strict=True):
             row.length += count
             if row.prompt is not None:
@@ -247,74 +231,6 @@ class Backbone:
             yield tap
         finally:
             self._taps.remove(tap)
-
-    def _decode_rows(self, rows: Sequence[Row]) -> Tensor:
-        """A pass over one token of each row."""
-        spans = spans_of(rows, [1] * len(rows))
-        steps = self._steps
-        if steps is not None and steps.go_on(rows):
-            steps.advance()
-        else:
-            self._steps = steps = Steps(self.cache, rows, self._positions.of_spans(rows, spans))
-        tokens = [row.tokens[row.length] for row in rows]
-        pictured = any(row.pictures for row in rows)
-        if self._graphs is not None and not self._taps and not pictured:
-            return self._graphs.step(steps, tokens)
-        embedded = self._embed(torch.tensor([tokens], device=self.info.device))
-        deep = self._embed_pictures(embedded, rows, spans) if pictured else {}
-        return self._run(embedded, steps.positions, DecodePass(self.cache, steps.slots, steps.decode), None, deep)
-
-    def _embed_pictures(self, embedded: Tensor, rows: Sequence[Row], spans: Sequence[Span]) -> dict[str, Any]:
-        return embed_pictures(embedded, rows, spans, self._encoder, self._image_token_id)
-
-    def _decode_pass(self, ids: Tensor, positions: Tensor, paged: Pass) -> Tensor:
-        return self._run(self._embed(ids), positions, paged, None, {})
-
-    def _mix(self, rows: Sequence[Row], counts: Sequence[int]) -> Tensor:
-        """A pass over any tokens: rows that add one come first, then chunks, equally long ones side by side."""
-        spans = spans_of(rows, counts)
-        order = sorted(range(len(rows)), key=lambda at: (not spans[at].decodes, spans[at].start > 0, spans[at].count))
-        ordered = [spans[place] for place in order]
-        rows = [rows[place] for place in order]
-        decoding = [span for span in ordered if span.decodes]
-        tables, ends = [span.table for span in decoding], [span.end for span in decoding]
-        slots = [slot for span in ordered for slot in self.cache.slots(span.table, span.start, span.end)]
-        paged = MixedPass(
-            self.cache,
-            self.cache.targets(slots),
-            make_decode(self.cache, tables, ends) if decoding else None,
-            ordered[len(decoding) :],
-        )
-        ids = [token for row, span in zip(rows, ordered, strict=True) for token in row.tokens[span.start : span.end]]
-        embedded = self._embed(torch.tensor([ids], device=self.info.device))
-        deep = self._embed_pictures(embedded, rows, ordered)
-        last, end = [0] * len(rows), 0
-        for place, span in zip(order, ordered, strict=True):
-            end += span.count
-            last[place] = end - 1
-        return self._run(embedded, self._positions.of_spans(rows, ordered), paged, torch.tensor(last), deep)
-
-    def _run(
-        self, embedded: Tensor, positions: Tensor, paged: Pass, last: Tensor | None, deep: Mapping[str, Any]
-    ) -> Tensor:
-        """The decoder on embeddings `[1, N, d]`; the states at the places `last`, or at all."""
-        if last is not None:
-            last = last.to(self.info.device)
-        with ExitStack() as taps:
-            for tap in self._taps:
-                read = torch.arange(embedded.shape[1], device=self.info.device) if last is None else last
-                taps.enter_context(tap.at(read, torch.zeros_like(read)))
-            output = self._decoder(
-                inputs_embeds=embedded,
-                position_ids=positions,
-                attention_mask=self._no_mask,
-                paged=paged,
-                use_cache=True,
-                **{self._cache_argument: paged},
-                **deep,
-            )
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden if last is None else hidden[last]
 
     def _place(self, row: Row, prompt: Prompt) -> None:
         """What of a row's images matters to where its tokens are and what they see."""

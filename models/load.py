@@ -71,18 +71,23 @@ def load_backbone(
         parameters=sum(each.numel() for each in model.get_decoder().parameters()),
         weights_hash=weights_hash(model),
     )
-    decoder: Any = model.get_decoder()
-    fuse(decoder)
-    if int8:
-        if chosen_device.type != "cpu" or chosen_dtype not in (torch.bfloat16, torch.float32):
-            wanted = "a CPU and bfloat16 or float32"
-            raise LoadError(f"int8 weights need {wanted}, not {chosen_device.type} and {_name_of(chosen_dtype)}")
-        quantize_decoder(decoder, cpu)
-    if chosen_device.type == "cpu":
-        prepack(model, cpu)
+    _rearrange(model, info, cpu, int8=int8)
     return Backbone(
         model, family, inputs, tokenizer, info, family.image_token_id(config), max_rows, cache, image_memory_bytes
     )
+
+
+def _rearrange(model: Any, info: BackboneInfo, cpu: CpuCapabilities, *, int8: bool) -> None:  # noqa: ANN401
+    """Join, quantise and lay out the weights for the device that they are on."""
+    decoder: Any = model.get_decoder()
+    fuse(decoder)
+    if int8:
+        if info.device.type != "cpu" or info.dtype not in (torch.bfloat16, torch.float32):
+            wanted = "a CPU and bfloat16 or float32"
+            raise LoadError(f"int8 weights need {wanted}, not {info.device.type} and {_name_of(info.dtype)}")
+        quantize_decoder(decoder, cpu)
+    if info.device.type == "cpu":
+        prepack(model, cpu)
 
 
 def load_inputs(

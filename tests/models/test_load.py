@@ -51,7 +51,7 @@ def test_every_name_for_an_end_counts(tiny_models: TinyModels, tmp_path: Path) -
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
 def test_dtype_by_name(tiny_models: TinyModels, name: str, dtype: torch.dtype) -> None:
     backbone = load_backbone(tiny_models.folder("llava_onevision"), device="cpu", dtype=name)
-    assert (backbone.info.dtype, backbone._embed.weight.dtype) == (dtype, dtype)
+    assert (backbone.info.dtype, backbone._body.get_input_embeddings().weight.dtype) == (dtype, dtype)
 
 
 @pytest.mark.parametrize(("bf16_products", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

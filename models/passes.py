@@ -1,0 +1,145 @@
+"""Passes of the decoder over tokens of rows: how a pass is laid out, and its run under the taps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.attention import DecodePass, MixedPass, Pass, Span
+from models.cache import PagedCache
+from models.decode import make_decode
+from models.graphs import DecodeGraphs
+from models.image_tokens import embed_pictures
+from models.info import BackboneInfo
+from models.positions import Positions
+from models.rows import Row, Steps, spans_of
+from models.tap import Tap
+from models.vision import VisionEncoder
+
+
+class Passes:
+    """Runs a decoder over the next tokens of rows, whose blocks hold them. Lengths of rows are the caller's."""
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 - a transformers model with a head
+        info: BackboneInfo,
+        cache: PagedCache,
+        encoder: VisionEncoder,
+        positions: Positions,
+        image_token_id: int,
+    ) -> None:
+        self._decoder: Any = model.get_decoder()
+        self._embed: Any = model.get_input_embeddings()
+        self._info = info
+        self._cache = cache
+        self._encoder = encoder
+        self._positions = positions
+        self._image_token_id = image_token_id
+        self._steps: Steps | None = None
+        self._graphs: DecodeGraphs | None = None
+        self._cache_argument = (
+            "cache" if "cache" in inspect.signature(self._decoder.forward).parameters else "past_key_values"
+        )
+        self._no_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=info.device)  # or the model makes one
+
+    @torch.inference_mode()
+    def capture(self, max_rows: int, mrope: bool) -> None:
+        """Record steps of up to `max_rows` rows as CUDA graphs; from then on steps replay them."""
+        self._graphs = DecodeGraphs(self._cache, self._decode_pass, max_rows, self._info, mrope)
+        self._graphs.capture()
+
+    def run(self, rows: Sequence[Row], counts: Sequence[int], taps: Sequence[Tap]) -> Tensor:
+        """One pass over the next `counts` tokens of each row -> hidden state `[B, d]` of each one's last.
+
+        `taps` read the states of the same tokens.
+        """
+        if self._cache.compact():
+            self._steps = None
+        if all(count == 1 and row.length for row, count in zip(rows, counts, strict=True)):
+            return self._decode_rows(rows, taps)
+        return self._mix(rows, counts, taps)
+
+    def _decode_rows(self, rows: Sequence[Row], taps: Sequence[Tap]) -> Tensor:
+        """A pass over one token of each row."""
+        spans = spans_of(rows, [1] * len(rows))
+        steps = self._steps
+        if steps is not None and steps.go_on(rows):
+            steps.advance()
+        else:
+            self._steps = steps = Steps(self._cache, rows, self._positions.of_spans(rows, spans))
+        tokens = [row.tokens[row.length] for row in rows]
+        pictured = any(row.pictures for row in rows)
+        if self._graphs is not None and not taps and not pictured:
+            return self._graphs.step(steps, tokens)
+        embedded = self._embed(torch.tensor([tokens], device=self._info.device))
+        deep = self._embed_pictures(embedded, rows, spans) if pictured else {}
+        paged = DecodePass(self._cache, steps.slots, steps.decode)
+        return self._decode(embedded, steps.positions, paged, deep=deep, taps=taps)
+
+    def _decode_pass(self, ids: Tensor, positions: Tensor, paged: Pass) -> Tensor:
+        return self._decode(self._embed(ids), positions, paged)
+
+    def _mix(self, rows: Sequence[Row], counts: Sequence[int], taps: Sequence[Tap]) -> Tensor:
+        """A pass over any tokens: rows that add one come first, then chunks, equally long ones side by side."""
+        spans = spans_of(rows, counts)
+        order = sorted(range(len(rows)), key=lambda at: (not spans[at].decodes, spans[at].start > 0, spans[at].count))
+        ordered = [spans[place] for place in order]
+        rows = [rows[place] for place in order]
+        ids = [token for row, span in zip(rows, ordered, strict=True) for token in row.tokens[span.start : span.end]]
+        embedded = self._embed(torch.tensor([ids], device=self._info.device))
+        deep = self._embed_pictures(embedded, rows, ordered)
+        last, end = [0] * len(rows), 0
+        for place, span in zip(order, ordered, strict=True):
+            end += span.count
+            last[place] = end - 1
+        positions = self._positions.of_spans(rows, ordered)
+        return self._decode(embedded, positions, self._mixed(ordered), torch.tensor(last), deep, taps)
+
+    def _mixed(self, spans: Sequence[Span]) -> MixedPass:
+        """The storage and the attention of a pass; spans that add one token come first."""
+        decoding = [span for span in spans if span.decodes]
+        tables, ends = [span.table for span in decoding], [span.end for span in decoding]
+        slots = [slot for span in spans for slot in self._cache.slots(span.table, span.start, span.end)]
+        return MixedPass(
+            self._cache,
+            self._cache.targets(slots),
+            make_decode(self._cache, tables, ends) if decoding else None,
+            spans[len(decoding) :],
+        )
+
+    def _embed_pictures(self, embedded: Tensor, rows: Sequence[Row], spans: Sequence[Span]) -> dict[str, Any]:
+        return embed_pictures(embedded, rows, spans, self._encoder, self._image_token_id)
+
+    def _decode(
+        self,
+        embedded: Tensor,
+        positions: Tensor,
+        paged: Pass,
+        last: Tensor | None = None,
+        deep: Mapping[str, Any] | None = None,
+        taps: Sequence[Tap] = (),
+    ) -> Tensor:
+        """The decoder on embeddings `[1, N, d]`; the states at the places `last`, or at all."""
+        if last is not None:
+            last = last.to(self._info.device)
+        with ExitStack() as reading:
+            for tap in taps:
+                read = torch.arange(embedded.shape[1], device=self._info.device) if last is None else last
+                reading.enter_context(tap.at(read, torch.zeros_like(read)))
+            output = self._decoder(
+                inputs_embeds=embedded,
+                position_ids=positions,
+                attention_mask=self._no_mask,
+                paged=paged,
+                use_cache=True,
+                **{self._cache_argument: paged},
+                **(deep or {}),
+            )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden if last is None else hidden[last]
