@@ -73,7 +73,7 @@ class Service:
         self._prepare_images = Lane(settings.prepare_threads, "images")  # so that no text waits for them
         self._schemas: Schemas | None = None  # until the model is there
         self._parse_thread = ThreadPoolExecutor(1, thread_name_prefix="parse")  # one large body at a time
-        self.metrics.watch(self._running, self._waiting, lambda: self.engine.load.cache_usage)
+        self.metrics.watch(self._running, self._waiting, lambda: self.engine.load.cache_usage, settings.max_rows)
         self.metrics.watch_ready(self._ready)
         self.metrics.watch_restarts(lambda: self.engine.restarts)
 

@@ -148,8 +148,10 @@ class Metrics:
         """Ask whether requests are accepted whenever the metrics are read."""
         self.registry.register(_Gauges([("autosteer_ready", "Whether requests are accepted.", ready)]))
 
-    def watch(self, running: Callable[[], int], waiting: Callable[[], int], cache_usage: Callable[[], float]) -> None:
-        """Read the engine's load whenever the metrics are."""
+    def watch(
+        self, running: Callable[[], int], waiting: Callable[[], int], cache_usage: Callable[[], float], max_rows: int
+    ) -> None:
+        """Read the engine's load whenever the metrics are; `max_rows`: how many requests it can run at once."""
         self.registry.register(
             _Gauges(
                 [
@@ -160,6 +162,7 @@ class Metrics:
                         "Share of the key-value cache that is filled, 0 to 1.",
                         cache_usage,
                     ),
+                    ("autosteer_max_rows", "Requests that can be in the running batch.", lambda: max_rows),
                 ]
             )
         )

@@ -631,7 +631,7 @@ def test_the_page_about_the_api_names_every_field_setting_and_metric() -> None:
     page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
     limits = [name for name in Settings.model_fields if name.startswith(("max_", "default_", "body_", "stall_"))]
     metrics = Metrics()
-    metrics.watch(lambda: 0, lambda: 0, lambda: 0.0)
+    metrics.watch(lambda: 0, lambda: 0, lambda: 0.0, 1)
     collected = [family.name for family in metrics.registry.collect()]
     for name in [*ChatCompletionRequest.model_fields, *limits, *collected]:
         assert re.search(rf"`(AUTOSTEER_)?{name}(_total|_info)?`", page, re.IGNORECASE), name

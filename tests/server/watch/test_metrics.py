@@ -23,6 +23,7 @@ FAMILIES = {
     "autosteer_num_requests_running": "gauge",
     "autosteer_num_requests_waiting": "gauge",
     "autosteer_kv_cache_usage_ratio": "gauge",
+    "autosteer_max_rows": "gauge",
     "autosteer_prompt_tokens": "counter",
     "autosteer_generation_tokens": "counter",
     "autosteer_request_success": "counter",
@@ -51,7 +52,7 @@ FAMILIES = {
 
 def watched() -> Metrics:
     metrics = Metrics()
-    metrics.watch(lambda: 2, lambda: 3, lambda: 0.25)
+    metrics.watch(lambda: 2, lambda: 3, lambda: 0.25, 4)
     metrics.watch_ready(lambda: True)
     metrics.watch_restarts(lambda: 0)
     return metrics
@@ -79,7 +80,7 @@ def test_the_names_and_types() -> None:
 def test_the_load_is_read_at_every_scrape() -> None:
     metrics = Metrics()
     running = iter([1, 4])
-    metrics.watch(lambda: next(running), lambda: 0, lambda: 0.0)
+    metrics.watch(lambda: next(running), lambda: 0, lambda: 0.0, 4)
     assert b"autosteer_num_requests_running 1.0" in metrics.render()
     assert b"autosteer_num_requests_running 4.0" in metrics.render()
 
