@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import ast
 import re
-import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from steering.data.columns import Unused, clear_names, missing, row_error
+from steering.data.own_rows import PairRow, Part, PromptRow
 from steering.data.questions import Picture, PictureFiles, Question
-from steering.data.tables import Cell, Source, first_error, read_table
+from steering.data.tables import Source, read_table
 from steering.errors import DataError
 
-Part = Literal["train", "validation", "calibration"]
-
-MOST_CHOICES = len(string.ascii_uppercase)
 FIGSTEP_TEXT = "The picture shows a numbered list whose items are empty. Fill in each item."
 
 
@@ -54,45 +52,6 @@ class Example:
 
 
 # our own rows ------------------------------------------------------------------------------------------------------
-
-
-def _as_text(value: object) -> object:
-    """Numbers as text: ids and answers are often written as numbers."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-Text = Annotated[str, BeforeValidator(_as_text)]
-Words = Annotated[str, Field(min_length=1)]
-Images = Annotated[list[Cell], Field(max_length=16)] | Cell | None
-
-
-class _OwnRow(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: Text | None = None
-    category: Text = ""
-    group: Text | None = None  # rows of one group are never split; default: by image and text
-    split: Part | None = None
-
-
-class PairRow(_OwnRow):
-    """A row of a file of pairs."""
-
-    toxic: Words
-    safe: Words
-    image: Images = None  # of both sides
-    toxic_image: Images = None
-    safe_image: Images = None
-
-
-class PromptRow(_OwnRow):
-    """A row of a file of single prompts."""
-
-    text: Words
-    image: Images = None
-    modality: str | None = None
-    answer: Text | Annotated[list[Text], Field(min_length=1)] | None = None
-    choices: Annotated[list[Text], Field(min_length=2, max_length=MOST_CHOICES)] | None = None
 
 
 def _pair(fields: Mapping[str, Any], source: Source) -> Example:
@@ -237,6 +196,22 @@ FORMATS: dict[str, Reader] = {
     "realworldqa": _realworldqa,
 }
 
+# The fields that each format reads; of our own rows, others are told of or refused.
+_FIELDS: dict[str, frozenset[str]] = {
+    "rows": frozenset(PromptRow.model_fields),
+    "pairs": frozenset(PairRow.model_fields),
+    "vlsafe": frozenset({"image_id", "query", "orig_query", "safe_query"}),
+    "tovilag": frozenset({"query", "image_pth", "category"}),
+    "condition": frozenset({"harmful", "harmless"}),
+    "figstep": frozenset({"dataset", "category_id", "task_id", "category_name"}),
+    "xstest": frozenset({"id", "prompt", "type", "label"}),
+    "harmbench": frozenset({"BehaviorID", "Behavior", "ContextString", "SemanticCategory", "ImageFileName"}),
+    "mossbench": frozenset({"pid", "image", "question", "metadata"}),
+    "mmmu": frozenset({"id", "question", "options", "answer", "subfield", *(f"image_{n}" for n in range(1, 8))}),
+    "realworldqa": frozenset({"image", "question", "answer"}),
+}
+_OWN = ("rows", "pairs")
+
 # What tells the formats of pairs apart: the fields that a row of each has.
 PAIR_FIELDS: dict[frozenset[str], str] = {
     frozenset({"toxic", "safe"}): "pairs",
@@ -256,25 +231,38 @@ def read_examples(
 ) -> Iterator[Example]:
     """The rows of a file in one format of `FORMATS`, or each in the first of those told apart by their fields.
 
-    Raises DataError naming file and row.
+    Raises DataError naming file and row of the first that is wrong, and how many more are.
     """
+    shapes = {frozenset[str](): formats} if isinstance(formats, str) else formats
+    unused = {name: Unused(path.name, _FIELDS[name]) for name in _OWN}
+    wrong: list[DataError] = []
     for source, fields in read_table(path, images, files):
-        name = formats if isinstance(formats, str) else _told_apart(fields, source, formats)
         try:
-            yield FORMATS[name](fields, source)
-        except ValidationError as error:
-            raise first_error(source.where, error) from error
-        except DataError:
-            raise
-        except KeyError as error:
-            raise DataError(f"{source.where}: has no field {error}, which a row of format {name} needs") from error
-        except (ValueError, TypeError, AttributeError, SyntaxError) as error:
-            raise DataError(f"{source.where}: {error}") from error
+            yield _example(fields, source, shapes, unused)
+        except DataError as error:
+            wrong.append(error)
+    if wrong:
+        more = f"; {len(wrong) - 1} more rows are wrong" if len(wrong) > 1 else ""
+        raise DataError(f"{wrong[0]}{more}") from wrong[0]
+    for each in unused.values():
+        each.tell()
 
 
-def _told_apart(fields: Mapping[str, Any], source: Source, formats: Mapping[frozenset[str], str]) -> str:
-    found = next((name for needed, name in formats.items() if needed <= fields.keys()), None)
-    if found is None:
-        known = " or ".join("{" + ", ".join(sorted(needed)) + "}" for needed in formats)
-        raise DataError(f"{source.where}: has {{{', '.join(sorted(fields))}}}, but needs {known}")
-    return found
+def _example(
+    given: Mapping[str, Any], source: Source, shapes: Mapping[frozenset[str], str], unused: Mapping[str, Unused]
+) -> Example:
+    """A row in the first of the formats whose fields it has. Raises DataError."""
+    fields = clear_names(given, frozenset().union(*(_FIELDS[name] for name in shapes.values())))
+    name = next((name for needed, name in shapes.items() if needed <= fields.keys()), None)
+    if name is None:
+        raise missing(source.where, fields, shapes)
+    try:
+        return FORMATS[name](unused[name].without(source.where, fields) if name in unused else fields, source)
+    except ValidationError as error:
+        raise row_error(source.where, error) from error
+    except DataError:
+        raise
+    except KeyError as error:
+        raise missing(source.where, fields, [{error.args[0]}]) from error
+    except (ValueError, TypeError, AttributeError, SyntaxError) as error:
+        raise DataError(f"{source.where}: {error}") from error

@@ -6,17 +6,16 @@ writes without a name, as `Unnamed: 0` or as `__index_level_0__`.
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from pydantic import ValidationError
-
 from steering.data.questions import PictureFile, PictureFiles
+from steering.data.sheets import read_sheet
+from steering.data.texts import read_text
 from steering.errors import DataError
 
 PARQUET_ROWS = 64  # read at a time: rows may hold images
@@ -54,12 +53,20 @@ class Source:
         """One image: the bytes in the row, or a path relative to the folder of images or to the file."""
         match cell:
             case str(name) if name:
-                return self.files[(self.images or self.path.parent) / name]
+                return self.files[_found(self.images or self.path.parent, name)]
             case {"bytes": bytes(data)}:
                 return data
             case {"path": str(name)} if name:
                 return self.picture(name)
         raise DataError(f"{self.where}: an image must be a path, or an object of bytes or path, not {str(cell)[:60]!r}")
+
+
+def _found(folder: Path, name: str) -> Path:
+    """The path of an image. One of Windows is read as it is meant; of a drive's, its name is looked for in it."""
+    if "\\" not in name or (folder / name).exists():
+        return folder / name
+    path = PureWindowsPath(name)
+    return folder / (path.name if path.drive or path.root else path.as_posix())
 
 
 def read_table(
@@ -82,25 +89,31 @@ def read_table(
         raise DataError(f"{path} holds no rows")
 
 
-def first_error(where: str, error: ValidationError) -> DataError:
-    """The first thing that is wrong with a row, as one line."""
-    first = error.errors(include_url=False)[0]
-    return DataError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
-
-
 def _numbers(name: str) -> bool:
     """Whether a column is one of row numbers."""
     return _ROW_NUMBERS.fullmatch(name) is not None
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    text = read_text(path)
+    if text.lstrip().startswith("[") and (whole := _whole(text)) is not None:
+        yield from _listed(whole, path)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, _parsed(line, f"{path.name}:{number}")
 
 
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    whole = _parsed(_text(path), path.name)
+    text = read_text(path)
+    first = text.lstrip().partition("\n")[0]
+    if _whole(text) is None and isinstance(_whole(first), dict):
+        yield from _jsonl(path)  # lines of JSON, under the other name
+    elif text.strip():
+        yield from _listed(_parsed(text, path.name), path)
+
+
+def _listed(whole: Any, path: Path) -> Iterator[tuple[int, Any]]:  # noqa: ANN401
     parts = list(whole.values()) if isinstance(whole, dict) else [whole]
     if all(isinstance(part, dict) for part in parts):
         rows: list[Any] = parts
@@ -112,18 +125,7 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            names = next(reader, [])
-            for cells in reader:
-                if not any(map(str.strip, cells)):
-                    continue
-                if len(cells) != len(names):
-                    raise DataError(f"{path.name}:{reader.line_num}: another number of fields than the first line")
-                yield reader.line_num, {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+    yield from read_sheet(read_text(path), path.name)
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -137,18 +139,25 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
 
 
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {".json": _json, ".csv": _csv, ".parquet": _parquet}
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+}
 
 
-def _text(path: Path) -> str:
+def _whole(text: str) -> Any:  # noqa: ANN401
+    """What a text of JSON holds; None where it is none."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _parsed(text: str, where: str) -> Any:  # noqa: ANN401
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        other = "" if text.lstrip().startswith(("{", "[")) else "; a table of cells has the ending .csv or .tsv"
+        raise DataError(f"{where}: no JSON: {error}{other}") from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, tensor
 
-from steering.data.formats import Part
+from steering.data.own_rows import Part
 from steering.data.questions import Question
 from steering.errors import FitError
 from steering.fitting.items import Item

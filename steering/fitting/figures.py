@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from steering.calibration import conformal_threshold, samples_needed
-from steering.data.formats import Part
+from steering.data.own_rows import Part
 from steering.errors import FitError
 from steering.fitting.dataset import Dataset
 from steering.fitting.layers import auroc, balanced_accuracy, calibration_error, no_signal

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from steering.data.formats import PAIR_FIELDS, PROMPT_FIELDS, Example, Part, read_examples
+from steering.data.formats import PAIR_FIELDS, PROMPT_FIELDS, Example, read_examples
+from steering.data.own_rows import Part
 from steering.data.questions import PictureFile, PictureFiles, Question
 
 

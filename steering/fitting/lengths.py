@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.backbone import Backbone
 from models.errors import PromptError
-from steering.data.formats import Part
+from steering.data.own_rows import Part
 from steering.errors import FitError
 from steering.fitting.collect import Tick
 from steering.fitting.items import Item

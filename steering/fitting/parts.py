@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from steering.data.formats import Part
+from steering.data.own_rows import Part
 from steering.fitting.items import Item
 from steering.fitting.problems import asked_key, image_keys
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from steering.data.formats import Part
+from steering.data.own_rows import Part
 from steering.data.questions import Question
 from steering.fitting.items import Item
 

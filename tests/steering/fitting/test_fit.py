@@ -24,7 +24,7 @@ from models.load import load_backbone
 from server.cli.fit import app
 from steering.bundle import TENSORS, load_guard
 from steering.data import questions
-from steering.data.formats import Part
+from steering.data.own_rows import Part
 from steering.data.questions import Question
 from steering.errors import FitError
 from steering.files import write_whole

@@ -76,8 +76,8 @@ def test_single_prompts(folder: Path) -> None:
     ("text", "says"),
     [
         ('{"toxic": "t", "safe": "s"}\n{"toxic": ', r"bad.jsonl:2: no JSON"),
-        ('{"toxic": "t"}', r"bad.jsonl:1: has \{toxic\}, but needs .*\{safe, toxic\}"),
-        ('{"toxic": "t", "safe": "s", "imagee": "x"}', r"bad.jsonl:1: imagee"),
+        ('{"toxic": "t"}', r"bad.jsonl:1: no 'safe', or it is empty"),
+        ('{"toxic": "t", "safe": "s", "imagee": "x"}', r"bad.jsonl:1: column 'imagee': did you mean 'image'"),
         ('{"toxic": "t", "safe": "s", "split": "testing"}', r"bad.jsonl:1: split"),
         ('{"toxic": "t", "safe": "", "id": "x"}', r"bad.jsonl:1: safe"),
         ('{"toxic": "t", "safe": "s", "image": "a", "safe_image": "b"}', r"bad.jsonl:1: image is of both"),
