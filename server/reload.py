@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 async def reload(service: Service, load: Callable[[], Loaded]) -> None:
     """Put new settings in place of the old for requests to come; where they are wrong the old stay, and why is told."""
     try:
-        before, new = service.settings, (await asyncio.to_thread(load)).settings
-        kept = service.change(new)
+        before, loaded = service.settings, await asyncio.to_thread(load)
+        kept = service.change(loaded.settings)
     except Exception as error:
         service.metrics.reloaded(successful=False)
         if not isinstance(error, (ConfigError, PolicyError, LooseningError)):
@@ -31,7 +31,8 @@ async def reload(service: Service, load: Callable[[], Loaded]) -> None:
     for name in kept:
         logger.warning("%s has changed, which has no effect until the server is started anew", name)
     changed = differences(before, service.settings)
-    LIFE.info("the settings are read again; %s", "; ".join(changed) or "nothing has changed")
+    where = "" if loaded.file is None else f" from {loaded.file}"
+    LIFE.info("the settings are read again%s; %s", where, "; ".join(changed) or "nothing has changed")
     service.metrics.reloaded(successful=True)
 
 

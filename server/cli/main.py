@@ -75,7 +75,8 @@ def serve(options: dict[str, object], config: Path | None) -> None:
     """Serve a model over HTTP. Options go before the environment (AUTOSTEER_PORT, ...), and that before the file."""
     load = partial(load_settings, options, config)
     try:
-        settings = load().settings
+        loaded = load()
+        settings = loaded.settings
         sink = None if settings.audit is None else make_sink(settings.audit)
         tracing = make_tracing(settings)
     except (ConfigError, SinkError, TracingError) as error:
@@ -89,6 +90,8 @@ def serve(options: dict[str, object], config: Path | None) -> None:
     except OSError as error:
         mistake(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}")
     LIFE.info("loading %s", spec.name if spec.guard is None else f"{spec.name} with the guard bundle {spec.guard}")
+    if loaded.file is not None:
+        LIFE.info("the settings are those of %s", loaded.file)
     with listener:
         _serve(settings, load, spec, sink, tracing, listener)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import tomllib
@@ -20,6 +21,7 @@ from server.settings.schema import Settings
 
 PREFIX = "AUTOSTEER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
+SUFFIXES = (".yaml", ".yml", ".toml")
 # Kubernetes sets these for a service named autosteer; nobody meant them as settings.
 SERVICE_LINK = re.compile(r"AUTOSTEER_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)")
 # Settings of earlier versions, and what to do instead.
@@ -49,11 +51,23 @@ class Source:
 
 
 @dataclass(frozen=True)
+class ConfigFile:
+    """Which config file was read, and which content of it."""
+
+    path: Path
+    sha256: str  # as `sha256sum` prints it
+
+    def __str__(self) -> str:
+        return f"{self.path} (sha256 {self.sha256[:12]})"
+
+
+@dataclass(frozen=True)
 class Loaded:
-    """Settings, and which source set what."""
+    """Settings, which source set what, and the config file if there was one."""
 
     settings: Settings
     sources: tuple[Source, ...]
+    file: ConfigFile | None = None
 
     def origin(self, field: str) -> str:
         """What set a top-level field."""
@@ -65,8 +79,11 @@ def load_settings(options: Mapping[str, object], config: Path | None = None) -> 
     if config is None and (named := os.environ.get(CONFIG_VARIABLE)):
         config = Path(named)
     sources = [Source(options, "--{option}"), _environment()]
+    file = None
     if config is not None:
-        sources.append(Source(read_file(config), str(config).replace("{", "{{").replace("}", "}}")))
+        content = _bytes_of(config)
+        file = ConfigFile(config, hashlib.sha256(content).hexdigest())
+        sources.append(Source(_parsed(config, content), str(config).replace("{", "{{").replace("}", "}}")))
     merged: dict[str, Any] = {}
     for source in reversed(sources):
         merged = _joined(merged, source.values)
@@ -75,7 +92,7 @@ def load_settings(options: Mapping[str, object], config: Path | None = None) -> 
         elif "target_fpr" in source.values and "threshold" not in source.values:
             merged.pop("threshold", None)
     try:
-        return Loaded(Settings(**merged), tuple(sources))
+        return Loaded(Settings(**merged), tuple(sources), file)
     except ValidationError as error:
         raise ConfigError([_problem(each, sources) for each in error.errors(include_url=False)]) from None
 
@@ -139,14 +156,22 @@ _YamlLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:tru
 
 def read_file(path: Path) -> dict[str, Any]:
     """A YAML or TOML file's settings, not yet validated. Raises ConfigError."""
-    suffix = path.suffix.lower()
-    if suffix not in (".yaml", ".yml", ".toml"):
+    return _parsed(path, _bytes_of(path))
+
+
+def _bytes_of(path: Path) -> bytes:
+    if path.suffix.lower() not in SUFFIXES:
         raise ConfigError([f"{path}: the name of a config file must end in .yaml, .yml or .toml"])
     try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text) if suffix == ".toml" else yaml.load(text, _YamlLoader)  # noqa: S506  a SafeLoader
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError([f"cannot read the config file {path}: {error.strerror}"]) from None
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        text = content.decode()
+        data = tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.load(text, _YamlLoader)  # noqa: S506  a SafeLoader
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: is not UTF-8 text"]) from None
     except tomllib.TOMLDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -375,7 +376,9 @@ async def test_a_refused_hangup_names_the_losses_and_the_way_out(
         await reload(opened.state.service, partial(load_settings, {}, path))
         assert await metric(client, "autosteer_config_reloads_total", outcome="ok") == 1
         assert await metric(client, "autosteer_config_last_reload_successful") == 1
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     (told,) = [record.getMessage() for record in caplog.records if "read again" in record.getMessage()]
+    assert f"read again from {path} (sha256 {digest[:12]}); " in told
     assert "policies.strict.mode: block -> monitor" in told
     assert opened.state.service.settings.policy("strict").mode is Mode.MONITOR
 
