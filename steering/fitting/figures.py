@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from steering.calibration import conformal_threshold, samples_needed
+from steering.data.columns import listed
 from steering.data.own_rows import Part
 from steering.errors import FitError
 from steering.fitting.dataset import Dataset
@@ -15,6 +16,7 @@ from steering.manifest import LayerFigures, Threshold
 
 TARGET_FPRS = (0.001, 0.01, 0.05)
 EVEN_ODDS = 0.5  # below it a prompt is likelier safe: where the promise allows less, that is not used up
+NO_CATEGORY = "(none)"  # the name of rows that have none
 WORDS_GIVE_AWAY = 0.95  # AUROC of the words alone, from which the report warns
 
 
@@ -70,9 +72,12 @@ def _flagged(scores: Tensor, threshold: float) -> Tensor:
 
 
 def by_category(dataset: Dataset, scores: Tensor, threshold: float) -> dict[str, dict[str, float]]:
-    """Per category of the calibration part: how many toxic and safe prompts, and the shares of them flagged."""
+    """Per category, how many toxic and safe prompts the calibration part has, and the shares of them flagged.
+
+    A category that the part has none of is empty: it was not measured.
+    """
     table: dict[str, dict[str, float]] = {}
-    names = {owner: item.category or "(none)" for owner, item in enumerate(dataset.items)}
+    names = {owner: item.category or NO_CATEGORY for owner, item in enumerate(dataset.items)}
     for category in sorted(set(names.values())):
         row: dict[str, float] = {}
         for label, name in ((1, "toxic"), (0, "safe")):
@@ -80,9 +85,17 @@ def by_category(dataset: Dataset, scores: Tensor, threshold: float) -> dict[str,
             if at:
                 row[name] = len(at)
                 row[f"{name}_flagged"] = float(_flagged(scores[at], threshold).double().mean())
-        if row:
-            table[category] = row
+        table[category] = row
     return table
+
+
+def unmeasured_warning(categories: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """One warning that names the categories of which no fresh prompt was there, or none."""
+    names = [name for name, row in categories.items() if not row and name != NO_CATEGORY]
+    if not names:
+        return []
+    missing = "The calibration part has no prompt of these categories; give more rows of them, or a `split` of your own"
+    return [f"Not measured: {listed(names)}. {missing}."]
 
 
 def sizes(dataset: Dataset) -> dict[Part, dict[str, int]]:

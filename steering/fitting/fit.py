@@ -26,6 +26,7 @@ from steering.fitting.figures import (
     default_threshold,
     sizes,
     threshold_rate,
+    unmeasured_warning,
     validation_figures,
     warnings,
 )
@@ -206,6 +207,7 @@ def _report(finished: _Finished, manifest: Manifest, rate: float) -> dict[str, A
     by_words = words_auroc(dataset)
     places = dataset.places("calibration")
     by_guard = auroc(scores[places], dataset.labels[places])
+    categories = by_category(dataset, scores, manifest.threshold)
     return {
         "headline": headline(manifest, rate),
         "manifest": manifest.model_dump(),
@@ -214,7 +216,7 @@ def _report(finished: _Finished, manifest: Manifest, rate: float) -> dict[str, A
         "pairs": len(dataset.twins("train")[0]),
         "choices": {select: choose_layer(figures, select) for select in SELECTS.values()},
         "chosen_by": "given" if finished.settings.layers else finished.settings.select,
-        "categories": by_category(dataset, scores, manifest.threshold),
+        "categories": categories,
         "sweep": [asdict(point) for point in finished.sweep],
         "losses": {name: load_json(finished.folders[name] / "losses.json") for name in ("prober", "head")},
         "words_auroc": by_words,
@@ -222,5 +224,6 @@ def _report(finished: _Finished, manifest: Manifest, rate: float) -> dict[str, A
             *swapped_warning(dataset, finished.states),
             *words_warning(by_guard, by_words),
             *warnings(dataset, scores, figures, finished.layers, rate, by_words),
+            *unmeasured_warning(categories),
         ],
     }

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from steering.data.own_rows import Part
 from steering.fitting.items import Item
-from steering.fitting.problems import asked_key, image_keys
+from steering.fitting.problems import image_keys, word_keys
 
 
 def split(items: Sequence[Item], *, seed: int = 0, held_out: float = 0.2) -> dict[Part, list[Item]]:
     """Divide items into parts by group; rows that name their split keep it.
 
     Of the rest, `held_out` go to validation and as many to calibration. A group is what the rows say, or what hangs
-    together by an image or a near-same text. Where rows name `validation` but none `calibration`, half of the
-    validation groups become the calibration part.
+    together by an image, or by the same words where no image is shown. Where rows name `validation` but none
+    `calibration`, half of the validation groups become the calibration part.
     """
     groups = _groups(items)
     shares: dict[Part, float] = {"validation": held_out, "calibration": held_out, "train": 1 - 2 * held_out}
@@ -57,7 +57,7 @@ def _groups(items: Sequence[Item]) -> list[str]:
 
     first: dict[str, int] = {}
     for place, item in enumerate(items):
-        together = [*image_keys(item), *map(asked_key, item.questions)]
+        together = [*image_keys(item), *word_keys(item)]
         for key in together if item.group is None else [f"group {item.group}"]:
             other = root(first.setdefault(key, place))
             parent[max(other, root(place))] = min(other, root(place))

@@ -43,21 +43,34 @@ def check(items: Sequence[Item]) -> list[Problem]:
 
 
 def leaks(parts: Mapping[Part, Sequence[Item]]) -> list[Problem]:
-    """Rows that share an image with an earlier part or ask near-same words."""
+    """Rows that share an image with an earlier part, or ask near-same words without one.
+
+    Near-same words about other images are one problem of a part: where the image tells what is asked, they are none.
+    """
     images: dict[str, str] = {}
-    words = NearSame()
+    words, captions = NearSame(), NearSame()
     problems = []
     for part, items in parts.items():
+        captioned = []
         for item in items:
             found = [f"its image is also in {images[key]}" for key in sorted(image_keys(item) & images.keys())]
-            near = {key: words.find(key) for key in sorted(map(asked_key, item.questions))}
+            near = {key: words.find(key) for key in sorted(word_keys(item))}
             found += [f"near-same words are also in {place}" for place in near.values() if place is not None]
             problems += [Problem(item.where, item.id, f"{part}: {what}", error=False) for what in found]
+            if not found and (place := next(filter(None, map(captions.find, _captions(item))), None)):
+                captioned.append((item, place))
+        if captioned:
+            first, place = captioned[0]
+            more = f"; so for {len(captioned) - 1} more rows" if len(captioned) > 1 else ""
+            what = f"{part}: near-same words about another image are also in {place}{more}"
+            problems.append(Problem(first.where, first.id, what, error=False))
         for item in items:  # only now: within a part nothing leaks
             place = f"{part} ({item.where})"
             images.update(dict.fromkeys(image_keys(item), place))
-            for key in map(asked_key, item.questions):
+            for key in word_keys(item):
                 words.add(key, place)
+            for key in _captions(item):
+                captions.add(key, place)
     return problems
 
 
@@ -66,8 +79,18 @@ def image_keys(item: Item) -> set[str]:
     return {file.digest for file in item.files if file.exists}
 
 
-def asked_key(question: Question) -> str:
-    """The words of a question without case, punctuation and white space: near-same texts have the same key."""
+def word_keys(item: Item) -> set[str]:
+    """The words of an item's questions that show no image: what ties rows that have none."""
+    return {_plain_words(side) for side in item.questions if not side.images}
+
+
+def _captions(item: Item) -> set[str]:
+    """The words of an item's questions that show images."""
+    return {_plain_words(side) for side in item.questions if side.images}
+
+
+def _plain_words(question: Question) -> str:
+    """The words without case, punctuation and white space: near-same texts have the same ones."""
     return " ".join("".join(c if c.isalnum() else " " for c in question.text.lower()).split())
 
 
@@ -80,7 +103,7 @@ class NearSame:
         self._texts: dict[str, list[str]] = defaultdict(list)  # by word
 
     def add(self, key: str, place: str) -> None:
-        """Remember a text (its `asked_key`), and where it stands."""
+        """Remember a text (its plain words), and where it stands."""
         if key not in self._places:
             for word in set(key.split()):
                 self._texts[word].append(key)

@@ -23,6 +23,7 @@ from steering.fitting.stages import Chunks, load_state
 from steering.manifest import Manifest
 
 HEAT_PAIRS = 80
+LABELS = 14  # lines of text beside a heat map
 LEAKS_SHOWN = 30
 
 
@@ -108,13 +109,22 @@ def _cosines(fitted: Fitted) -> Figure:
         for edge in edges:
             axes.axhline(edge - 0.5, color="black", linewidth=0.4)
             axes.axvline(edge - 0.5, color="black", linewidth=0.4)
-        starts = [0, *edges, len(categories)]
-        if layer == shown[0] and len(edges) < 12:
-            middles = [(a + b - 1) / 2 for a, b in itertools.pairwise(starts)]
-            axes.set_yticks(middles, [categories[start] or "pairs" for start in starts[:-1]])
+        if layer == shown[0]:
+            blocks = list(itertools.pairwise([0, *edges, len(categories)]))
+            named = legible(blocks, len(categories) / LABELS)
+            axes.set_yticks([(a + b - 1) / 2 for a, b in named], [categories[a] or "pairs" for a, _ in named])
     assert image is not None
     figure.colorbar(image, ax=all_axes, shrink=0.8)
     return figure
+
+
+def legible(blocks: Sequence[tuple[int, int]], gap: float) -> list[tuple[int, int]]:
+    """The blocks (begin, end) that are labelled: the largest first, as long as their middles are `gap` apart."""
+    chosen: list[tuple[int, int]] = []
+    for block in sorted(blocks, key=lambda each: each[0] - each[1]):
+        if all(abs(sum(block) - sum(other)) / 2 >= gap for other in chosen):
+            chosen.append(block)
+    return sorted(chosen)
 
 
 def _scores(scores: Tensor, labels: Tensor, manifest: Manifest) -> Figure:
@@ -232,7 +242,9 @@ def _category_rows(categories: Mapping[str, Mapping[str, float]]) -> list[list[s
     rows = [["category", "toxic", "flagged", "safe", "flagged"]]
     for name, row in categories.items():
         cells = [
-            (f"{row[label]:.0f}", f"{row[f'{label}_flagged']:.1%}") if label in row else ("0", "")
+            (f"{row[label]:.0f}", f"{row[f'{label}_flagged']:.1%}")
+            if label in row
+            else ("0", "" if row else "not measured")
             for label in ("toxic", "safe")
         ]
         rows.append([name, *cells[0], *cells[1]])

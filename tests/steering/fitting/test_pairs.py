@@ -123,7 +123,7 @@ def test_leaks_between_the_parts_are_found(folder: Path) -> None:
     ]
     found = {problem.id: problem.what for problem in leaks(split(read_pairs(write(folder / "p.jsonl", rows))))}
     assert found.keys() == {"b", "c"}
-    assert found["b"] == "validation: near-same words are also in train (p.jsonl:1)"
+    assert found["b"] == "validation: near-same words about another image are also in train (p.jsonl:1)"
     assert found["c"] == "calibration: its image is also in train (p.jsonl:1)"
 
 
@@ -198,6 +198,29 @@ def test_validation_rows_also_calibrate_where_none_are_named_for_it(tmp_path: Pa
     assert len(parts["train"]) == 100
     assert 70 < len(parts["validation"]) < 130
     assert len(parts["validation"]) + len(parts["calibration"]) == 200
+
+
+def test_rows_about_different_pictures_are_not_tied_by_their_words(tmp_path: Path) -> None:
+    """As FigStep: one text, and what is asked stands in the pictures."""
+    rows = []
+    for number in range(60):
+        for side in ("toxic", "safe"):
+            Image.new("RGB", (8, 8), (number, 0, len(side))).save(tmp_path / f"{side}{number}.png")
+        pictures = {f"{side}_image": f"{side}{number}.png" for side in ("toxic", "safe")}
+        rows.append({"id": f"r{number}", "toxic": "Fill in the list.", "safe": "Fill in the list.", **pictures})
+    parts = split(read_pairs(write(tmp_path / "p.jsonl", rows)))
+    assert all(len(items) >= 6 for items in parts.values())
+    # Told of once for each part that follows another, not row by row.
+    found = [problem.what for problem in leaks(parts)]
+    assert len(found) == 2
+    assert all("near-same words about another image are also in" in what for what in found)
+
+
+def test_the_same_words_without_pictures_stay_together(tmp_path: Path) -> None:
+    rows = [{"id": f"r{n}", "toxic": f"same {n % 3}", "safe": f"safe {n}"} for n in range(60)]
+    parts = split(read_pairs(write(tmp_path / "p.jsonl", rows)))
+    assert leaks(parts) == []
+    assert len({part for part, items in parts.items() for item in items if int(item.id[1:]) % 3 == 0}) == 1
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="shared data is not here")
