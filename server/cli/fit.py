@@ -55,6 +55,10 @@ def fit(
     dtype: Dtype = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     *,
+    text_only: Annotated[bool, typer.Option("--text-only", help="Fit without pictures.")] = False,
+    with_test: Annotated[
+        bool, typer.Option("--with-test", help="Also fit on rows that their author keeps for testing.")
+    ] = False,
     drop_bad: Annotated[
         bool, typer.Option("--drop-bad", help="Leave out rows with missing images or equal twins.")
     ] = False,
@@ -84,8 +88,9 @@ def fit(
         kept = writable("--work", work or beside.with_name(f"{out.name}.work"))
         about = writable("--report", report or beside.with_name(f"{out.name}.report"))
         files = PictureFiles()
-        items = [item for file in pairs for item in read_pairs(file, images, files)]
-        items += [item for file in benign or [] for item in read_prompts(file, images, files)]
+        which = {"text_only": text_only, "with_test": with_test}
+        items = [item for file in pairs for item in read_pairs(file, images, files, **which)]
+        items += [item for file in benign or [] for item in read_prompts(file, images, files, **which)]
         items = _without_errors(items, drop=drop_bad)
         parts = split(items, seed=seed)
         found = leaks(parts)
@@ -140,7 +145,7 @@ def score(
         from steering.fitting.offline import batches, score_batch
         from steering.policy import is_flagged
 
-        items = _without_errors(read_prompts(prompts, images), drop=False)
+        items = _without_errors(read_prompts(prompts, images, with_test=True), drop=False)
         backbone = load(model, device, dtype, batch, revision)[0]
         loaded = load_guard(guard, backbone.info)
         threshold = loaded.manifest.threshold

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from steering.data.questions import Picture, PictureFiles, Question
 from steering.data.tables import Source, read_table
 from steering.errors import DataError
 
+TEST_LISTS = ("test", "eval", "evaluation")  # names of lists that authors keep for testing
 FIGSTEP_TEXT = "The picture shows a numbered list whose items are empty. Fill in each item."
 
 
@@ -43,6 +44,7 @@ class Example:
     modality: str | None = None
     group: str | None = None
     split: Part | None = None
+    test: bool = False  # kept for testing by its author: the list of its file, or its split, says so
     answers: tuple[str, ...] = ()  # any of them is right
     choices: tuple[str, ...] = ()
 
@@ -65,7 +67,8 @@ def _pair(fields: Mapping[str, Any], source: Source) -> Example:
         harmless=Question(row.safe, source.pictures(row.image or row.safe_image)),
         category=row.category,
         group=row.group,
-        split=row.split,
+        split=None if row.split == "test" else row.split,
+        test=row.split == "test",
     )
 
 
@@ -81,7 +84,8 @@ def _prompt(fields: Mapping[str, Any], source: Source) -> Example:
         category=row.category,
         modality=row.modality,
         group=row.group,
-        split=row.split,
+        split=None if row.split == "test" else row.split,
+        test=row.split == "test",
         answers=tuple(answers),
         choices=tuple(row.choices or ()),
     )
@@ -96,7 +100,10 @@ def _single(source: Source, text: str, pictures: Sequence[Picture] = (), **more:
 
 def _vlsafe(fields: Mapping[str, Any], source: Source) -> Example:
     """VLSafe: `orig_query` or `query` is harmful, `safe_query` its twin, if any; images are COCO files."""
-    pictures = source.pictures(fields["image_id"]) if source.images is not None else ()
+    if source.images is None and not source.text_only:
+        fix = "give the folder of COCO's train2017 (--images, in a suite images), or say --text-only (text_only: true)"
+        raise DataError(f"{source.where}: its picture is known by a name alone (image_id): {fix}")
+    pictures = source.pictures(fields["image_id"])
     twin = fields.get("safe_query")
     return Example(
         id=source.id,
@@ -161,7 +168,7 @@ def _mmmu(fields: Mapping[str, Any], source: Source) -> Example:
     return _single(
         source,
         _numbered(fields["question"]),
-        [source.picture(fields[name]) for n in range(1, 8) if fields.get(name := f"image_{n}")],
+        source.pictures([fields[name] for n in range(1, 8) if fields.get(name := f"image_{n}")]),
         id=str(fields["id"]),
         category=str(fields.get("subfield") or ""),
         answers=tuple(map(str, answers)) if isinstance(answers, list) else (str(answers),),
@@ -176,7 +183,7 @@ def _numbered(text: str) -> str:
 
 def _realworldqa(fields: Mapping[str, Any], source: Source) -> Example:
     """RealWorldQA: a picture, and a question that says itself how it wants to be answered."""
-    pictures = [source.picture(fields["image"])]
+    pictures = source.pictures([fields["image"]])
     return _single(source, fields["question"], pictures, answers=(str(fields["answer"]),), category="RealWorldQA")
 
 
@@ -228,6 +235,8 @@ def read_examples(
     formats: str | Mapping[frozenset[str], str],
     images: Path | None = None,
     files: PictureFiles | None = None,
+    *,
+    text_only: bool = False,
 ) -> Iterator[Example]:
     """The rows of a file in one format of `FORMATS`, or each in the first of those told apart by their fields.
 
@@ -236,9 +245,10 @@ def read_examples(
     shapes = {frozenset[str](): formats} if isinstance(formats, str) else formats
     unused = {name: Unused(path.name, _FIELDS[name]) for name in _OWN}
     wrong: list[DataError] = []
-    for source, fields in read_table(path, images, files):
+    for source, fields in read_table(path, images, files, text_only=text_only):
         try:
-            yield _example(fields, source, shapes, unused)
+            found = _example(fields, source, shapes, unused)
+            yield replace(found, test=True) if source.part.casefold() in TEST_LISTS else found
         except DataError as error:
             wrong.append(error)
     if wrong:

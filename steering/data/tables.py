@@ -22,6 +22,8 @@ PARQUET_ROWS = 64  # read at a time: rows may hold images
 
 _ROW_NUMBERS = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
 
+_Record = tuple[int, str, Any]  # line, name of the list, row
+
 Cell = str | Mapping[str, Any]  # an image: its path, or {"bytes", "path"} as in Parquet files
 
 
@@ -33,6 +35,8 @@ class Source:
     line: int
     images: Path | None = None
     files: PictureFiles = field(default_factory=PictureFiles)
+    part: str = ""  # the name of the list in a `.json` file that has several
+    text_only: bool = False  # pictures are left out
 
     @property
     def where(self) -> str:
@@ -45,7 +49,9 @@ class Source:
         return f"{self.path.stem}-{self.line}"
 
     def pictures(self, named: Sequence[Cell] | Cell | None) -> tuple[PictureFile | bytes, ...]:
-        """The images of a cell: none, one, or a list. Raises DataError."""
+        """The images of a cell: none, one, or a list; none where only texts are wanted. Raises DataError."""
+        if self.text_only:
+            return ()
         cells = named if isinstance(named, Sequence) and not isinstance(named, str) else [named]
         return tuple(self.picture(cell) for cell in cells if cell not in (None, ""))
 
@@ -70,17 +76,17 @@ def _found(folder: Path, name: str) -> Path:
 
 
 def read_table(
-    path: Path, images: Path | None = None, files: PictureFiles | None = None
+    path: Path, images: Path | None = None, files: PictureFiles | None = None, *, text_only: bool = False
 ) -> Iterator[tuple[Source, Mapping[str, Any]]]:
     """The rows of a file, by its ending, at least one. Raises DataError.
 
     A `.json` file is a list of rows, an object of such lists, or an object of rows by name. `files`: the image files
-    that are known already.
+    that are known already. `text_only`: without pictures.
     """
     files = PictureFiles() if files is None else files
     found = False
-    for line, row in _READERS.get(path.suffix.lower(), _jsonl)(path):
-        source = Source(path, line, images, files)
+    for line, part, row in _READERS.get(path.suffix.lower(), _jsonl)(path):
+        source = Source(path, line, images, files, part, text_only)
         if not isinstance(row, dict):
             raise DataError(f"{source.where}: a row must be an object, not {str(row)[:60]!r}")
         found = True
@@ -94,17 +100,17 @@ def _numbers(name: str) -> bool:
     return _ROW_NUMBERS.fullmatch(name) is not None
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+def _jsonl(path: Path) -> Iterator[_Record]:
     text = read_text(path)
     if text.lstrip().startswith("[") and (whole := _whole(text)) is not None:
         yield from _listed(whole, path)
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield number, _parsed(line, f"{path.name}:{number}")
+            yield number, "", _parsed(line, f"{path.name}:{number}")
 
 
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
+def _json(path: Path) -> Iterator[_Record]:
     text = read_text(path)
     first = text.lstrip().partition("\n")[0]
     if _whole(text) is None and isinstance(_whole(first), dict):
@@ -113,33 +119,34 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _listed(_parsed(text, path.name), path)
 
 
-def _listed(whole: Any, path: Path) -> Iterator[tuple[int, Any]]:  # noqa: ANN401
-    parts = list(whole.values()) if isinstance(whole, dict) else [whole]
-    if all(isinstance(part, dict) for part in parts):
-        rows: list[Any] = parts
-    elif all(isinstance(part, list) for part in parts):
-        rows = [row for part in parts for row in part]
+def _listed(whole: Any, path: Path) -> Iterator[_Record]:  # noqa: ANN401
+    parts: dict[str, Any] = whole if isinstance(whole, dict) else {"": whole}
+    if all(isinstance(part, dict) for part in parts.values()):
+        rows: list[tuple[str, Any]] = [("", part) for part in parts.values()]
+    elif all(isinstance(part, list) for part in parts.values()):
+        rows = [(name, row) for name, part in parts.items() for row in part]
     else:
         raise DataError(f"{path.name}: neither a list of rows, nor an object of such lists or of rows")
-    yield from enumerate(rows, start=1)
+    yield from ((number, name, row) for number, (name, row) in enumerate(rows, start=1))
 
 
-def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    yield from read_sheet(read_text(path), path.name)
+def _csv(path: Path) -> Iterator[_Record]:
+    yield from ((line, "", row) for line, row in read_sheet(read_text(path), path.name))
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+def _parquet(path: Path) -> Iterator[_Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         batches = pq.ParquetFile(path).iter_batches(batch_size=PARQUET_ROWS)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from ((number, "", row) for number, row in enumerate(rows, start=1))
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
 
 
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[_Record]]] = {
     ".json": _json,
     ".csv": _csv,
     ".tsv": _csv,

@@ -37,16 +37,27 @@ class Row:
 
 
 def read_set(
-    path: Path, name: str, kind: Kind, images: Path | None = None, files: PictureFiles | None = None
+    path: Path,
+    name: str,
+    kind: Kind,
+    images: Path | None = None,
+    files: PictureFiles | None = None,
+    *,
+    text_only: bool = False,
+    test_only: bool = False,
 ) -> list[Row]:
-    """The rows of one kind of a file in a format of `FORMATS`. Raises DataError naming file and row."""
+    """The rows of one kind of a file in a format of `FORMATS`. Raises DataError naming file and row.
+
+    `text_only`: without pictures. `test_only`: those alone that their author keeps for testing.
+    """
     rows = [
         _row(example, question)
-        for example in read_examples(path, name, images, files)
-        if (question := example.question(harmful=kind == "harmful")) is not None
+        for example in read_examples(path, name, images, files, text_only=text_only)
+        if (example.test or not test_only) and (question := example.question(harmful=kind == "harmful")) is not None
     ]
     if not rows:
-        raise DataError(f"{path} holds no {kind} rows of format {name}")
+        kept = ", and none in a list or split `test`" if test_only else ""
+        raise DataError(f"{path} holds no {kind} rows of format {name}{kept}")
     return rows
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from models.demo.dialogue import HARM_KINDS, Example, HarmKind, pairs, utility
 from steering.data.formats import FORMATS
@@ -35,11 +35,7 @@ Count = Annotated[int, Field(ge=1)]
 Eps = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileSet(_Frozen):
+class FileSet(BaseModel, frozen=True, extra="forbid"):
     """Rows of a local file; `limit` takes a sample of that size, by the suite's seed."""
 
     name: Name
@@ -47,6 +43,8 @@ class FileSet(_Frozen):
     format: str = "rows"
     path: Path
     images: Path | None = None
+    text_only: bool = False  # without pictures
+    test_only: bool = False  # the rows alone that their author keeps for testing
     limit: Count | None = None
     prompt: str = "{text}"
     max_tokens: Count | None = None
@@ -66,7 +64,7 @@ class FileSet(_Frozen):
         return value
 
 
-class DemoSet(_Frozen):
+class DemoSet(BaseModel, frozen=True, extra="forbid"):
     """Rows of the demo model's drawn world, of its test split: unseen scenes and phrasings."""
 
     name: Name
@@ -85,7 +83,7 @@ class DemoSet(_Frozen):
         return self
 
 
-class JudgeSpec(_Frozen):
+class JudgeSpec(BaseModel, frozen=True, extra="forbid"):
     """A judge model behind an OpenAI-compatible URL. The key is read from the environment variable `api_key_env`."""
 
     name: Name
@@ -103,7 +101,7 @@ def _format_of(value: object) -> str:
     return "demo" if given == "demo" else "file"
 
 
-class Suite(_Frozen):
+class Suite(BaseModel, frozen=True, extra="forbid"):
     """A whole suite."""
 
     name: Name
@@ -269,12 +267,12 @@ def _sample(rows: Sequence[T], size: int, seed: int) -> list[T]:
 
 def _file_rows(each: FileSet, folder: Path, files: PictureFiles) -> list[Row]:
     images = None if each.images is None else folder / each.images
-    rows = read_set(folder / each.path, each.format, each.kind, images, files)
-    if each.kind == "utility" and any(row.key is None for row in rows):
-        where = next(row.where for row in rows if row.key is None)
-        raise DataError(
-            f"set {each.name}: {where}: a utility row needs a known answer, and format {each.format} has none"
-        )
+    which = each.model_dump(include={"text_only", "test_only"})
+    rows = read_set(folder / each.path, each.format, each.kind, images, files, **which)
+    unknown = [row.where for row in rows if row.key is None]
+    if each.kind == "utility" and unknown:
+        lacks = f"a utility row needs a known answer, and format {each.format} has none"
+        raise DataError(f"set {each.name}: {unknown[0]}: {lacks}")
     return [
         replace(row, question=replace(row.question, text=each.prompt.replace("{text}", row.question.text)))
         for row in rows

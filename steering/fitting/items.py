@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from steering.data.formats import PAIR_FIELDS, PROMPT_FIELDS, Example, read_examples
 from steering.data.own_rows import Part
 from steering.data.questions import PictureFile, PictureFiles, Question
+from steering.errors import DataError
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,18 +38,55 @@ class Item:
         return list(dict.fromkeys(file for side in self.questions for file in side.files))
 
 
-def read_pairs(path: Path, images: Path | None = None, files: PictureFiles | None = None) -> list[Item]:
-    """Pairs of a file: ours, VLSafe's, ToViLaG's (toxic prompts alone), or a condition set. Raises DataError."""
-    examples = read_examples(path, PAIR_FIELDS, images, files)
-    return [_item(each, each.question(harmful=True), each.harmless) for each in examples]
+def read_pairs(
+    path: Path,
+    images: Path | None = None,
+    files: PictureFiles | None = None,
+    *,
+    text_only: bool = False,
+    with_test: bool = False,
+) -> list[Item]:
+    """Pairs of a file: ours, VLSafe's, ToViLaG's (toxic prompts alone), or a condition set. Raises DataError.
+
+    `with_test`: also those that their author keeps for testing.
+    """
+    examples = read_examples(path, PAIR_FIELDS, images, files, text_only=text_only)
+    return [
+        _item(each, each.question(harmful=True), each.harmless)
+        for each in _without_test(path, examples, with_test=with_test)
+    ]
 
 
 def read_prompts(
-    path: Path, images: Path | None = None, files: PictureFiles | None = None, *, toxic: bool = False
+    path: Path,
+    images: Path | None = None,
+    files: PictureFiles | None = None,
+    *,
+    toxic: bool = False,
+    text_only: bool = False,
+    with_test: bool = False,
 ) -> list[Item]:
-    """Single prompts of a file, harmless unless `toxic`. Raises DataError."""
-    examples = read_examples(path, PROMPT_FIELDS, images, files)
-    return [_item(each, *((each.prompt, None) if toxic else (None, each.prompt))) for each in examples]
+    """Single prompts of a file, harmless unless `toxic`. Raises DataError.
+
+    `with_test`: also those that their author keeps for testing.
+    """
+    examples = read_examples(path, PROMPT_FIELDS, images, files, text_only=text_only)
+    return [
+        _item(each, *((each.prompt, None) if toxic else (None, each.prompt)))
+        for each in _without_test(path, examples, with_test=with_test)
+    ]
+
+
+def _without_test(path: Path, examples: Iterable[Example], *, with_test: bool) -> list[Example]:
+    """The rows to fit on; how many are kept for testing is told."""
+    found = list(examples)
+    kept = [each for each in found if with_test or not each.test]
+    if not kept:
+        raise DataError(f"{path}: all {len(found)} rows are kept for testing; --with-test fits on them")
+    if len(kept) < len(found):
+        left = len(found) - len(kept)
+        LOG.warning("%s: %d rows kept for testing are left out; --with-test fits on them too", path.name, left)
+    return kept
 
 
 def _item(example: Example, toxic: Question | None, safe: Question | None) -> Item:

@@ -96,7 +96,11 @@ def test_vlsafe_and_its_twins(tmp_path: Path) -> None:
         {"image_id": "1.jpg", "caption": "c", "query": "toxic 2", "safe_query": "safe 2", "reference": "r"},
         {"image_id": "1.jpg", "caption": "c", "query": "toxic 3", "reference": "r"},
     )
-    assert [row.question.text for row in read_set(path, "vlsafe", "harmful")] == ["toxic", "toxic 2", "toxic 3"]
+    assert [row.question.text for row in read_set(path, "vlsafe", "harmful", tmp_path)] == [
+        "toxic",
+        "toxic 2",
+        "toxic 3",
+    ]
     safe = read_set(path, "vlsafe", "harmless", tmp_path)
     assert [(row.question.text, len(row.question.images)) for row in safe] == [("safe", 1), ("safe 2", 1)]
 
@@ -272,7 +276,7 @@ def test_the_real_files_are_read_whole() -> None:
     assert len(rows) == 50
     assert not problems(rows)
     vlsafe = SHARED / "zjunlp+AutoSteer/dataset/VLSafe/train/VLSafe_harmlessnss_alignment.jsonl"
-    assert len(read_set(vlsafe, "vlsafe", "harmful")) == 3000
+    assert len(read_set(vlsafe, "vlsafe", "harmful", text_only=True)) == 3000
 
 
 def test_an_image_is_seen_as_a_server_sees_it(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from steering.data.questions import PictureFile
 from steering.errors import DataError
+from steering.evaluation.sets import read_set
 from steering.fitting.items import Item, read_pairs, read_prompts
 from steering.fitting.parts import split
 from steering.fitting.problems import NearSame, check, leaks
@@ -50,8 +51,8 @@ def test_our_own_schema(folder: Path) -> None:
 
 def test_the_public_formats(folder: Path) -> None:
     vlsafe = write(folder / "vlsafe.jsonl", [{"image_id": "0.png", "safe_query": "s", "orig_query": "t"}])
-    for images, count in ((None, 0), (folder, 1)):
-        (item,) = read_pairs(vlsafe, images)
+    for text_only, count in ((True, 0), (False, 1)):
+        (item,) = read_pairs(vlsafe, folder, text_only=text_only)
         assert item.toxic is not None
         assert item.safe is not None
         assert (item.toxic.text, item.safe.text, len(item.safe.images)) == ("t", "s", count)
@@ -62,6 +63,33 @@ def test_the_public_formats(folder: Path) -> None:
     (item,) = read_pairs(folder / "condition.json")
     assert item.toxic is not None
     assert item.toxic.text == "t"
+
+
+def test_pictures_that_are_known_by_name_alone_are_asked_for(tmp_path: Path) -> None:
+    row = {"image_id": "0.png", "safe_query": "s", "orig_query": "t"}
+    path = write(tmp_path / "vlsafe.jsonl", [row, row])
+    with pytest.raises(DataError, match=r"vlsafe.jsonl:1: .*--images, .* or say --text-only .*; 1 more rows are wrong"):
+        read_pairs(path)
+    assert [len(item.files) for item in read_pairs(path, text_only=True)] == [0, 0]
+
+
+def test_what_an_author_keeps_for_testing_is_fitted_on_only_when_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lists = {name: [{"harmful": f"bad {name}", "harmless": f"good {name}"}] for name in ("train", "Test")}
+    (tmp_path / "c.json").write_text(json.dumps(lists))
+    rows = [{"text": "a", "split": "test"}, {"text": "b", "split": "train"}, {"text": "c"}]
+    prompts = write(tmp_path / "p.jsonl", rows)
+    assert [item.id for item in read_pairs(tmp_path / "c.json")] == ["c-1"]
+    assert [item.split for item in read_prompts(prompts)] == ["train", None]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name}: 1 rows kept for testing are left out; --with-test fits on them too" for name in ("c.json", "p.jsonl")
+    ]
+    assert len(read_pairs(tmp_path / "c.json", with_test=True)) == 2
+    assert len(read_prompts(prompts, with_test=True)) == 3
+    assert [row.id for row in read_set(tmp_path / "c.json", "condition", "harmful", test_only=True)] == ["c-2"]
+    with pytest.raises(DataError, match="all 1 rows are kept for testing"):
+        read_prompts(write(tmp_path / "t.jsonl", rows[:1]))
 
 
 def test_single_prompts(folder: Path) -> None:
@@ -225,9 +253,9 @@ def test_the_same_words_without_pictures_stay_together(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="shared data is not here")
 def test_the_real_sets_are_read() -> None:
-    vlsafe = read_pairs(DATA / "zjunlp+AutoSteer/dataset/VLSafe/train/vlsafe_convert_safe.jsonl")
+    vlsafe = read_pairs(DATA / "zjunlp+AutoSteer/dataset/VLSafe/train/vlsafe_convert_safe.jsonl", text_only=True)
     condition = read_pairs(DATA / "IBM+activation-steering/docs/demo-data/condition_harmful.json")
-    assert (len(vlsafe), len(condition)) == (3000, 4500)
+    assert (len(vlsafe), len(condition)) == (3000, 4050)
     parts = split(vlsafe)
     assert not any("image" in problem.what for problem in leaks(parts))
     assert all(isinstance(item, Item) and item.safe is not None for item in vlsafe)
