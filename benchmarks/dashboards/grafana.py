@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from benchmarks.dashboards.panels import Dashboard, Panel
+from benchmarks.dashboards.expressions import ANNOTATIONS
+from benchmarks.dashboards.panels import Annotation, Dashboard, Levels, Panel, Variable, Word
 
-DATA_SOURCE = {"type": "prometheus", "uid": "autosteer-prometheus"}
+SOURCE_UID = "autosteer-prometheus"  # of docker/grafana/provisioning; another Grafana has others to choose from
+DATA_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+RUNBOOK = "https://runbooks.example.com/autosteer/operations.md"  # docs/operations.md tells how to put yours there
 COLUMNS = 24
 HEIGHT = 8
 
@@ -24,10 +27,59 @@ def grafana_json(dashboard: Dashboard) -> str:
         "graphTooltip": 1,
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
-        "links": [{"type": "dashboards", "tags": ["autosteer"], "title": "Autosteer", "asDropdown": False}],
+        "links": [
+            {"type": "dashboards", "tags": ["autosteer"], "title": "Autosteer", "asDropdown": False, "keepTime": True},
+            _link("Runbook", RUNBOOK),
+        ],
+        "templating": {"list": [_source_variable(), *map(_variable, dashboard.variables)]},
+        "annotations": {"list": [_annotation(each) for each in ANNOTATIONS]},
         "panels": _panels(dashboard),
     }
     return json.dumps(whole, indent=2) + "\n"
+
+
+def _link(title: str, url: str) -> dict[str, Any]:
+    return {"type": "link", "title": title, "url": url, "targetBlank": True}
+
+
+def _source_variable() -> dict[str, Any]:
+    chosen = {"text": "Prometheus", "value": SOURCE_UID}
+    return {
+        "name": "datasource",
+        "label": "Data source",
+        "type": "datasource",
+        "query": "prometheus",
+        "current": chosen,
+    }
+
+
+def _variable(variable: Variable) -> dict[str, Any]:
+    made = {
+        "name": variable.name,
+        "label": variable.title,
+        "type": "query",
+        "datasource": DATA_SOURCE,
+        "query": variable.query,
+        "refresh": 2,  # when the time changes
+        "sort": 1,
+        "multi": True,
+        "includeAll": True,
+        "current": {"text": "All", "value": "$__all"},
+    }
+    return made | ({"allValue": ".*"} if variable.wild else {})
+
+
+def _annotation(annotation: Annotation) -> dict[str, Any]:
+    return {
+        "name": annotation.title,
+        "datasource": DATA_SOURCE,
+        "enable": True,
+        "iconColor": annotation.colour,
+        "expr": annotation.expr,
+        "titleFormat": annotation.title,
+        "textFormat": annotation.text,
+        "useValueForTime": annotation.timed,
+    }
 
 
 def _panels(dashboard: Dashboard) -> list[dict[str, Any]]:
@@ -70,24 +122,50 @@ def _panel(panel: Panel, number: int, grid: dict[str, int]) -> dict[str, Any]:
         "type": panel.kind,
         "title": panel.title,
         "description": panel.text,
+        "links": [_link(f"Runbook: {alert}", f"{RUNBOOK}#{alert.lower()}") for alert in panel.alerts],
         "datasource": DATA_SOURCE,
         "gridPos": grid,
         "targets": targets,
         "fieldConfig": {"defaults": _field(panel), "overrides": []},
-        "options": OPTIONS[panel.kind],
+        "options": OPTIONS[panel.kind] | ({"textMode": "name", "colorMode": "none"} if panel.names else {}),
     }
 
 
 def _field(panel: Panel) -> dict[str, Any]:
-    field: dict[str, Any] = {"unit": panel.unit, "min": 0}
+    field: dict[str, Any] = {"unit": panel.unit}
+    if not panel.logarithmic:
+        field["min"] = 0
+    if panel.maximum is not None:
+        field["max"] = panel.maximum
+    if panel.levels is not None:
+        field["thresholds"] = _thresholds(panel.levels)
+    if panel.words:
+        field["mappings"] = [{"type": "value", "options": {str(key): _word(w) for key, w in panel.words.items()}}]
     if panel.kind == "timeseries":
-        field["custom"] = {
-            "lineWidth": 1,
-            "fillOpacity": 30 if panel.stacked else 8,
-            "showPoints": "never",
-            "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
-        }
+        field["custom"] = _drawn(panel)
+    elif panel.kind == "state-timeline":
+        field["custom"] = {"lineWidth": 0, "fillOpacity": 70}
     return field
+
+
+def _thresholds(levels: Levels) -> dict[str, Any]:
+    steps = [{"value": None, "color": levels.base}, *({"value": value, "color": name} for value, name in levels.steps)]
+    return {"mode": "absolute", "steps": steps}
+
+
+def _word(word: Word) -> dict[str, Any]:
+    return {"text": word.text, "color": word.colour}
+
+
+def _drawn(panel: Panel) -> dict[str, Any]:
+    return {
+        "lineWidth": 1,
+        "fillOpacity": 30 if panel.stacked else 8,
+        "showPoints": "never",
+        "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
+        "thresholdsStyle": {"mode": "off" if panel.levels is None else "dashed"},
+        "scaleDistribution": {"type": "log", "log": 10} if panel.logarithmic else {"type": "linear"},
+    }
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -97,9 +175,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "stat": {
         "reduceOptions": {"calcs": ["lastNotNull"]},
-        "graphMode": "area",
+        "graphMode": "none",
         "colorMode": "value",
-        "textMode": "auto",
+        "textMode": "value_and_name",
+    },
+    "state-timeline": {
+        "showValue": "auto",
+        "mergeValues": True,
+        "rowHeight": 0.8,
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": False},
+        "tooltip": {"mode": "single"},
     },
     "heatmap": {
         "calculate": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import openai
 
 from benchmarks.dashboards.queries import Series
-from models.demo.dialogue import Example, pairs, utility
+from models.demo.dialogue import Example, Split, pairs, utility
 from tests.end_to_end.processes import user
 from tests.operating.stack import MODEL, POLICIES, Stack
 
@@ -48,20 +49,34 @@ class Watched:
         return replace(self.stack.prometheus, rate_interval=rate_interval).now(expr, self.at)
 
 
-def examples() -> list[tuple[Example, bool]]:
-    """Prompts, each with whether it is harmful."""
-    twins = pairs(3, seed=611, split="test")
-    harmless = [*(pair.safe for pair in twins), *utility(24, seed=612, split="test")]
-    return [*((pair.toxic, True) for pair in twins), *((example, False) for example in harmless)]
+@dataclass(frozen=True)
+class Mix:
+    """What a load is made of; harmful is one request in `harm[0]` of the first half, one in `harm[1]` of the second."""
+
+    twins: int  # pairs of each kind of harm, and 8 times as many other harmless prompts
+    split: Split
+    harm: tuple[int, int]
+
+    def examples(self) -> list[tuple[Example, bool]]:
+        """Prompts, each with whether it is harmful; of harmless ones as many of each kind as in the calibration."""
+        twins = pairs(self.twins, seed=611, split=self.split)
+        harmless = [*(pair.safe for pair in twins), *utility(8 * self.twins, seed=612, split=self.split)]
+        random.Random(613).shuffle(harmless)
+        return [*((pair.toxic, True) for pair in twins), *((example, False) for example in harmless)]
 
 
-def run_scripted_load(stack: Stack, requests: int) -> Seen:
-    """Through the gateway, by the official client; the second half has more harm in it than the first."""
-    harmful = itertools.cycle([example for example, toxic in examples() if toxic])
-    harmless = itertools.cycle([example for example, toxic in examples() if not toxic])
+MIXED = Mix(3, "test", (8, 3))
+HEALTHY = Mix(50, "val", (40, 40))  # like what the bundle was calibrated on: nothing drifts
+
+
+def run_scripted_load(stack: Stack, requests: int, mix: Mix = MIXED) -> Seen:
+    """Through the gateway, by the official client."""
+    examples = mix.examples()
+    harmful = itertools.cycle([example for example, toxic in examples if toxic])
+    harmless = itertools.cycle([example for example, toxic in examples if not toxic])
     policies = itertools.cycle(["everyday", "everyday", "strict", "everyday", "everyday", "research"])
     work = [
-        (next(policies), next(harmful if number % (8 if number < requests / 2 else 3) == 0 else harmless))
+        (next(policies), next(harmful if number % mix.harm[number >= requests / 2] == 0 else harmless))
         for number in range(requests)
     ]
     clients = {name: stack.client(name, retries=5) for name in POLICIES}
