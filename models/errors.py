@@ -15,14 +15,7 @@ class OutOfRows(RuntimeError):
 
 
 class PromptError(ValueError):
-    """The messages cannot be made into a prompt for this model; the message says why, for the client.
-
-    `place`: the path within the messages of what is at fault, such as `0.name`, where it is one thing.
-    """
-
-    def __init__(self, message: str, place: str | None = None) -> None:
-        super().__init__(message)
-        self.place = place
+    """The messages cannot be made into a prompt for this model; the message says why, for the client."""
 
 
 class PromptTooLong(PromptError):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
@@ -40,7 +40,7 @@ class _Text:
 
     where: str
     core: str
-    place: str | None = None  # the path of the field, where only the client can put it right
+    field: str | None = None  # its name in a request, where a prompt can do without it
 
 
 class InputBuilder:
@@ -88,9 +88,10 @@ class InputBuilder:
     ) -> Prompt:
         """The prompt of a chat.
 
-        `messages`: `{"role", "content": [{"type": "text", "text": ...} | {"type": "image"}, ...]}`, and a `name` if
-        the template has a use for it; a string as content is one text. `images` in order of appearance, each
-        at its level of `details`, which is "auto" where none are given. Raises `PromptError`, and what decoding raises.
+        `messages`: `{"role", "content": [{"type": "text", "text": ...} | {"type": "image"}, ...]}`, and a `name`;
+        a string as content is one text. `images` in order of appearance, each
+        at its level of `details`, which is "auto" where none are given. Names that the template leaves out are told
+        in the prompt's `unused`. Raises `PromptError`, and what decoding raises.
         """
         chat = [_message(message, place) for place, message in enumerate(messages)]
         if not chat:
@@ -101,7 +102,7 @@ class InputBuilder:
         pictures = self._detailed(images, details)
         texts: list[_Text] = []
         skeleton = self._render(_with_sentinels(chat, texts))
-        _check_nothing_dropped(skeleton, texts)
+        unused = _unused(skeleton, texts)
         if self._family.sees:
             self._check_placeholders(skeleton, len(images))
         rendered = self._render(chat)
@@ -110,8 +111,10 @@ class InputBuilder:
         hostile = self._special.spelled(rendered) != self._special.spelled(SENTINELS.sub("", skeleton))
         if hostile:
             self._check_length([text.core for text in texts], special=False)
-            return self._process(self._with_pieces(texts), skeleton, pictures)
-        return self._process(copy.copy(self._processor), rendered, pictures)
+            prompt = self._process(self._with_pieces(texts), skeleton, pictures)
+        else:
+            prompt = self._process(copy.copy(self._processor), rendered, pictures)
+        return replace(prompt, unused=unused)
 
     def _detailed(self, images: Sequence[Image.Image | ImageFile], details: Sequence[str]) -> PromptImages:
         """The images, each at its level of detail. The processor's options for it hold for all of them."""
@@ -264,14 +267,19 @@ def _with_sentinels(chat: Sequence[Mapping[str, Any]], texts: list[_Text]) -> li
         stand_in = {**message, "content": content}
         if (name := message.get("name")) is not None:
             stand_in["name"] = SENTINEL.format(len(texts))
-            texts.append(_Text(where=f"messages[{place}].name", core=name, place=f"{place}.name"))
+            texts.append(_Text(where=f"messages[{place}].name", core=name, field="messages.name"))
         out.append(stand_in)
     return out
 
 
-def _check_nothing_dropped(skeleton: str, texts: Sequence[_Text]) -> None:
-    """A template that leaves out a message (often the system's) must not do so silently."""
+def _unused(skeleton: str, texts: Sequence[_Text]) -> Sequence[str]:
+    """The fields that the template leaves out. One that leaves out a message (often the system's) must not do so."""
     shown = {int(number) for number in SENTINELS.findall(skeleton)}
+    unused: set[str] = set()
     for number, text in enumerate(texts):
-        if number not in shown:
-            raise PromptError(f"the model's chat template leaves out the text of {text.where}", text.place)
+        if number in shown:
+            continue
+        if text.field is None:
+            raise PromptError(f"the model's chat template leaves out the text of {text.where}")
+        unused.add(text.field)
+    return sorted(unused)

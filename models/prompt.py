@@ -20,3 +20,4 @@ class Prompt:
     features: Mapping[str, Tensor]  # processor tensors of this request's images ({} for text only)
     image_tokens: int  # how many of `ids` are image tokens
     pictures: Sequence[Picture] = ()  # what of the features is encoded by itself
+    unused: Sequence[str] = ()  # of the request, what the chat template has no use for and could be done without

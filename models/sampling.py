@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LEAST_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -31,13 +33,14 @@ class SamplingParams:
     presence_penalty: float = 0.0  # over the output only
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None  # report each token's log-probability, and those of so many of the likeliest tokens
+    min_tokens: int = 0  # so many come before one that ends the answer
 
     GREEDY: ClassVar[SamplingParams]
 
     def __post_init__(self) -> None:
         checks = {
             "temperature": 0.0 <= self.temperature < float("inf"),
-            "top_p": 0.0 < self.top_p <= 1.0,
+            "top_p": 0.0 <= self.top_p <= 1.0,  # 0: the likeliest
             "top_k": self.top_k >= 0,
             "min_p": 0.0 <= self.min_p <= 1.0,
             "repetition_penalty": 0.0 < self.repetition_penalty < float("inf"),
@@ -48,8 +51,8 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """The most likely token is taken."""
-        return self.temperature == 0.0
+        """The most likely token is taken. Logits over a temperature far below this are not finite."""
+        return self.temperature < LEAST_TEMPERATURE
 
     @property
     def plain(self) -> bool:
@@ -95,10 +98,21 @@ class GrammarError(RuntimeError):
 
 
 class RowSampler:
-    """One row's sampling state (generator, counts of its output tokens, grammar); lives on the Request."""
+    """One row's sampling state (generator, counts of its output tokens, grammar); lives on the Request.
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], grammar: Grammar | None = None) -> None:
+    `ends`: the tokens that end an answer.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        grammar: Grammar | None = None,
+        ends: Collection[int] = (),
+    ) -> None:
         self.params = params
+        self.ends = ends
+        self.lacking = params.min_tokens  # tokens until one of `ends` may come
         self.grammar = grammar
         self.counts: dict[int, int] = {}
         self.seen: set[int] = set(prompt_ids) if params.repetition_penalty != 1.0 else set()
@@ -119,6 +133,8 @@ class RowSampler:
         """Count a token that was put out. Raises GrammarError."""
         if self.grammar is not None:
             self.grammar.accept(token)
+        if self.lacking:
+            self.lacking -= 1
         if self.params.plain:
             return
         self.counts[token] = self.counts.get(token, 0) + 1
@@ -209,6 +225,8 @@ def _penalised(logits: Tensor, samplers: Sequence[RowSampler]) -> Tensor:
     repeated, shifted = _Entries(), _Entries()
     for row, sampler in enumerate(samplers):
         params = sampler.params
+        if sampler.lacking:
+            shifted.add(row, sampler.ends, [float("-inf")] * len(sampler.ends))
         if params.plain:
             continue
         repeated.add(row, sampler.seen, [params.repetition_penalty] * len(sampler.seen))

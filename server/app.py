@@ -12,12 +12,14 @@ from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.engine.client_protocol import ClientProtocol
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
 from server.http.body import as_json
+from server.http.tolerant import Tolerant
 from server.media.images import Images
 from server.record.access_log import log_access
 from server.record.audit.sink import Sink
@@ -32,6 +34,15 @@ from server.watch.logs import request_id
 
 logger = logging.getLogger(__name__)
 
+# What a page of another origin may read of an answer beside its body.
+EXPOSED_HEADERS = [
+    "retry-after",
+    "x-autosteer-ignored",
+    "x-autosteer-score",
+    "x-autosteer-verdict",
+    "x-request-id",
+    "x-should-retry",
+]
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -59,12 +70,28 @@ def create_app(
         finally:
             await service.stop()
 
-    app = FastAPI(title="Autosteer Server", version=server_version(), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Autosteer Server",
+        version=server_version(),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect's address would be made of the client's Host header
+    )
     app.state.service = service
     add_error_handlers(app)
     app.include_router(operations.routes(service))
     for router in (chat, completions, moderations, models, tokens):
         app.include_router(router.routes(service), dependencies=[Depends(authentication(service))])
+    app.add_middleware(Tolerant)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
     app.add_middleware(Outermost, service=service)
     return app
 

@@ -5,7 +5,7 @@ ApiError
 │   └── ContextLengthExceeded
 ├── Unauthorized       401  invalid_request_error
 ├── Forbidden          403  permission_error
-├── NotFound           404  not_found_error
+├── NotFound           404  invalid_request_error
 ├── BodyTooLarge       413  invalid_request_error
 ├── UnsupportedBody    415  invalid_request_error
 ├── TooManyRequests    429  rate_limit_error
@@ -78,12 +78,17 @@ class BadRequest(ApiError):
 
 
 class ContextLengthExceeded(BadRequest):
-    """Prompt, or prompt and answer together, are longer than the model's context."""
+    """The prompt is longer than the model's context. Clients look for OpenAI's words, and then try another model."""
 
     reason = "context_length_exceeded"
 
-    def __init__(self, message: str, *, param: str) -> None:
-        super().__init__(message, param=param, code="context_length_exceeded")
+    def __init__(self, context: int, however: str, *, param: str) -> None:
+        super().__init__(
+            f"This model's maximum context length is {context} tokens. However, {however}. "
+            f"Please reduce the length of the {param}.",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 class Unauthorized(ApiError):
@@ -109,7 +114,7 @@ class NotFound(ApiError):
     """No such model or route."""
 
     status = 404
-    type = "not_found_error"
+    type = "invalid_request_error"
     reason = "not_found"
 
 

@@ -184,9 +184,14 @@ class Service:
             self._schemas.release(call.schema)
         self.recorder.end(call, None if self._served is None else self._served.judge)
 
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the served model, its own first."""
+        return [self.name, *(name for name in self.settings.model_aliases if name not in ("*", self.name))]
+
     def check_model(self, name: str, param: str | None) -> None:
-        """Raise NotFound unless this is the served model."""
-        if name != self.name:
+        """Raise NotFound unless this is a name of the served model."""
+        if name not in self.names and "*" not in self.settings.model_aliases:
             raise NotFound(
                 f"The model {shown(name)} does not exist here; this server serves {self.name!r}.",
                 param=param,

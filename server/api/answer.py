@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, cast
 
 from server.answer.choices import Choices
@@ -46,7 +46,7 @@ class Answer(Protocol):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the guard decided, where that is shown; known once `choices` have begun."""
+        """The hints that were ignored, and what the guard decided, where that is shown, once `choices` have begun."""
 
     def whole(self) -> Mapping[str, Any]:
         """The one object that is not streamed, once `choices` are over. Takes their deltas."""
@@ -81,6 +81,11 @@ def verdict_headers(decision: Decision | None) -> dict[str, str]:
     if decision.score is not None:
         headers["x-autosteer-score"] = f"{decision.score:.6f}"
     return headers
+
+
+def ignored_headers(names: Collection[str]) -> dict[str, str]:
+    """The hints of a request that nothing was made of, as a header."""
+    return {"x-autosteer-ignored": ", ".join(sorted(names))} if names else {}
 
 
 def moderation_result(request: Request) -> ModerationResult | None:

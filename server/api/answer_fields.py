@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from server.api.fields import INT64, NO_NUL, Label, Number, Positive, Strict, Text, only, unless_null
+from server.api.fields import INT64, NO_NUL, HintText, Integer, Number, Positive, Strict, Text, only, unless_null
 from server.errors import BadRequest, shown
 
-MAX_STOPS = 4
+MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
+MAX_STOPS_CHARACTERS = 4096  # of all: each token is compared with each of them
 MAX_BIASES = 1024
 MAX_CHOICES = 128
 MAX_EPS = 100.0
@@ -22,6 +24,7 @@ class StreamOptions(Strict):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Annotated[Literal[False] | None, only(False, why="obfuscation is not supported")] = None
 
 
@@ -43,6 +46,8 @@ def _stops(value: object) -> object:
         raise PydanticCustomError("stop", f"at most {MAX_STOPS} stop strings are allowed, not {len(value)}")
     if not all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in value):
         raise PydanticCustomError("stop", f"a stop string has 1 to {MAX_STOP_CHARACTERS} characters")
+    if sum(map(len, value)) > MAX_STOPS_CHARACTERS:
+        raise PydanticCustomError("stop", f"all stop strings together have at most {MAX_STOPS_CHARACTERS} characters")
     return value
 
 
@@ -85,21 +90,23 @@ class AnswerFields(Strict):
 
     max_tokens: Positive | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=INT64)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[Integer, Field(ge=-1, lt=INT64)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    seed: Annotated[Integer, Field(ge=-INT64, lt=INT64)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[int, float] | None, unless_null(_biases), _BIASES_SCHEMA] = None
     stop: Annotated[list[Text] | None, unless_null(_stops), _STOPS_SCHEMA] = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    n: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
+    min_tokens: Annotated[Integer, Field(ge=0, lt=INT64)] | None = None
+    ignore_eos: bool | None = None
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     guard: GuardOptions | None = None
-    user: Label | None = None
+    user: HintText = None
 
     @property
     def limit(self) -> tuple[str, int] | None:
@@ -121,8 +128,27 @@ class AnswerFields(Strict):
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def usage_in_chunks(self) -> bool:
+        """Whether every chunk of a stream tells the usage so far."""
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
-def check_stream_options(answer: AnswerFields) -> None:
-    """Raise BadRequest for options of a stream that is none."""
-    if answer.stream_options is not None and not answer.stream:
-        raise BadRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+    @property
+    def least_tokens(self) -> int:
+        """How many tokens come before the answer may end by itself."""
+        return INT64 if self.ignore_eos else self.min_tokens or 0
+
+    def ignored(self) -> Iterator[str]:
+        """The path of each hint that is given, and the options of a stream that is none."""
+        yield from super().ignored()
+        if self.stream_options is not None and not self.stream:
+            yield "stream_options"
+
+
+def check_least_tokens(answer: AnswerFields) -> None:
+    """Raise BadRequest where more tokens must come than may."""
+    if answer.limit is not None and (answer.min_tokens or 0) > answer.limit[1]:
+        raise BadRequest(
+            f"'min_tokens' is {answer.min_tokens}, more than '{answer.limit[0]}' ({answer.limit[1]}) allows.",
+            param="min_tokens",
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from server.api.answer_fields import GuardOptions
 from server.api.chat_answer import ChatAnswer
 from server.api.chat_request import ChatCompletionRequest, Moderation, parse_chat_request
 from server.api.job import Intake
+from server.api.moderations import is_openai_moderator
 from server.api.prepare import answer_limit, asks_of, sampling_params
 from server.api.prompts import Conversation
 from server.api.schemas import WantedSchema
@@ -28,17 +29,22 @@ class ChatJob:
 
     prefix: ClassVar[str] = "chatcmpl-"
     chat: ChatCompletionRequest
+    ignored: Collection[str]
 
     @classmethod
     def of(cls, body: object) -> ChatJob:
         """A decoded JSON body as a job. Raises BadRequest naming the first field that is wrong."""
-        return cls(parse_chat_request(body))
+        chat = parse_chat_request(body)
+        foreign = {"moderation.model"} if chat.moderation and is_openai_moderator(chat.moderation.model) else set()
+        return cls(chat, foreign.union(chat.ignored()))
 
     @property
     def models(self) -> Mapping[str, str]:
         """The model that answers, and the one that moderates."""
-        moderation = self.chat.moderation
-        return {"model": self.chat.model, **({} if moderation is None else {"moderation.model": moderation.model})}
+        models = {"model": self.chat.model}
+        if self.chat.moderation is not None and not is_openai_moderator(self.chat.moderation.model):
+            models["moderation.model"] = self.chat.moderation.model
+        return models
 
     @property
     def guard(self) -> GuardOptions | None:
@@ -62,7 +68,8 @@ class ChatJob:
         if wanted is None:
             return None
         assert self.chat.response_format is not None
-        return WantedSchema(wanted, f"response_format.{self.chat.response_format.type}")
+        field = "value" if self.chat.response_format.type == "json_object" else "json_schema"
+        return WantedSchema(wanted, f"response_format.{field}")
 
     def check(self, intake: Intake) -> None:
         """Every server answers chats."""
@@ -83,7 +90,7 @@ class ChatJob:
     def answer(self, intake: Intake, choices: Choices) -> ChatAnswer:
         """As a `chat.completion`, or its chunks."""
         bare = self.chat.model_copy(update={"messages": []})  # they would stay in memory until the answer's end
-        return ChatAnswer(intake.answer_id, choices, bare, intake.served)
+        return ChatAnswer(intake.answer_id, choices, bare, intake.served, self.ignored)
 
 
 def moderated_policy(policy: Policy, moderation: Moderation | None, *, guarded: bool) -> Policy:

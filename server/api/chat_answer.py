@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from server.answer.choices import Choices
 from server.answer.delta import Delta, Kind, joined
 from server.answer.generation import Generation
 from server.answer.logprobs import Entry
-from server.api.answer import finish_reason, moderation_result, usage_of, verdict_headers
+from server.api.answer import finish_reason, ignored_headers, moderation_result, usage_of, verdict_headers
 from server.api.chat_request import ChatCompletionRequest
 from server.api.events import DONE, HOLE, Template, event
 from server.api.objects import (
@@ -37,12 +37,20 @@ class ChatAnswer:
     client asked for JSON it is OpenAI's own form instead: `content` is null, `refusal` the text, `finish_reason` stop.
     """
 
-    def __init__(self, answer_id: str, choices: Choices, chat: ChatCompletionRequest, served: Served) -> None:
+    def __init__(
+        self,
+        answer_id: str,
+        choices: Choices,
+        chat: ChatCompletionRequest,
+        served: Served,
+        ignored: Collection[str],
+    ) -> None:
         self.choices = choices
         self._chat = chat
         self._served = served
         self._first = choices.generations[0].request  # all choices have its prompt, and its decision
         self._shown = chat.moderation is not None or self._first.policy.expose_scores
+        self._ignored = ignored_headers({*ignored, *self._first.prompt.unused})
         self._refuses_apart = chat.answer_schema is not None
         self._id = answer_id
         self._created = int(time.time())
@@ -57,8 +65,8 @@ class ChatAnswer:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Verdict and score, where the request or the policy asks for them."""
-        return verdict_headers(self._first.decision) if self._shown else {}
+        """The hints that were ignored; verdict and score, where the request or the policy asks for them."""
+        return (verdict_headers(self._first.decision) if self._shown else {}) | self._ignored
 
     # the whole answer ------------------------------------------------------------------------------------------
 
@@ -126,7 +134,7 @@ class ChatAnswer:
 
     def delta(self, generation: Generation, delta: Delta) -> bytes:
         """A chunk with a piece of a choice."""
-        if self._chat.logprobs:
+        if self._chat.logprobs or self._chat.usage_in_chunks:
             return event(self._piece(generation, delta))
         templates = self._templates if delta.kind is Kind.TEXT else self._refusal_templates
         template = templates.get(generation)
@@ -172,7 +180,9 @@ class ChatAnswer:
     ) -> ChatCompletionChunk:
         chunk = self._bare_chunk()
         chunk["choices"] = [{"index": generation.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]
-        if self._chat.include_usage:
+        if self._chat.usage_in_chunks:
+            chunk["usage"] = usage_of(self.choices)
+        elif self._chat.include_usage:
             chunk["usage"] = None
         return chunk
 

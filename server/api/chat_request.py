@@ -1,14 +1,28 @@
-"""OpenAI's chat completion request. A field is honoured or refused with 400; null counts as absent."""
+"""OpenAI's chat completion request. A field is honoured, a hint, or refused with 400; null counts as absent."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, JsonValue, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from server.api.answer_fields import AnswerFields, check_stream_options
-from server.api.fields import NO_NUL, Label, NotSupported, Positive, Strict, Text, only, unless_null
+from server.api.answer_fields import AnswerFields, check_least_tokens
+from server.api.fields import (
+    NO_NUL,
+    HintFlag,
+    HintObject,
+    HintText,
+    HintValue,
+    Integer,
+    NotSupported,
+    Positive,
+    Strict,
+    Text,
+    only,
+    unless_null,
+)
 from server.api.formats import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
 from server.api.messages import MAX_MESSAGES, Message
 from server.api.validation import parse
@@ -16,6 +30,8 @@ from server.errors import BadRequest
 
 MAX_METADATA = 16
 MAX_LOGPROBS = 20
+_NO_TOOLS: Final = "this server does not support tools"
+_NoItems = Annotated[list[JsonValue], Field(max_length=0)]
 
 
 class ModerationStage(Strict):
@@ -73,28 +89,30 @@ class ChatCompletionRequest(AnswerFields):
 
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     moderation: Moderation | None = None
-    safety_identifier: Label | None = None
     metadata: Annotated[dict[str, Text] | None, unless_null(_metadata), _METADATA_SCHEMA] = None
 
     modalities: Annotated[list[Literal["text"]] | None, only(["text"], why="only ['text'] is supported")] = None
-    store: Annotated[Literal[False] | None, only(False, why="answers are not stored")] = None
+    parallel_tool_calls: bool | None = None
+    tool_choice: Annotated[Literal["none", "auto"] | None, only("none", "auto", why=_NO_TOOLS)] = None
+    tools: Annotated[_NoItems | None, only([], why=_NO_TOOLS)] = None
+    function_call: Annotated[Literal["none", "auto"] | None, only("none", "auto", why=_NO_TOOLS)] = None
+    functions: Annotated[_NoItems | None, only([], why=_NO_TOOLS)] = None
+
+    prediction: HintValue = None
+    prompt_cache_key: HintText = None
+    prompt_cache_options: HintObject = None
+    prompt_cache_retention: HintText = None
+    reasoning: HintObject = None
+    reasoning_effort: HintText = None
+    safety_identifier: HintText = None
+    service_tier: HintText = None
+    store: HintFlag = None
+    verbosity: HintText = None
 
     audio: NotSupported = None
-    function_call: NotSupported = None
-    functions: NotSupported = None
-    parallel_tool_calls: NotSupported = None
-    prediction: NotSupported = None
-    prompt_cache_key: NotSupported = None
-    prompt_cache_options: NotSupported = None
-    prompt_cache_retention: NotSupported = None
-    reasoning_effort: NotSupported = None
-    service_tier: NotSupported = None
-    tool_choice: NotSupported = None
-    tools: NotSupported = None
-    verbosity: NotSupported = None
     web_search_options: NotSupported = None
 
     @property
@@ -108,8 +126,8 @@ class ChatCompletionRequest(AnswerFields):
     def answer_schema(self) -> dict[str, JsonValue] | None:
         """The JSON schema that the answer satisfies, if any."""
         match self.response_format:
-            case JsonObjectFormat():
-                return {"type": "object"}
+            case JsonObjectFormat(value=wanted):
+                return wanted or {"type": "object"}
             case JsonSchemaFormat(json_schema=wanted):
                 return wanted.schema_
         return None
@@ -119,11 +137,18 @@ class ChatCompletionRequest(AnswerFields):
         """How many of the likeliest tokens are reported beside each one's log-probability; None: not even that."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    def ignored(self) -> Iterator[str]:
+        """The path of each hint that is given. Not to store an answer is no hint: it is what is done."""
+        yield from (name for name in super().ignored() if name != "store" or self.store)
+
 
 def parse_chat_request(data: object) -> ChatCompletionRequest:
     """A decoded JSON body as a request; raises BadRequest naming the first field that is wrong."""
     chat = parse(ChatCompletionRequest, data)
-    check_stream_options(chat)
+    check_least_tokens(chat)
+    if chat.least_tokens and chat.answer_schema is not None:
+        name = "ignore_eos" if chat.ignore_eos else "min_tokens"
+        raise BadRequest(f"'{name}' is not supported with JSON, which ends where it is complete.", param=name)
     if chat.top_logprobs and not chat.logprobs:
         raise BadRequest("'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
     if chat.max_tokens is not None and chat.max_completion_tokens not in (None, chat.max_tokens):

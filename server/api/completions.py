@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -14,10 +14,10 @@ from server.answer.choices import Choices
 from server.answer.delta import Delta
 from server.answer.generation import Generation
 from server.answer.logprobs import Entry
-from server.api.answer import finish_reason, usage_of, verdict_headers
-from server.api.answer_fields import AnswerFields, GuardOptions, check_stream_options
+from server.api.answer import finish_reason, ignored_headers, usage_of, verdict_headers
+from server.api.answer_fields import AnswerFields, GuardOptions, check_least_tokens
 from server.api.events import DONE, HOLE, Template, event
-from server.api.fields import INT64, NotSupported, Text
+from server.api.fields import INT64, Integer, NotSupported, Positive, Text
 from server.api.job import Intake
 from server.api.objects import Completion, CompletionChoice, CompletionLogprobs
 from server.api.prepare import answer_limit, asks_of, sampling_params
@@ -61,8 +61,8 @@ class CompletionRequest(AnswerFields):
         ),
     ]
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    best_of: Positive | None = None
     suffix: NotSupported = None
 
     @property
@@ -82,7 +82,7 @@ class CompletionRequest(AnswerFields):
 def parse_completion_request(data: object) -> CompletionRequest:
     """A decoded JSON body as a request; raises BadRequest naming the first field that is wrong."""
     completion = parse(CompletionRequest, data)
-    check_stream_options(completion)
+    check_least_tokens(completion)
     if completion.best_of not in (None, completion.choices):
         raise BadRequest(
             f"'best_of' is {completion.best_of}, but only as many as 'n' ({completion.choices}) are generated.",
@@ -100,11 +100,13 @@ class CompletionJob:
     prefix: ClassVar[str] = "cmpl-"
     schema: ClassVar[None] = None
     completion: CompletionRequest
+    ignored: frozenset[str]
 
     @classmethod
     def of(cls, body: object) -> CompletionJob:
         """A decoded JSON body as a job. Raises BadRequest naming the first field that is wrong."""
-        return cls(parse_completion_request(body))
+        completion = parse_completion_request(body)
+        return cls(completion, frozenset(completion.ignored()))
 
     @property
     def models(self) -> Mapping[str, str]:
@@ -158,14 +160,22 @@ class CompletionJob:
 
     def answer(self, intake: Intake, choices: Choices) -> CompletionAnswer:
         """As a `text_completion`, or several of them."""
-        return CompletionAnswer(intake.answer_id, choices, self.completion, intake.served)
+        return CompletionAnswer(intake.answer_id, choices, self.completion, intake.served, self.ignored)
 
 
 class CompletionAnswer:
     """One answer to a legacy completion request; whole answer and chunk are the same object."""
 
-    def __init__(self, answer_id: str, choices: Choices, completion: CompletionRequest, served: Served) -> None:
+    def __init__(
+        self,
+        answer_id: str,
+        choices: Choices,
+        completion: CompletionRequest,
+        served: Served,
+        ignored: Collection[str],
+    ) -> None:
         self.choices = choices
+        self._ignored = ignored_headers(ignored)
         self._completion = completion
         self._served = served
         self._id = answer_id
@@ -184,12 +194,13 @@ class CompletionAnswer:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Verdict and score of the worst prompt, where the policy shows them."""
+        """Verdict and score of the worst prompt, where the policy shows them; the hints that were given."""
         requests = [leader.request for leader in self.choices.leaders]
         decided = [request.decision for request in requests if request.decision is not None]
         if not decided or not requests[0].policy.expose_scores:
-            return {}
-        return verdict_headers(max(decided, key=lambda decision: (decision.flagged, decision.score or 0.0)))
+            return self._ignored
+        worst = max(decided, key=lambda decision: (decision.flagged, decision.score or 0.0))
+        return verdict_headers(worst) | self._ignored
 
     @property
     def stream(self) -> CompletionAnswer | None:
@@ -213,7 +224,7 @@ class CompletionAnswer:
 
     def delta(self, generation: Generation, delta: Delta) -> bytes:
         """A chunk with a piece of a choice; a refusal is text like any other."""
-        if self._completion.logprobs is not None:
+        if self._completion.logprobs is not None or self._completion.usage_in_chunks:
             return event(self._chunk(generation, delta.text, delta.entries))
         template = self._templates.get(generation)
         if template is None:
@@ -238,7 +249,9 @@ class CompletionAnswer:
         self, generation: Generation, text: str, entries: Sequence[Entry] = (), *, finished: bool = False
     ) -> Completion:
         chunk = self._object([self._choice(generation, text, entries, finished=finished)])
-        if self._completion.include_usage:
+        if self._completion.usage_in_chunks:
+            chunk["usage"] = usage_of(self.choices)
+        elif self._completion.include_usage:
             chunk["usage"] = None
         return chunk
 

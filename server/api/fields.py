@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, LiteralString
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, ClassVar, Final, LiteralString
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
@@ -45,12 +45,29 @@ def _number(value: object) -> object:
     return value
 
 
+def _whole(value: object) -> object:
+    # To JSON Schema 64.0 is an integer, and clients in languages with one type of number send it.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class Hint:
+    """Marks a field that asks for nothing that could change an answer: it is accepted, and told to be ignored."""
+
+
+HINT: Final = Hint()
+
+
 NO_NUL: dict[str, Any] = {"pattern": r"^[^\u0000]*$"}
 Text = Annotated[str, AfterValidator(_no_nul), Field(json_schema_extra=NO_NUL)]
 Label = Annotated[str, Field(max_length=512, json_schema_extra=NO_NUL), AfterValidator(_no_nul)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[^\s<|\\/>]{1,64}$"), AfterValidator(_no_nul)]
-Positive = Annotated[int, Field(ge=1, lt=INT64)]
+Integer = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Integer, Field(ge=1, lt=INT64)]
+HintText = Annotated[Label | None, HINT]
+HintObject = Annotated[dict[str, JsonValue] | None, HINT]
+HintFlag = Annotated[bool | None, HINT]
+HintValue = Annotated[JsonValue, HINT]
 NotSupported = Annotated[None, BeforeValidator(not_supported("this server does not support it; leave it out"))]
 
 
@@ -63,6 +80,24 @@ class Strict(BaseModel):
     """Unknown fields are refused, and types are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+    hints: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:  # noqa: ANN401  as the base class has it
+        cls.hints = frozenset(name for name, field in cls.model_fields.items() if HINT in field.metadata)
+
+    def ignored(self) -> Iterator[str]:
+        """The path of each hint that is given, here and within; places in lists are not told apart."""
+        for name in self.model_fields_set:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name in self.hints:
+                yield name
+            elif isinstance(value, Strict):
+                yield from (f"{name}.{within}" for within in value.ignored())
+            elif isinstance(value, list) and value and isinstance(value[0], Strict):
+                yield from {f"{name}.{within}" for each in value for within in each.ignored()}
 
     @model_validator(mode="before")
     @classmethod

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import Field, JsonValue
 
-from server.api.fields import Strict, not_supported
+from server.api.fields import HintValue, Strict
 
 
 class TextFormat(Strict):
@@ -16,9 +16,10 @@ class TextFormat(Strict):
 
 
 class JsonObjectFormat(Strict):
-    """A JSON object."""
+    """A JSON object; one that satisfies a schema where a client of Hugging Face gives one as `value`."""
 
     type: Literal["json_object"]
+    value: dict[str, JsonValue] | None = None
 
 
 class JsonSchema(Strict):
@@ -27,9 +28,7 @@ class JsonSchema(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     schema_: Annotated[dict[str, JsonValue], Field(alias="schema")]
     strict: bool | None = None
-    description: Annotated[
-        None, BeforeValidator(not_supported("nothing would read it; tell the model in a message"))
-    ] = None
+    description: HintValue = None
 
 
 class JsonSchemaFormat(Strict):

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.fields import Name, NotSupported, Strict, Text
+from server.api.fields import HintText, HintValue, Name, NotSupported, Strict, Text, only
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 1024
 
 
-class TextPart(Strict):
+class _CacheHints(Strict):
+    """Where clients of other servers mark what is worth keeping; prefixes are kept here without it."""
+
+    cache_control: HintValue = None
+    prompt_cache_breakpoint: HintValue = None
+
+
+class TextPart(_CacheHints):
     """Words."""
 
     type: Literal["text"]
     text: Text
-    prompt_cache_breakpoint: NotSupported = None
 
 
 class RefusalPart(Strict):
@@ -36,12 +42,19 @@ class ImageURL(Strict):
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(Strict):
-    """An image."""
+def _url_alone(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class ImagePart(_CacheHints):
+    """An image; some clients send its URL without the object around it."""
 
     type: Literal["image_url"]
-    image_url: ImageURL
-    prompt_cache_breakpoint: NotSupported = None
+    image_url: Annotated[
+        ImageURL,
+        BeforeValidator(_url_alone),
+        WithJsonSchema({"anyOf": [{"type": "string"}, ImageURL.model_json_schema()]}),
+    ]
 
 
 def _text_or_parts(value: object) -> str | None:
@@ -61,32 +74,42 @@ _UserContent = Annotated[Annotated[Text, Tag("text")] | Annotated[_UserParts, Ta
 _AssistantContent = Annotated[Annotated[Text, Tag("text")] | Annotated[_AssistantParts, Tag("parts")], _EITHER]
 
 
-class SystemMessage(Strict):
+class _Turn(Strict):
+    """What every message may have."""
+
+    name: Name | None = None
+    id: HintText = None
+    cache_control: HintValue = None
+
+
+class SystemMessage(_Turn):
     """Instructions; `developer` is OpenAI's newer name for `system`."""
 
     role: Literal["system", "developer"]
     content: _TextContent
-    name: Name | None = None
 
 
-class UserMessage(Strict):
+class UserMessage(_Turn):
     """What the user says and shows."""
 
     role: Literal["user"]
     content: _UserContent
-    name: Name | None = None
 
 
-class AssistantMessage(Strict):
-    """An earlier answer; a refusal stands in for absent content."""
+class AssistantMessage(_Turn):
+    """An earlier answer, as the clients' own objects have it; a refusal stands in for absent content."""
 
     role: Literal["assistant"]
     content: _AssistantContent | None = None
     refusal: Text | None = None
-    name: Name | None = None
     audio: NotSupported = None
     function_call: NotSupported = None
-    tool_calls: NotSupported = None
+    tool_calls: Annotated[
+        list[JsonValue] | None, only([], why="this server does not support earlier calls of tools")
+    ] = None
+    annotations: HintValue = None
+    reasoning: HintValue = None
+    reasoning_content: HintValue = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

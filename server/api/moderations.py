@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag
 from models.prompt import Prompt
 from models.sampling import SamplingParams
 from server.answer.choices import Choices
-from server.api.answer import moderation_result
+from server.api.answer import ignored_headers, moderation_result
 from server.api.fields import Strict, Text
 from server.api.job import Intake
 from server.api.messages import MAX_PARTS, ImagePart, TextPart
@@ -44,6 +44,12 @@ OPENAI_CATEGORIES = (
     "violence/graphic",
 )
 
+
+def is_openai_moderator(model: str) -> bool:
+    """Whether a name is that of a moderation model of OpenAI's, which clients send unless told otherwise."""
+    return model.startswith(("omni-moderation-", "text-moderation-"))
+
+
 _Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
@@ -70,6 +76,12 @@ class ModerationRequest(Strict):
     ]
     model: str | None = None
 
+    def ignored(self) -> Iterator[str]:
+        """The path of each hint that is given; a model of OpenAI's is one, since the served one answers."""
+        yield from super().ignored()
+        if self.model is not None and is_openai_moderator(self.model):
+            yield "model"
+
     @property
     def inputs(self) -> list[list[TextPart | ImagePart]]:
         """What gets a result each: every text, or all parts together."""
@@ -90,16 +102,19 @@ class ModerationJob:
     stops: ClassVar[Sequence[str]] = ()
     schema: ClassVar[None] = None
     moderation: ModerationRequest
+    ignored: frozenset[str]
 
     @classmethod
     def of(cls, body: object) -> ModerationJob:
         """A decoded JSON body as a job. Raises BadRequest naming the first field that is wrong."""
-        return cls(parse(ModerationRequest, body))
+        moderation = parse(ModerationRequest, body)
+        return cls(moderation, frozenset(moderation.ignored()))
 
     @property
     def models(self) -> Mapping[str, str]:
         """The model that scores, where it is named."""
-        return {} if self.moderation.model is None else {"model": self.moderation.model}
+        model = self.moderation.model
+        return {} if model is None or is_openai_moderator(model) else {"model": model}
 
     @property
     def places(self) -> tuple[int, str]:
@@ -131,7 +146,7 @@ class ModerationJob:
 
     def answer(self, intake: Intake, choices: Choices) -> ModerationAnswer:
         """As OpenAI's moderations object."""
-        return ModerationAnswer(intake.answer_id, choices, intake.served)
+        return ModerationAnswer(intake.answer_id, choices, intake.served, self.ignored)
 
 
 class ModerationAnswer:
@@ -139,9 +154,9 @@ class ModerationAnswer:
 
     stream: ClassVar[None] = None
 
-    def __init__(self, answer_id: str, choices: Choices, served: Served) -> None:
+    def __init__(self, answer_id: str, choices: Choices, served: Served, ignored: Collection[str]) -> None:
         self.choices = choices
-        self.headers: dict[str, str] = {}
+        self.headers = ignored_headers(ignored)
         self._id = answer_id
         self._served = served
 

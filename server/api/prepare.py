@@ -45,25 +45,15 @@ def check_room(prompt: Prompt, served: Served, field: str) -> int:
     tokens, context = len(prompt.ids), served.info.context_length
     if tokens >= context:
         raise ContextLengthExceeded(
-            f"The prompt has {tokens} tokens; the model's context of {context} tokens holds prompt and answer.",
-            param=field,
+            context, f"your {field} resulted in {tokens} tokens, which leaves no room for an answer", param=field
         )
     return context - tokens
 
 
 def answer_limit(answer: AnswerFields, prompt: Prompt, served: Served, default: int, field: str) -> int:
-    """How many tokens may be generated. Raises ContextLengthExceeded if the prompt or the wish does not fit."""
+    """How many tokens may be generated: no more than the context has room for. Raises ContextLengthExceeded."""
     room = check_room(prompt, served, field)
-    if answer.limit is None:
-        return min(room, default)
-    name, wanted = answer.limit
-    if wanted > room:
-        raise ContextLengthExceeded(
-            f"'{name}' is {wanted}, but the prompt's {len(prompt.ids)} tokens leave room for {room} "
-            f"in the model's context of {served.info.context_length} tokens.",
-            param=name,
-        )
-    return wanted
+    return min(room, default if answer.limit is None else answer.limit[1])
 
 
 def sampling_params(answer: AnswerFields, served: Served) -> SamplingParams:
@@ -90,5 +80,6 @@ def sampling_params(answer: AnswerFields, served: Served) -> SamplingParams:
         "presence_penalty": answer.presence_penalty,
         "logit_bias": answer.logit_bias,
         "logprobs": answer.likeliest,
+        "min_tokens": answer.least_tokens,
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})

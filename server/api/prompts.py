@@ -56,14 +56,13 @@ class Conversation:
     def prompt(self, served: Served, settings: Settings, images: RequestImages) -> Prompt:
         """Render the template, look at the images. Raises BadRequest."""
         texts = [part for _, part in self.parts() if not isinstance(part, ImagePart)]
-        check_characters(sum(len(_words(part)) for part in texts), settings, self.field)
+        check_characters(sum(len(_words(part)) for part in texts), served, settings, self.field)
         details = self._details(served)
         messages, pictures = self._for_template(images)
         try:
             return served.inputs.build(messages, pictures, details)
         except PromptError as error:
-            param = self.field if error.place is None else f"{self.field}.{error.place}"
-            raise _refused(error, "these messages", param) from error
+            raise _refused(error, served, "these messages", self.field) from error
 
     def _details(self, served: Served) -> list[str]:
         """Each image's level of detail. Raises BadRequest for one that the model does not have."""
@@ -107,24 +106,26 @@ def text_prompt(text: str | Sequence[int], served: Served, settings: Settings) -
             f"{served.info.vocab_size}.",
             param="prompt",
         )
-    check_characters(len(text), settings, "prompt")
+    check_characters(len(text), served, settings, "prompt")
     try:
         return served.inputs.build_text(text) if isinstance(text, str) else served.inputs.build_ids(text)
     except PromptError as error:
-        raise _refused(error, "this prompt", "prompt") from error
+        raise _refused(error, served, "this prompt", "prompt") from error
 
 
-def _refused(error: PromptError, what: str, param: str) -> BadRequest:
+def _refused(error: PromptError, served: Served, what: str, param: str) -> BadRequest:
     if isinstance(error, PromptTooLong):
-        return ContextLengthExceeded(f"The prompt has {error}.", param=param)
+        return ContextLengthExceeded(served.info.context_length, f"the prompt has {error}", param=param)
     return BadRequest(f"The model cannot take {what}: {error}.", param=param)
 
 
-def check_characters(characters: int, settings: Settings, field: str) -> None:
+def check_characters(characters: int, served: Served, settings: Settings, field: str) -> None:
     """Refuse too much text before any work is done. Raises ContextLengthExceeded."""
     if characters > settings.max_prompt_characters:
         raise ContextLengthExceeded(
-            f"The {field} have {characters} characters, the limit is {settings.max_prompt_characters}.", param=field
+            served.info.context_length,
+            f"your {field} has {characters} characters, and the limit is {settings.max_prompt_characters}",
+            param=field,
         )
 
 

@@ -102,7 +102,7 @@ class OwnEngine:
         requests: dict[str, OwnRequest] = {}
         for ask in asks:
             grammar = None if ask.schema is None else self._grammars.of(ask.schema)
-            sampler = RowSampler(ask.params, ask.prompt.ids, grammar)
+            sampler = RowSampler(ask.params, ask.prompt.ids, grammar, self.backbone.info.eos_ids)
             source = None if ask.leader is None else requests[ask.leader]
             requests[ask.id] = OwnRequest(ask, sampler=sampler, source=source)
         return [*requests.values()]

@@ -10,6 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.http.connections import Connections
+from server.http.plain_parser import PlainParser
 from server.http.streaming import WRITE_NOW
 
 HEAD_SECONDS = 20.0  # from the connection, or a request's first byte, to the end of its headers
@@ -28,6 +29,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *rest: Any, open_connections: Connections, **more: Any) -> None:  # noqa: ANN401  uvicorn's own
         super().__init__(*rest, **more)
+        self.parser = PlainParser(self)  # type: ignore[assignment]
         self._open_connections = open_connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -76,6 +78,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is there; its answer may have been sent before."""
+        if self.parser.should_upgrade():
+            return  # it is still to come
         super().on_message_complete()
         if not self.cycle.response_complete:
             self._open_connections.at_work(self)

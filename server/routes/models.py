@@ -20,22 +20,24 @@ def routes(service: Service) -> APIRouter:
     @router.get("/v1/models", **documented(ModelList))
     async def models() -> Response:
         served = service.served
-        return as_json({"object": "list", "data": [] if served is None else [model_object(served)]})
+        data = [] if served is None else [model_object(served, name) for name in service.names]
+        return as_json({"object": "list", "data": data})
 
     @router.get("/v1/models/{model:path}", **documented(Model, parameter="model"))
     async def model(http: HttpRequest) -> Response:
-        service.check_model(http.path_params["model"], "model")
+        name = http.path_params["model"]
+        service.check_model(name, "model")
         if (served := service.served) is None:
             raise service.unavailable()
-        return as_json(model_object(served))
+        return as_json(model_object(served, name))
 
     return router
 
 
-def model_object(served: Served) -> Model:
-    """OpenAI's `model` object, with the context length as other servers give it, and the guard bundle."""
+def model_object(served: Served, name: str) -> Model:
+    """OpenAI's `model` object by one of its names, with the context length as others give it, and the guard bundle."""
     return {
-        "id": served.name,
+        "id": name,
         "object": "model",
         "created": served.created,
         "owned_by": "autosteer",

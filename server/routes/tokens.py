@@ -10,6 +10,7 @@ from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from server.answer.deadline import Deadline
+from server.api.answer import ignored_headers
 from server.api.objects import Tokens
 from server.api.openapi import documented
 from server.api.tokens import TokenizeRequest, parse_tokenize_request, tokenized
@@ -33,6 +34,7 @@ def routes(service: Service) -> APIRouter:
             prepare = partial(tokenized, wanted, served, settings)
             deadline = Deadline.of(http, arrived, settings.request_seconds)
             work = service.prepared(admission, wanted.images(served, settings), prepare, deadline)
-            return as_json(await unless_gone(http.receive, work))
+            found = await unless_gone(http.receive, work)
+            return as_json(found, headers=ignored_headers({*wanted.ignored()}))
 
     return router

@@ -20,7 +20,7 @@ from server.settings.groups import (
     ShadowSettings,
     read_keys,
 )
-from server.settings.values import DEFAULT_POLICY, MEBI, Count, Endpoint, Name, Seconds, Word
+from server.settings.values import DEFAULT_POLICY, MEBI, Count, Endpoint, Name, Seconds, Word, Words
 
 LogFormat = Literal["json", "text"]
 
@@ -41,6 +41,12 @@ class Settings(BaseSettings, PolicySettings):
         None, "Guard bundle folder, or `none`; the demo model's guard for the demo model, none for another."
     )
     served_model_name: Word | None = _fixed(None, "The model's name in the API.")
+    model_aliases: Words = Field(
+        default=(), description="Other names that the model answers to in the API; `*` for any."
+    )
+    cors_origins: Words = _fixed(
+        (), "Origins whose pages may call the API in a browser, such as `https://chat.example.com`; `*` for all."
+    )
     revision: str | None = _fixed(None, "Branch, tag or commit of a hub model.")
     device: str = _fixed("auto", "`auto`, `cpu`, `cuda`, `cuda:0`, ...")
     dtype: str = _fixed(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_settings import NoDecode
 
 DEFAULT_POLICY = "default"
 AUDIT_SCHEMES = ("file", "sqlite", "postgresql")
@@ -20,3 +22,13 @@ Domain = Annotated[
 ]
 Endpoint = Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s@?#]+$")]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _words(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.startswith("[") else [word.strip() for word in value.split(",")]
+
+
+# Several, also as one text with commas between them: the command line and the environment have nothing else.
+Words = Annotated[tuple[Word, ...], NoDecode, BeforeValidator(_words)]

@@ -218,8 +218,9 @@ def test_tokens_are_counted_without_generating(
 
 
 REFUSED: dict[str, tuple[Callable[[OpenAI, str], Any], type[APIStatusError], str]] = {
-    "tools": (
-        lambda c, m: c.chat.completions.create(model=m, messages=[user("x")], tools=[]), BadRequestError, "tools"
+    "a search": (
+        lambda c, m: c.chat.completions.create(model=m, messages=[user("x")], web_search_options={}),
+        BadRequestError, "web_search_options",
     ),
     "a schema": (
         lambda c, m: c.chat.completions.create(
@@ -228,14 +229,8 @@ REFUSED: dict[str, tuple[Callable[[OpenAI, str], Any], type[APIStatusError], str
         ),
         BadRequestError, "response_format.json_schema",
     ),
-    "a name": (
-        lambda c, m: c.chat.completions.create(
-            model=m, messages=[{"role": "user", "content": "x", "name": "Ada"}]
-        ),
-        BadRequestError, "messages.0.name",
-    ),
     "suffix": (lambda c, m: c.completions.create(model=m, prompt="x", suffix="y"), BadRequestError, "suffix"),
-    "another model": (lambda c, m: c.moderations.create(input="x", model="omni"), NotFoundError, "model"),
+    "another model": (lambda c, m: c.moderations.create(input="x", model="gpt-4o"), NotFoundError, "model"),
 }  # fmt: skip
 
 
@@ -245,6 +240,59 @@ def test_what_is_refused_is_an_error_of_the_client_with_its_field(name: str, cli
     with pytest.raises(kind) as caught:
         call(client, model)
     assert caught.value.param == param
+
+
+def test_hints_are_taken_and_named(client: OpenAI, model: str) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model=model,
+        messages=[{"role": "user", "content": "hello", "name": "Ada"}],
+        max_completion_tokens=4,
+        metadata={"k": "v"},
+        parallel_tool_calls=False,
+        prompt_cache_key="k",
+        reasoning_effort="low",
+        service_tier="auto",
+        stop=[f"never {number}" for number in range(9)],
+        store=True,
+        tools=[],
+        top_p=0,
+        user="u",
+        verbosity="low",
+    )
+    ignored = "messages.name, prompt_cache_key, reasoning_effort, service_tier, store, user, verbosity"
+    assert raw.headers["x-autosteer-ignored"] == ignored
+    assert raw.parse().usage is not None
+
+
+def test_the_answer_s_own_message_is_sent_back(client: OpenAI, model: str) -> None:
+    first = client.chat.completions.create(model=model, messages=[user("hello")], max_tokens=4)
+    turn: Any = first.choices[0].message.model_dump()
+    second = client.chat.completions.create(
+        model=model, messages=[user("hello"), turn, user("hello")], max_tokens=4, stream_options={"include_usage": True}
+    )
+    assert second.choices[0].message.content
+
+
+def test_what_load_generators_send(client: OpenAI, model: str) -> None:
+    chunks = [
+        *client.chat.completions.create(
+            model=model,
+            messages=[user("hello")],
+            max_completion_tokens=24,
+            stream=True,
+            extra_body={
+                "ignore_eos": True,
+                "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            },
+        )
+    ]
+    counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
+    assert len(counts) == len(chunks)
+    assert counts[-1] == 24
+
+
+def test_moderations_by_openai_s_name(client: OpenAI, model: str) -> None:
+    assert client.moderations.create(model="omni-moderation-latest", input="hello").model == model
 
 
 # Node --------------------------------------------------------------------------------------------------------------

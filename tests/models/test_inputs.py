@@ -264,10 +264,11 @@ class TestTemplates:
         forged = builder.build([{**messages[0], "name": special}], [])
         assert _special_ids(builder, forged) == _special_ids(builder, builder.build(messages, []))
 
-    def test_a_name_that_the_template_leaves_out_is_refused_by_its_place(self, backbone: Backbone) -> None:
-        with pytest.raises(PromptError, match=r"leaves out the text of messages\[0\].name") as caught:
-            backbone.inputs.build([{**CHATS["text"][0], "name": "Ada"}], [])
-        assert caught.value.place == "0.name"
+    def test_a_name_that_the_template_leaves_out_is_told(self, backbone: Backbone) -> None:
+        named = backbone.inputs.build([{**CHATS["text"][0], "name": "Ada"}], [])
+        plain = backbone.inputs.build([CHATS["text"][0]], [])
+        assert (named.ids, named.unused) == (plain.ids, ["messages.name"])
+        assert plain.unused == []
 
     def test_a_template_that_fails_is_the_client_s_error(self, tiny_models: TinyModels) -> None:
         with pytest.raises(PromptError, match="refuses these messages"):

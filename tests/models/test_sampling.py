@@ -134,7 +134,7 @@ def test_half_precision() -> None:
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
-        ("top_p", 0.0),
+        ("top_p", -0.1),
         ("top_p", 1.1),
         ("top_k", -1),
         ("min_p", 1.5),
@@ -144,6 +144,32 @@ def test_half_precision() -> None:
 def test_values_without_a_meaning(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         SamplingParams(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [1.4e-45, 5e-324, 1e-39, 1e-6])
+def test_a_temperature_that_is_nearly_zero_is_zero(temperature: float) -> None:
+    logits = torch.randn(1, V) * 100
+    found = sample(logits, [RowSampler(SamplingParams(temperature=temperature, logprobs=5), [])])
+    assert found == sample(logits, [RowSampler(SamplingParams(temperature=0.0, logprobs=5), [])])
+    assert all(math.isfinite(log) for log in (found.logprobs[0].token, *(log for _, log in found.logprobs[0].top)))
+
+
+def test_a_top_p_of_zero_leaves_the_likeliest() -> None:
+    logits = torch.randn(1, V)
+    found = {sample(logits, [RowSampler(SamplingParams(top_p=0.0), [])]).tokens[0] for _ in range(20)}
+    assert found == {int(logits.argmax())}
+
+
+def test_no_token_that_ends_the_answer_comes_before_so_many_others() -> None:
+    logits = torch.zeros(1, V)
+    logits[0, 3] = logits[0, 4] = 50.0
+    sampler = RowSampler(SamplingParams(min_tokens=2, logit_bias={3: 100.0}), [], ends={3, 4})
+    said: list[int] = []
+    for _ in range(3):
+        said += sample(logits, [sampler]).tokens
+        sampler.observe(said[-1])
+    assert not {3, 4} & {*said[:2]}
+    assert said[2] == 3
 
 
 # log-probabilities -------------------------------------------------------------------------------------------------

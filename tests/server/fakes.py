@@ -183,7 +183,7 @@ def request(name: str, ids: Sequence[int], **options: Any) -> OwnRequest:
 
 
 def own(asked: Ask) -> OwnRequest:
-    return OwnRequest(asked, sampler=RowSampler(asked.params, asked.prompt.ids))
+    return OwnRequest(asked, sampler=RowSampler(asked.params, asked.prompt.ids, ends={EOS}))
 
 
 def as_any(value: object) -> Any:

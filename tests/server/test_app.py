@@ -311,7 +311,7 @@ BAD_REQUESTS: dict[str, tuple[Callable[[], dict[str, Any]], str, str | None, str
     "unknown field": (lambda: body(temprature=1), "temprature", None, "Unknown field 'temprature'"),
     "wrong type": (lambda: body(max_tokens="5"), "max_tokens", None, "must be an integer; got '5'"),
     "out of range": (lambda: body(temperature=3), "temperature", None, "less than or equal to 2; got 3"),
-    "not supported": (lambda: body(tools=[]), "tools", None, "does not support it"),
+    "not supported": (lambda: body(audio={}), "audio", None, "does not support it"),
     "more choices than ever": (lambda: body(n=129), "n", None, "less than or equal to 128; got 129"),
     "no messages": (lambda: body(messages=[]), "messages", None, "at least 1 item"),
     "text instead of an image": (
@@ -336,21 +336,15 @@ BAD_REQUESTS: dict[str, tuple[Callable[[], dict[str, Any]], str, str | None, str
         lambda: body("x", GOOD, GOOD, GOOD), "messages", "too_many_images", "has 3 images, the limit is 2"
     ),
     "too many characters": (
-        lambda: body("x" * 9_001), "messages", "context_length_exceeded", "9001 characters, the limit is 9000"
+        lambda: body("x" * 9_001), "messages", "context_length_exceeded", "9001 characters, and the limit is 9000"
     ),
     "prompt longer than the context": (
-        lambda: body("x" * CONTEXT), "messages", "context_length_exceeded", f"{CONTEXT} tokens; the model's context of"
+        lambda: body("x" * CONTEXT), "messages", "context_length_exceeded",
+        f"This model's maximum context length is {CONTEXT} tokens. However, your messages resulted in {CONTEXT} tokens"
     ),
     "images count too": (
-        lambda: body("x" * (CONTEXT - IMAGE_TOKENS), GOOD), "messages", "context_length_exceeded", f"{CONTEXT} tokens;"
-    ),
-    "max_tokens over the room left": (
-        lambda: body("x" * 100, max_tokens=CONTEXT - 99), "max_tokens", "context_length_exceeded",
-        f"'max_tokens' is {CONTEXT - 99}, but the prompt's 100 tokens leave room for {CONTEXT - 100}",
-    ),
-    "max_completion_tokens over the room left": (
-        lambda: body("x", max_completion_tokens=2**62), "max_completion_tokens", "context_length_exceeded",
-        f"room for {CONTEXT - 1}",
+        lambda: body("x" * (CONTEXT - IMAGE_TOKENS), GOOD), "messages", "context_length_exceeded",
+        f"resulted in {CONTEXT} tokens"
     ),
     "a bias for no token": (
         lambda: body(logit_bias={"258": 1}), "logit_bias", None, "258 is not below the vocabulary size 258"
@@ -388,7 +382,9 @@ async def test_without_a_limit_an_answer_ends_at_the_default_or_with_the_context
         for length in (100, CONTEXT - 4):
             answer = (await chat(client, "x" * length)).json()
             assert answer["choices"][0]["finish_reason"] == "length"
-    assert [request.max_tokens for request in runner.requests] == [10, 4]
+        for limit in ({"max_tokens": CONTEXT - 99}, {"max_completion_tokens": 2**62}):  # more than there is room for
+            assert (await chat(client, "x" * 100, **limit)).status_code == 200
+    assert [request.max_tokens for request in runner.requests] == [10, 4, CONTEXT - 100, CONTEXT - 100]
 
 
 async def test_an_unknown_model_is_not_found() -> None:
@@ -401,7 +397,7 @@ async def test_an_unknown_model_is_not_found() -> None:
         ]
         for response, param in answers:
             error = error_of(response, 404)
-            assert (error["type"], error["param"], error["code"]) == ("not_found_error", param, "model_not_found")
+            assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, "model_not_found")
             assert MODEL in error["message"]
         assert await metric(client, "autosteer_admission_rejections_total", reason="not_found") == 3
 
@@ -413,6 +409,64 @@ async def test_an_unknown_model_is_not_found() -> None:
 async def test_a_wrong_route_has_an_error_of_the_same_shape(method: str, path: str, status: int) -> None:
     async with serving(ScriptedRunner()) as client:
         assert path in error_of(await client.request(method, path), status)["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", f"/v1/models/{MODEL}"])
+async def test_head_is_get_without_the_body(path: str) -> None:
+    async with serving(ScriptedRunner()) as client:
+        got, head = await client.get(path), await client.head(path)
+        assert error_of(await client.get(CHAT), 405)
+        assert (await client.head(CHAT)).status_code == 405
+    assert (got.status_code, head.status_code, head.content) == (200, 200, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+
+
+async def test_a_slash_at_the_end_of_a_path_is_none_and_nobody_is_sent_elsewhere() -> None:
+    async with serving(ScriptedRunner()) as client:
+        evil = {"host": "evil.example"}
+        answers = [
+            await client.post(CHAT + "/", json=body(), headers=evil),
+            await client.get("/v1/models/", headers=evil),
+            await client.get(f"/v1/models/{MODEL}/", headers=evil),
+        ]
+        nowhere = await client.get("/nowhere/", headers=evil)
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert answers[1].json()["object"] == "list"
+    assert nowhere.status_code == 404
+    assert not any("location" in answer.headers for answer in [*answers, nowhere])
+
+
+async def test_a_page_of_another_origin_may_call_where_the_settings_say_so() -> None:
+    ask = {"origin": "https://chat.example.com", "access-control-request-method": "POST",
+           "access-control-request-headers": "authorization,content-type,x-stainless-lang"}  # fmt: skip
+    async with serving(ScriptedRunner(), cors_origins=("https://chat.example.com",)) as client:
+        asked = await client.options(CHAT, headers=ask)
+        other = await client.options(CHAT, headers={**ask, "origin": "https://evil.example"})
+        answer = await client.post(CHAT, json=body(user="u"), headers={"origin": "https://chat.example.com"})
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == "https://chat.example.com"
+    assert "x-stainless-lang" in asked.headers["access-control-allow-headers"]
+    assert (other.status_code, other.headers.get("access-control-allow-origin")) == (400, None)
+    assert answer.headers["access-control-allow-origin"] == "https://chat.example.com"
+    assert "x-autosteer-ignored" in answer.headers["access-control-expose-headers"]
+    async with serving(ScriptedRunner()) as client:
+        assert (await client.options(CHAT, headers=ask)).status_code == 405
+        answer = await client.post(CHAT, json=body(), headers={"origin": "https://chat.example.com"})
+    assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+async def test_a_model_answers_to_its_other_names() -> None:
+    async with serving(ScriptedRunner(), model_aliases=("dummy", MODEL)) as client:
+        answer = await client.post(CHAT, json={**body(), "model": "dummy"})
+        listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+        alias = (await client.get("/v1/models/dummy")).json()
+        error_of(await client.post(CHAT, json={**body(), "model": "gpt"}), 404)
+    assert answer.json()["model"] == MODEL
+    assert listed == [MODEL, "dummy"]
+    assert alias["id"] == "dummy"
+    async with serving(ScriptedRunner(), model_aliases=("*",)) as client:
+        assert (await client.post(CHAT, json={**body(), "model": "gpt"})).status_code == 200
+        assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == [MODEL]
 
 
 # load --------------------------------------------------------------------------------------------------------------

@@ -106,10 +106,10 @@ await check("models", async () => {
 });
 
 await check("errors", async () => {
-  await refused(() => client.chat.completions.create({ ...greedy, tools: [] }), 400, "tools");
+  await refused(() => client.chat.completions.create({ ...greedy, web_search_options: {} }), 400, "web_search_options");
   await refused(() => client.chat.completions.create({ ...greedy, model: "gpt" }), 404, "model");
   await refused(() => client.completions.create({ model, prompt: "x", suffix: "y" }), 400, "suffix");
-  await refused(() => client.moderations.create({ input: "x", model: "omni-moderation-latest" }), 404, "model");
+  await refused(() => client.moderations.create({ input: "x", model: "gpt-4o" }), 404, "model");
 });
 
 console.log(JSON.stringify(done));

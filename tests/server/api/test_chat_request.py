@@ -39,29 +39,34 @@ HONOURED: dict[str, Any] = {
     "moderation": {"model": "scripted", "policy": {"input": {"mode": "score"}}},
     "guard": {"mode": "block", "threshold": 0.25, "eps": 2},
     "response_format": {"type": "text"},
-    "user": "u",
-    "safety_identifier": "s",
+    "min_tokens": 2,
+    "ignore_eos": False,
     "metadata": {"key": "value"},
+    "parallel_tool_calls": False,
+}
+HINTS: dict[str, Any] = {
+    "prediction": {"type": "content", "content": "x"},
+    "prompt_cache_key": "k",
+    "prompt_cache_options": {"mode": "implicit"},
+    "prompt_cache_retention": "24h",
+    "reasoning": {"effort": "low"},
+    "reasoning_effort": "low",
+    "safety_identifier": "s",
+    "service_tier": "auto",
+    "store": True,
+    "user": "u",
+    "verbosity": "low",
 }
 # Values that ask for nothing are accepted; the others would change the answer, and are refused.
 ONLY: dict[str, tuple[list[Any], list[Any]]] = {
     "modalities": ([["text"]], [["text", "audio"], [], "text"]),
-    "store": ([False], [True, 0]),
+    "tools": ([[]], [[{"type": "function", "function": {"name": "f"}}], {}]),
+    "tool_choice": (["none", "auto"], ["required", {"type": "function", "function": {"name": "f"}}]),
+    "functions": ([[]], [[{"name": "f"}], "f"]),
+    "function_call": (["none", "auto"], [{"name": "f"}]),
 }
 NOT_SUPPORTED: dict[str, Any] = {
     "audio": {"voice": "alloy", "format": "wav"},
-    "function_call": "auto",
-    "functions": [],
-    "parallel_tool_calls": False,
-    "prediction": {"type": "content", "content": "x"},
-    "prompt_cache_key": "k",
-    "prompt_cache_options": {},
-    "prompt_cache_retention": "24h",
-    "reasoning_effort": "low",
-    "service_tier": "auto",
-    "tool_choice": "none",
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "verbosity": "low",
     "web_search_options": {},
 }
 
@@ -78,9 +83,11 @@ def refused_message(message: Any) -> BadRequest:
     return refused(messages=[message])
 
 
-def test_every_field_is_honoured_or_refused_here() -> None:
+def test_every_field_is_honoured_a_hint_or_refused_here() -> None:
     """A new field has to be put into one of the tables, and so be tested."""
-    assert set(ChatCompletionRequest.model_fields) == HONOURED.keys() | ONLY.keys() | NOT_SUPPORTED.keys()
+    assert (
+        set(ChatCompletionRequest.model_fields) == HONOURED.keys() | HINTS.keys() | ONLY.keys() | NOT_SUPPORTED.keys()
+    )
 
 
 def test_all_honoured_fields_together() -> None:
@@ -91,6 +98,60 @@ def test_all_honoured_fields_together() -> None:
 @pytest.mark.parametrize("name", sorted(set(ChatCompletionRequest.model_fields) - {"model", "messages"}))
 def test_null_counts_as_absent(name: str) -> None:
     assert parse_chat_request({**body(), name: None}) == parse_chat_request(body())
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_a_hint_is_taken_and_told_to_be_ignored(name: str) -> None:
+    assert [*parse_chat_request({**body(), name: HINTS[name]}).ignored()] == [name]
+    assert [*parse_chat_request({**body(), name: None}).ignored()] == []
+
+
+def test_what_is_honoured_is_no_hint() -> None:
+    assert [*parse_chat_request(HONOURED).ignored()] == []
+    assert [*parse_chat_request({**body(), "store": False, "tools": [], "tool_choice": "none"}).ignored()] == []
+
+
+def test_options_of_a_stream_that_is_none_are_a_hint() -> None:
+    chat = parse_chat_request({**body(), "stream_options": {"include_usage": True}})
+    assert [*chat.ignored()] == ["stream_options"]
+
+
+def test_hints_within_are_told_by_their_path_once() -> None:
+    turn = {"role": "assistant", "content": "x", "reasoning_content": "y", "annotations": [], "id": "1"}
+    part = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "description": "d"}}
+    messages = [{"role": "user", "content": [part, part]}, turn, turn]
+    assert {*parse_chat_request({**body(), "messages": messages, "response_format": wanted}).ignored()} == {
+        "messages.annotations",
+        "messages.content.cache_control",
+        "messages.id",
+        "messages.reasoning_content",
+        "response_format.json_schema.description",
+    }
+
+
+def test_the_answer_s_own_message_can_be_sent_back() -> None:
+    """As the official client's `message.model_dump()` has it."""
+    turn = {"role": "assistant", "content": "x", "refusal": None, "annotations": None, "audio": None,
+            "function_call": None, "tool_calls": None}  # fmt: skip
+    assert [*parse_chat_request({**body(), "messages": [turn, {**turn, "tool_calls": []}]}).ignored()] == []
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "top_k", "seed", "n"])
+def test_a_number_without_a_fraction_is_an_integer_however_it_is_written(name: str) -> None:
+    assert getattr(parse_chat_request({**body(), name: 64.0}), name) == 64
+    assert "must be an integer" in refused(**{name: 64.5}).message
+
+
+def test_an_image_s_url_may_stand_without_the_object_around_it() -> None:
+    alone = {"role": "user", "content": [{"type": "image_url", "image_url": "data:"}]}
+    whole = {"role": "user", "content": [image_part()]}
+    assert parse_chat_request({**body(), "messages": [alone]}) == parse_chat_request({**body(), "messages": [whole]})
+
+
+def test_stop_strings_have_a_limit_together() -> None:
+    assert len(parse_chat_request({**body(), "stop": ["x"] * MAX_STOPS}).stop or ()) == MAX_STOPS
+    assert "together have at most 4096" in refused(stop=["x" * 65] * MAX_STOPS).message
 
 
 @pytest.mark.parametrize("name", NOT_SUPPORTED)
@@ -119,14 +180,15 @@ def test_a_field_with_one_value_accepts_that_value_alone(name: str) -> None:
         ("temperature", "1", "must be a number"),
         ("temperature", True, "must be a number"),
         ("temperature", 10**400, "temperature"),
-        ("top_p", 0, "greater than 0"),
+        ("top_p", -0.1, "greater than or equal to 0"),
         ("top_p", 1.01, "less than or equal to 1"),
         ("top_k", -2, "greater than or equal to -1"),
         ("top_k", 1.5, "must be an integer"),
         ("min_p", 1.5, "less than or equal to 1"),
         ("seed", 2**63, "less than"),
         ("seed", "7", "must be an integer"),
-        ("repetition_penalty", 0, "greater than 0"),
+        ("repetition_penalty", 1e-300, "greater than or equal to 0.01"),
+        ("min_tokens", -1, "greater than or equal to 0"),
         ("frequency_penalty", 2.5, "less than or equal to 2"),
         ("presence_penalty", -2.5, "greater than or equal to -2"),
         ("max_tokens", 0, "greater than or equal to 1"),
@@ -151,7 +213,6 @@ def test_a_field_with_one_value_accepts_that_value_alone(name: str) -> None:
         ("top_logprobs", True, "must be an integer"),
         ("stream", 1, "must be true or false"),
         ("stream_options", 5, "must be an object"),
-        ("stream_options", {"include_usage": True}, "only allowed with 'stream'"),
         ("user", "x" * 513, "at most 512 characters"),
         ("safety_identifier", "x" * 513, "at most 512 characters"),
         ("metadata", [], "must be an object"),
@@ -189,10 +250,6 @@ def test_a_wrong_value_is_refused_with_its_field_and_its_limit(name: str, value:
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x y", "schema": {}}}},
             "response_format.json_schema.name",
         ),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "description": ""}}},
-            "response_format.json_schema.description",
-        ),
         ({"response_format": {"type": "text", "json_schema": {}}}, "response_format.json_schema"),
         ({"moderation": {}}, "moderation.model"),
         ({"moderation": {"model": "m", "policy": {"input": {"mode": "steer"}}}}, "moderation.policy.input.mode"),
@@ -200,6 +257,9 @@ def test_a_wrong_value_is_refused_with_its_field_and_its_limit(name: str, value:
         ({"stop": ["a", "\0"]}, "stop.1"),
         ({"metadata": {"k": "\0"}}, "metadata.k"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+        ({"max_tokens": 5, "min_tokens": 6}, "min_tokens"),
+        ({"min_tokens": 6, "response_format": {"type": "json_object"}}, "min_tokens"),
+        ({"ignore_eos": True, "response_format": {"type": "json_object"}}, "ignore_eos"),
         ({"temprature": 1}, "temprature"),
         ({"x" * 100_000: 1}, "x" * 200),
     ],
@@ -243,9 +303,7 @@ def image_part(**more: Any) -> dict[str, Any]:
         ({"role": "user", "content": [{"type": "text"}]}, ".content.0.text"),
         ({"role": "user", "content": [text_part(), text_part(text=5)]}, ".content.1.text"),
         ({"role": "user", "content": [text_part(colour="red")]}, ".content.0.colour"),
-        ({"role": "user", "content": [text_part(prompt_cache_breakpoint={})]}, ".content.0.prompt_cache_breakpoint"),
         ({"role": "user", "content": [{"type": "image_url"}]}, ".content.0.image_url"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": "data:"}]}, ".content.0.image_url"),
         ({"role": "user", "content": [image_part(url=5)]}, ".content.0.image_url.url"),
         ({"role": "user", "content": [image_part(detail="medium")]}, ".content.0.image_url.detail"),
         ({"role": "user", "content": [{**image_part(), "alt": "x"}]}, ".content.0.alt"),
@@ -255,7 +313,7 @@ def image_part(**more: Any) -> dict[str, Any]:
         ({"role": "assistant", "content": [{"type": "refusal", "refusal": "x", "why": 1}]}, ".content.0.why"),
         ({"role": "assistant", "content": [image_part()]}, ".content.0.type"),
         ({"role": "assistant"}, ""),
-        ({"role": "assistant", "content": "x", "tool_calls": []}, ".tool_calls"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{}]}, ".tool_calls"),
         ({"role": "assistant", "content": "x", "audio": {"id": "a"}}, ".audio"),
         ({"role": "assistant", "content": "x", "function_call": {}}, ".function_call"),
     ],

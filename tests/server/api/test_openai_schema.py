@@ -6,6 +6,7 @@ The fields are read from the types of the official client, so that a new one fai
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -17,7 +18,7 @@ from openai.types.chat.completion_create_params import (
 )
 from typing_extensions import get_type_hints, is_typeddict
 
-from tests.server.scripted import MODEL, ScriptedRunner, data_url, error_of, png, serving
+from tests.server.scripted import MODEL, Script, ScriptedRunner, data_url, error_of, png, serving
 
 TESTS = Path(__file__).parents[2]
 
@@ -107,8 +108,7 @@ HONOURED: dict[str, str] = {
     "moderation.policy": WISH,
     "moderation.policy.input": WISH,
     "moderation.policy.input.mode": WISH,
-    "user": LABELS,
-    "safety_identifier": LABELS,
+    "parallel_tool_calls": "server/api/test_openai_schema.py::test_tools_that_are_none_are_none",
 }  # fmt: skip
 
 BREAKPOINT = {"mode": "explicit"}
@@ -120,34 +120,46 @@ def said(role: str, content: Any, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content, **more}]}
 
 
+def with_parts(role: str, *parts: Any) -> dict[str, Any]:
+    return said(role, [{**part, "prompt_cache_breakpoint": BREAKPOINT} for part in parts])
+
+
+# Path of the field -> a request that has it. What lies within a hint is ignored with it.
+HINTS: dict[str, dict[str, Any]] = {
+    "prediction": {"prediction": {"type": "content", "content": "x"}},
+    "prompt_cache_key": {"prompt_cache_key": "k"},
+    "prompt_cache_options": {"prompt_cache_options": {"mode": "implicit"}},
+    "prompt_cache_retention": {"prompt_cache_retention": "24h"},
+    "reasoning_effort": {"reasoning_effort": "low"},
+    "safety_identifier": {"safety_identifier": "s"},
+    "service_tier": {"service_tier": "auto"},
+    "store": {"store": True},
+    "user": {"user": "u"},
+    "verbosity": {"verbosity": "low"},
+    "response_format[json_schema].json_schema.description": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "description": "d"}}
+    },
+    "messages[assistant].content[text].prompt_cache_breakpoint": with_parts("assistant", TEXT),
+    "messages[system].content.prompt_cache_breakpoint": with_parts("system", TEXT),
+    "messages[developer].content.prompt_cache_breakpoint": with_parts("developer", TEXT),
+    "messages[user].content[text].prompt_cache_breakpoint": with_parts("user", TEXT),
+    "messages[user].content[image_url].prompt_cache_breakpoint": with_parts("user", IMAGE),
+}
 # Path of the field -> a request that has it, and the `param` of the error. What lies within a refused field is refused.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "audio": ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
-    "function_call": ({"function_call": "none"}, "function_call"),
+    "function_call": ({"function_call": {"name": "f"}}, "function_call"),
     "functions": ({"functions": [{"name": "f"}]}, "functions"),
-    "parallel_tool_calls": ({"parallel_tool_calls": True}, "parallel_tool_calls"),
-    "prediction": ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
-    "prompt_cache_key": ({"prompt_cache_key": "k"}, "prompt_cache_key"),
-    "prompt_cache_options": ({"prompt_cache_options": {"mode": "implicit"}}, "prompt_cache_options"),
-    "prompt_cache_retention": ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
-    "reasoning_effort": ({"reasoning_effort": "low"}, "reasoning_effort"),
-    "service_tier": ({"service_tier": "auto"}, "service_tier"),
-    "tool_choice": ({"tool_choice": "none"}, "tool_choice"),
+    "tool_choice": ({"tool_choice": "required"}, "tool_choice"),
     "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    "verbosity": ({"verbosity": "low"}, "verbosity"),
     "web_search_options": ({"web_search_options": {}}, "web_search_options"),
     # These have one value that asks for nothing more; it is accepted, any other is refused.
     "modalities": ({"modalities": ["text", "audio"]}, "modalities"),
-    "store": ({"store": True}, "store"),
     "stream_options.include_obfuscation": (
         {"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"
     ),
     "moderation.policy.output": (
         {"moderation": {"model": MODEL, "policy": {"output": {"mode": "score"}}}}, "moderation.policy.output"
-    ),
-    "response_format[json_schema].json_schema.description": (
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "description": "d"}}},
-        "response_format.json_schema.description",
     ),
     "messages[function].role": (said("function", "x", name="f"), "messages.0.role"),
     "messages[function].content": (said("function", "x", name="f"), "messages.0.role"),
@@ -159,25 +171,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "messages[assistant].function_call": (
         said("assistant", "x", function_call={"name": "f", "arguments": ""}), "messages.0.function_call"
     ),
-    "messages[assistant].tool_calls": (said("assistant", "x", tool_calls=[]), "messages.0.tool_calls"),
-    "messages[assistant].content[text].prompt_cache_breakpoint": (
-        said("assistant", [{**TEXT, "prompt_cache_breakpoint": BREAKPOINT}]),
-        "messages.0.content.0.prompt_cache_breakpoint",
-    ),
-    **{
-        f"messages[{role}].content.prompt_cache_breakpoint": (
-            said(role, [{**TEXT, "prompt_cache_breakpoint": BREAKPOINT}]),
-            "messages.0.content.0.prompt_cache_breakpoint",
-        )
-        for role in ("system", "developer")
-    },
-    **{
-        f"messages[user].content[{part['type']}].prompt_cache_breakpoint": (
-            said("user", [{**part, "prompt_cache_breakpoint": BREAKPOINT}]),
-            "messages.0.content.0.prompt_cache_breakpoint",
-        )
-        for part in (TEXT, IMAGE)
-    },
+    "messages[assistant].tool_calls": (said("assistant", "x", tool_calls=[{}]), "messages.0.tool_calls"),
     **{
         f"messages[user].content[{kind}].{name}": (
             said("user", [{"type": kind, kind: {}}]), "messages.0.content.0.type"
@@ -190,9 +184,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 def test_every_published_field_is_in_one_table() -> None:
     assert len(PUBLISHED) > 150
-    within = {path for path in PUBLISHED if any(path.startswith((f"{top}.", f"{top}[")) for top in REFUSED)}
-    assert PUBLISHED - within == HONOURED.keys() | REFUSED.keys()
+    closed = [*REFUSED, *HINTS]
+    within = {path for path in PUBLISHED if any(path.startswith((f"{top}.", f"{top}[")) for top in closed)}
+    assert PUBLISHED - within == HONOURED.keys() | HINTS.keys() | REFUSED.keys()
     assert not HONOURED.keys() & REFUSED.keys()
+    assert not HINTS.keys() & (HONOURED.keys() | REFUSED.keys())
 
 
 @pytest.mark.parametrize("test", sorted(set(HONOURED.values())))
@@ -210,6 +206,27 @@ async def test_a_field_that_is_not_honoured_is_refused_by_name(field: str) -> No
         body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], **options}
         response = await client.post("/v1/chat/completions", json=body)
     assert error_of(response, 400)["param"] == param
+
+
+@pytest.mark.parametrize("field", HINTS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_hint_is_named_in_a_header(field: str, stream: bool) -> None:
+    # A scripted template refuses a conversation that an assistant begins.
+    messages = HINTS[field].get("messages", [])
+    options = {**HINTS[field], "messages": [{"role": "user", "content": "x"}, *messages], "stream": stream}
+    async with serving(ScriptedRunner(answer=lambda _: Script.saying("{}"))) as client:
+        response = await client.post("/v1/chat/completions", json={"model": MODEL, **options})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-autosteer-ignored"] == re.sub(r"\[\w+\]", "", field)
+
+
+async def test_tools_that_are_none_are_none() -> None:
+    none: dict[str, Any] = {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True, "functions": [],
+                            "function_call": "none"}  # fmt: skip
+    async with serving(ScriptedRunner()) as client:
+        response = await client.post("/v1/chat/completions", json={"model": MODEL, **said("user", "x"), **none})
+    assert response.status_code == 200
+    assert "x-autosteer-ignored" not in response.headers
 
 
 async def test_labels_are_taken_and_change_nothing() -> None:

@@ -151,9 +151,9 @@ async def test_the_routes_without_a_body(path: str) -> None:
 
 NOT_ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "a field nobody knows": (CHAT, body(colour="red")),
-    "tools": (CHAT, body(tools=[])),
+    "tools": (CHAT, body(tools=[{"type": "function", "function": {"name": "f"}}])),
     "a string for a number": (CHAT, body(temperature="1")),
-    "too many stops": (CHAT, body(stop=["a"] * 5)),
+    "too many stops": (CHAT, body(stop=["a"] * 65)),
     "an empty stop": (CHAT, body(stop="")),
     "a bias of no token": (CHAT, body(logit_bias={"a": 1})),
     "metadata that is no text": (CHAT, body(metadata={"k": 1})),

@@ -111,6 +111,16 @@ def test_end_of_sequence_ends_a_row_without_a_token() -> None:
     assert (stopped.output_ids, events["a"][0].finish, events["a"][0].token) == ([], Finish.STOP, None)
 
 
+def test_an_end_of_sequence_waits_for_so_many_tokens_and_a_refusal_does_not() -> None:
+    late = request("late", [1, 2], max_tokens=5, min_tokens=3, logit_bias={EOS: 100.0})
+    never = request("never", [1, 3], max_tokens=5, min_tokens=2**63, logit_bias={EOS: 100.0})
+    refused = request("refused", HARMFUL, max_tokens=5, min_tokens=2**63)
+    events = run(engine_of(FakeBackbone(), FakeGuard()), late, never, refused)
+    assert (len(late.output_ids), events["late"][-1].finish) == (3, Finish.STOP)
+    assert (len(never.output_ids), events["never"][-1].finish) == (5, Finish.LENGTH)
+    assert not refused.sampler.lacking
+
+
 def test_a_batch_that_fails_beside_decoding_rows_lets_no_harmful_prompt_through() -> None:
     """Rows are then run one by one; the decoding ones need no tap, the new ones still do."""
     backbone = FakeBackbone()

@@ -61,6 +61,40 @@ async def until_closed(port: int, *parts: bytes) -> bytes:
         writer.close()
 
 
+# offers of another protocol ----------------------------------------------------------------------------------------
+
+OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
+
+
+def offering(framing: bytes, *, last: bool = False) -> bytes:
+    """The head of a chat request as Java's client sends it."""
+    offer = OFFER.replace(b"Upgrade,", b"close, Upgrade,") if last else OFFER
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    return head + offer + framing + b"\r\n"
+
+
+@pytest.mark.parametrize("pieces", ["together", "apart", "chunked", "byte by byte"])
+async def test_a_request_that_offers_another_protocol_is_answered_in_its_own(pieces: str) -> None:
+    data = orjson.dumps(body("hello"))
+    length = b"content-length: %d\r\n" % len(data)
+    first, second = offering(length) + data, offering(length, last=True) + data
+    match pieces:
+        case "apart":
+            sent = [offering(length), data, offering(length, last=True), data]
+        case "chunked":
+            chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
+            coded = b"transfer-encoding: chunked\r\n"
+            sent = [offering(coded) + chunked, offering(coded, last=True) + chunked]
+        case "byte by byte":
+            sent = [bytes([byte]) for byte in first + second]
+        case _:
+            sent = [first + second]
+    async with server(ScriptedRunner()) as (_, url):
+        received = await until_closed(int(url.rpartition(":")[2]), *sent)
+    assert received.count(b"HTTP/1.1 200 OK") == 2, received
+    assert received.count(b'"content":"hello"') == 2
+
+
 # heads -------------------------------------------------------------------------------------------------------------
 
 

@@ -390,3 +390,17 @@ async def test_a_client_that_leaves_as_the_work_is_done_cancels_nothing_that_com
     left.set()
     done.set()
     assert await task == 5
+
+
+async def test_every_chunk_tells_the_usage_so_far_where_that_is_asked_for() -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    async with serving(ScriptedRunner()) as client:
+        events = events_of((await chat(client, "abc", stream=True, stream_options=options)).text)
+        completion = await client.post(
+            "/v1/completions", json={"model": MODEL, "prompt": "abc", "stream": True, "stream_options": options}
+        )
+    for found in (events, events_of(completion.text)):
+        counts = [event["usage"]["completion_tokens"] for event in found]
+        assert counts == sorted(counts)
+        assert counts[-1] == 3
+        assert all(event["usage"]["prompt_tokens"] == 3 for event in found)

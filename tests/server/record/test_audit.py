@@ -25,6 +25,7 @@ from steering.policy import Verdict
 from tests.server.fakes import as_any
 from tests.server.records import MemorySink, audit_settings
 from tests.server.scripted import (
+    CONTEXT,
     IMAGE_TOKENS,
     MODEL,
     REFUSAL,
@@ -215,7 +216,7 @@ REFUSED = [
     ({"authorization": "Bearer wrong"}, {}, 401, "invalid_api_key", None),
     (HEADERS, {"model": "other"}, 404, "model_not_found", "shop"),
     (HEADERS, {"temperature": 9}, 400, "invalid_request", "shop"),
-    (HEADERS, {"max_tokens": 10**6}, 400, "context_length_exceeded", "shop"),
+    (HEADERS, {"text": "x" * CONTEXT}, 400, "context_length_exceeded", "shop"),
 ]
 
 

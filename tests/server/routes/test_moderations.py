@@ -9,7 +9,6 @@ import httpx
 import pytest
 from openai.types import Moderation
 
-from models.errors import PromptError
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.request import Finish
@@ -136,7 +135,20 @@ async def test_a_bad_request_names_its_field(name: str) -> None:
 
 async def test_another_model_is_not_found() -> None:
     async with serving(scoring()) as client:
-        assert error_of(await moderate(client, "x", model="omni-moderation-latest"), 404)["param"] == "model"
+        assert error_of(await moderate(client, "x", model="gpt-4o"), 404)["param"] == "model"
+
+
+@pytest.mark.parametrize("model", ["omni-moderation-latest", "omni-moderation-2024-09-26", "text-moderation-stable"])
+async def test_the_served_model_answers_for_openai_s_moderators_and_says_so(model: str) -> None:
+    async with serving(scoring()) as client:
+        alone = await moderate(client, "x", model=model)
+        chat = await client.post(
+            "/v1/chat/completions",
+            json={"model": MODEL, "messages": [{"role": "user", "content": "x"}], "moderation": {"model": model}},
+        )
+    assert (alone.json()["model"], alone.headers["x-autosteer-ignored"]) == (MODEL, "model")
+    assert chat.json()["moderation"]["input"]["model"] == MODEL
+    assert chat.headers["x-autosteer-ignored"] == "moderation.model"
 
 
 async def test_without_a_guard_there_is_nothing_to_ask() -> None:
@@ -288,6 +300,3 @@ async def test_names_reach_the_template() -> None:
     async with serving(runner) as client:
         (await client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages})).raise_for_status()
         assert [message.get("name") for message in runner.inputs.messages] == ["Ada", None]
-        runner.inputs.fault = PromptError("the model's chat template leaves out the text of messages[0].name", "0.name")
-        response = await client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages})
-        assert error_of(response, 400)["param"] == "messages.0.name"

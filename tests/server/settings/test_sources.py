@@ -217,3 +217,12 @@ def test_settings_are_frozen_and_hide_what_is_secret(tmp_path: Path) -> None:
     assert "aaaa" not in repr(settings)
     with pytest.raises(ValueError, match="frozen"):
         settings.port = 1
+
+
+def test_several_words_are_a_list_or_stand_between_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("gpt-4o,dummy", '["gpt-4o", "dummy"]', "gpt-4o, dummy"):
+        monkeypatch.setenv("AUTOSTEER_MODEL_ALIASES", text)
+        assert load_settings({}).settings.model_aliases == ("gpt-4o", "dummy")
+        assert load_settings({"model_aliases": "*"}).settings.model_aliases == ("*",)
+    monkeypatch.delenv("AUTOSTEER_MODEL_ALIASES")
+    assert load_settings({}, written(tmp_path, "model_aliases: [x, y]\n")).settings.model_aliases == ("x", "y")
