@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +29,9 @@ def main(
     only: Annotated[list[str], typer.Option(help="A scenario; may be repeated.")] = [],  # noqa: B006
     url: Annotated[list[str], typer.Option(help="NAME=http://HOST:PORT: another server to compare with.")] = [],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Rounds of each comparison; 0: as many as the run's kind has.")] = 0,
+    vllm: Annotated[Path | None, typer.Option(help="A vllm command, to serve the same folder beside ours.")] = None,
+    seconds: Annotated[float, typer.Option(help="Of a load of new prompts; 0: as the run's kind has.")] = 0,
+    number: Annotated[int, typer.Option(help="Of an earlier run, to ask the same again.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write everything as JSON to this file.")] = None,
     *,
     listed: Annotated[bool, typer.Option("--list", help="Name the scenarios and end.")] = False,
@@ -43,18 +48,27 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end with it
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    print(f"{machine()}; {psutil.cpu_percent(1):.0f} % of it was busy before\n", flush=True)
+    number = number or secrets.randbits(32)
+    print(f"{machine()}; {psutil.cpu_percent(1):.0f} % of it was busy before; run {number}\n", flush=True)
     effort = QUICK if quick else FULL if full else NORMAL
-    effort = replace(effort, rounds=rounds or effort.rounds, fine_rounds=rounds or effort.fine_rounds)
+    effort = replace(
+        effort,
+        rounds=rounds or effort.rounds,
+        fine_rounds=rounds or effort.fine_rounds,
+        seconds=seconds or effort.seconds,
+    )
     reports: list[Report] = []
-    with Progress(console=Console(stderr=True), transient=True, refresh_per_second=2) as progress:
-        bench = Bench(effort, progress, [external(each) for each in url])
+    with (
+        Progress(console=Console(stderr=True), transient=True, refresh_per_second=2) as progress,
+        closing(Bench(effort, progress, [external(each) for each in url], number, vllm)) as bench,
+    ):
         for name in only or SCENARIOS:
             reports.append(report_of(name, bench))
             print(reports[-1].markdown(), flush=True)
             if out is not None:
                 found = {
                     "machine": vars(machine()),
+                    "run": number,
                     "torch": torch.__version__,
                     "scenarios": [r.json() for r in reports],
                 }

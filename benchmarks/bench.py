@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 from rich.progress import Progress
@@ -14,7 +17,7 @@ from benchmarks.checkpoints import Checkpoint, Shape, checkpoint
 from benchmarks.client import request_bytes
 from benchmarks.load import Load, closed_load
 from benchmarks.report import Report
-from benchmarks.servers import Endpoint
+from benchmarks.servers import Endpoint, vllm_serve
 
 T = TypeVar("T")
 
@@ -28,12 +31,13 @@ class Effort:
     starts: int  # of the servers, in such a comparison
     steps: int  # of an engine, in one round
     clients: tuple[int, ...]
+    seconds: float  # that new requests are sent for, in a load of prompts that were never sent before
     answer: int = 64  # tokens
 
 
-QUICK = Effort(rounds=1, fine_rounds=2, starts=1, steps=8, clients=(1, 16), answer=16)
-NORMAL = Effort(rounds=3, fine_rounds=10, starts=2, steps=48, clients=(1, 16))
-FULL = Effort(rounds=7, fine_rounds=20, starts=4, steps=96, clients=(1, 4, 16, 64))
+QUICK = Effort(rounds=1, fine_rounds=2, starts=1, steps=8, clients=(1, 16), seconds=5, answer=16)
+NORMAL = Effort(rounds=3, fine_rounds=10, starts=2, steps=48, clients=(1, 16), seconds=30)
+FULL = Effort(rounds=7, fine_rounds=20, starts=4, steps=96, clients=(1, 4, 16, 64), seconds=60)
 
 
 @dataclass(frozen=True)
@@ -56,18 +60,41 @@ class Ceiling:
 
 @dataclass
 class Bench:
-    """What a scenario is given."""
+    """What a scenario is given. Servers that several scenarios ask stay up until `close`."""
 
     effort: Effort
     progress: Progress
     others: Sequence[Endpoint] = ()
+    run: int = 0  # the run's own number
+    vllm: Path | None = None  # the command, where there is one
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    _vllm: dict[str, Endpoint] = field(default_factory=dict)
+    _servers: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """End the servers."""
+        self._servers.close()
 
     def checkpoint(self, shape: Shape) -> Checkpoint:
         """The model, made at most once a run."""
         if shape.name not in self._checkpoints:
             self._checkpoints[shape.name] = checkpoint(shape)
         return self._checkpoints[shape.name]
+
+    def beside(self, model: Checkpoint) -> list[Endpoint]:
+        """Servers to compare with: vLLM on the same folder, where there is one, and those that are there already."""
+        if self.vllm is None:
+            return [*self.others]
+        if model.shape.name not in self._vllm:
+            task = self.progress.add_task("vllm serve starts", total=None)
+            self._vllm[model.shape.name] = self._servers.enter_context(vllm_serve(model, self.vllm))
+            self.progress.remove_task(task)
+        return [self._vllm[model.shape.name], *self.others]
+
+    def seed(self, *of: object) -> int:
+        """A seed for one load of this run, and for no other load of any run: a server never sees a prompt again."""
+        said = hashlib.blake2b(repr((self.run, *of)).encode(), digest_size=7)
+        return int.from_bytes(said.digest())
 
     def each(self, things: Iterable[T], what: str) -> Iterator[T]:
         """Go through things with a progress bar."""

@@ -6,7 +6,7 @@ import base64
 import io
 import random
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -17,6 +17,7 @@ _WORDS = (
     "red green blue square circle triangle left right above below small large picture garden river mountain table "
     "window morning paper letter music colour shape number line corner middle light shadow water stone flower bridge"
 )
+SHORTEST, LONGEST = 16, 2000  # tokens, of the texts of a fresh load
 _SIZES = (64, 96, 160, 224, 288, 336)  # pixels, of the pictures' sides
 
 
@@ -25,7 +26,7 @@ def words(chance: random.Random, count: int) -> str:
     return " ".join(chance.choices(_WORDS.split(), k=count))
 
 
-@cache
+@lru_cache(64)
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     """Shapes on a gradient, of its own for each seed."""
     chance = random.Random(seed)
@@ -43,7 +44,7 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return image
 
 
-@cache
+@lru_cache(256)
 def data_url(seed: int, size: tuple[int, int], kind: str = "PNG") -> str:
     """The picture as a data URL."""
     buffer = io.BytesIO()
@@ -94,6 +95,25 @@ def mixed(count: int, *, max_tokens: int, seed: int = 0) -> list[Body]:
     texts = text_only(count, max_tokens=max_tokens, seed=seed)
     images = about_images(count, max_tokens=max_tokens, seed=seed)
     return [body for pair in zip(texts, images, strict=True) for body in pair][:count]
+
+
+def fresh(count: int, tokens: Callable[[str], int], *, max_tokens: int, seed: int) -> list[Body]:
+    """By turns short questions with a picture each, and texts of about 16 to 2,000 tokens; nothing is there twice.
+
+    Of the texts' lengths, short ones are as frequent as long ones by the logarithm.
+    """
+    chance = random.Random(seed)
+    sample = words(chance, 200)
+    a_word = tokens(sample) / 200
+
+    def text() -> str:
+        length = SHORTEST * (LONGEST / SHORTEST) ** chance.random()
+        return words(chance, max(1, round(length / a_word)))
+
+    pictured = about_images(
+        (count + 1) // 2, max_tokens=max_tokens, distinct=(count + 1) // 2, seed=seed, pictures=seed
+    )
+    return [pictured[place // 2] if place % 2 == 0 else chat(text(), max_tokens=max_tokens) for place in range(count)]
 
 
 def long_prompts(count: int, tokens: Callable[[str], int], length: int, *, max_tokens: int, seed: int) -> list[Body]:

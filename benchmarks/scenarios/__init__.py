@@ -37,6 +37,10 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "fresh-words": Scenario("the same with 300 words and no picture", fresh.texts),
     "fresh-pictures-48": Scenario("the same with three times as many clients as rows", fresh.more_pictures),
-    "open-loop": Scenario("latencies under Poisson arrivals at shares of the capacity", arrivals.run),
+    "fresh-one": Scenario("the same with one client, pictures and words", fresh.one),
+    "known-pictures": Scenario(
+        "8 pictures and new words, 16 and 48 clients, beside other servers", fresh.known_pictures
+    ),
+    "open-loop": Scenario("goodput under Poisson arrivals of new prompts at shares of the capacity", arrivals.run),
     "quantize": Scenario("int8 weights against none: speed, and what they change in answers and scores", quantize.run),
 }

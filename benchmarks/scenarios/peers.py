@@ -43,7 +43,7 @@ class Case:
         """New questions for each seed; about the same pictures, or about new ones where each request has its own."""
         if self.pictures is None:
             return stories(self.count, max_tokens=tokens, seed=seed)
-        kind = {"distinct": self.pictures} if self.pictures else {"distinct": self.count, "pictures": 2 + seed}
+        kind = {"distinct": self.pictures} if self.pictures else {"distinct": self.count, "pictures": seed}
         return about_images(self.count, max_tokens=tokens, seed=seed, **kind)
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ def _compare(bench: Bench, name: str, model: Checkpoint, cases: Sequence[Case], 
             report.notes.append(f"{PEER} is left out: it needs {', '.join(missing)}.")
         else:
             servers.append(stack.enter_context(transformers_serve(model)))
-        servers += bench.others
+        servers += bench.beside(model) if shape is SMALL else bench.others  # vLLM has no kernels for the tiny one
         loads = {case: _rounds(bench, name, servers, case) for case in cases}
     for case, found in loads.items():
         report.rows += [_row(bench, shape, case, server, load) for server, load in found.items()]
@@ -107,8 +107,8 @@ def _rounds(bench: Bench, name: str, servers: Sequence[Endpoint], case: Case) ->
     """Every server in every round, each round the other way about."""
     loads: dict[str, list[Load]] = {server.name: [] for server in servers}
 
-    def load(server: Endpoint, seed: int) -> Load:
-        bodies = case.bodies(bench.effort.answer, seed)
+    def load(server: Endpoint, number: int) -> Load:
+        bodies = case.bodies(bench.effort.answer, bench.seed(name, case, number))
         # A published model may end an answer earlier, and in bf16 two servers may not end it at the same token.
         return server.load(bodies, clients=case.clients, count=case.count, whole=bool(case.images))
 
