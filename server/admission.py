@@ -127,6 +127,11 @@ class Admission:
         self.body.release()
 
     @property
+    def tenant(self) -> int:
+        """A number for the client."""
+        return self._client.tenant
+
+    @property
     def terms(self) -> PolicySettings:
         """What the client's policy says."""
         return self._client.terms

@@ -79,7 +79,8 @@ class Schema:
 class Ask:
     """What is wanted of an engine: one generation. Several choices of an answer are several of these, with one prompt.
 
-    `leader`: the id of the first ask for the same prompt and answer, whose decision holds for this one too.
+    `leader`: the id of the first ask for the same prompt and answer, whose decision holds for this one too. `tenant`: a
+    number for who asks, so that those who wait take turns; it tells nothing else about them.
     """
 
     id: str
@@ -89,6 +90,7 @@ class Ask:
     policy: Policy
     schema: Schema | None = None  # that the answer follows
     leader: str | None = None
+    tenant: int = 0
     arrived: float = field(default_factory=monotonic)  # seconds of the monotonic clock
 
 

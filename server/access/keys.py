@@ -40,6 +40,11 @@ class Client:
     policy: str
     terms: PolicySettings
 
+    @property
+    def tenant(self) -> int:
+        """A number for it that tells nothing of its name, and is another one in each process."""
+        return hash(self.name)
+
 
 class Clients:
     """Everybody who may ask, as the settings say."""

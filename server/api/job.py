@@ -28,6 +28,7 @@ class Intake:
     settings: Settings
     answer_id: str
     arrived: float
+    tenant: int  # who asks, as the engine tells them apart
     schema: Schema | None = None  # the job's own, once it is compiled
 
 

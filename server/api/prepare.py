@@ -33,6 +33,7 @@ def asks_of(
                 policy=intake.policy,
                 schema=intake.schema,
                 leader=leader,
+                tenant=intake.tenant,
                 arrived=intake.arrived,
             )
             leader = leader or ask.id

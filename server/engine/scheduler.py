@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from server.engine.budget import Budget
 from server.engine.own_request import OwnRequest
+from server.engine.shares import Shares
 
 
 class NoRoom(Exception):
@@ -51,10 +52,11 @@ class StepPlan:
 class Scheduler:
     """Continuous batching that keeps the machine busy: a waiting request joins as soon as there is room.
 
-    Every decoding row gets its token in each step, and prompts share the budget. The prompt that is soonest complete
-    comes first, but each prompt token computed since a request came counts for it like one that it lacks no more:
-    whoever comes later than that passes nobody. Where memory runs out, the youngest row gives up its own and is
-    computed again later. Of requests with the same prompt one computes it, and the others join when it has.
+    Every decoding row gets its token in each step, and prompts share the budget. Of one tenant's prompts, that which is
+    soonest complete comes first, but each prompt token computed since a request came counts for it like one that it
+    lacks no more: whoever comes later than that passes nobody. Tenants take turns, by the tokens that they have had.
+    Where memory runs out, the youngest row gives up its own and is computed again later. Of requests with the same
+    prompt one computes it, and the others join when it has.
     """
 
     def __init__(self, max_running: int, prefill_tokens: int, max_gap: float | None = None) -> None:
@@ -64,6 +66,7 @@ class Scheduler:
         self.waiting: deque[OwnRequest] = deque()
         self.running: dict[str, OwnRequest] = {}
         self.preemptions = 0
+        self._shares = Shares()
         self._computed = 0  # prompt tokens, ever
 
     @property
@@ -105,10 +108,12 @@ class Scheduler:
     def _prompts(self) -> list[OwnRequest]:
         """Requests that lack some of their prompt, in the order in which they get it."""
         prompts = [each for each in self.running.values() if not each.decodes]
+        tenants = {each.ask.tenant for each in (*prompts, *self.waiting)}
         if len(self.running) < self.max_running:
             prompts += [each for each in self.waiting if not each.waits]
+        prompts.sort(key=lambda each: each.turn + each.lacking)
         # Who has begun to answer has a reader in the middle of it.
-        return sorted(prompts, key=lambda each: (not each.output_ids, each.turn + each.lacking))
+        return sorted(self._shares.ordered(prompts, tenants), key=lambda each: not each.output_ids)
 
     def _admit(self, request: OwnRequest, plan: StepPlan, rows: RowAllocator) -> bool:
         """Let a waiting request run, or refuse it; False if there is no room for it now."""
@@ -143,6 +148,7 @@ class Scheduler:
             if youngest is request:
                 return 0
         plan.work.append(Work(request, count))
+        self._shares.charge(request, decoding=decodes, tokens=count)
         if decodes:
             plan.decoding += 1
             return 0

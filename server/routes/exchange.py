@@ -36,7 +36,7 @@ async def _accepted(service: Service, http: HttpRequest, job_of: Callable[[objec
         policy = admission.policy(job.guard, served)
         admission.widen(*job.places)
         answer_id = job.prefix + secrets.token_hex(16)
-        intake = Intake(served, admission.terms, policy, settings, answer_id, arrived)
+        intake = Intake(served, admission.terms, policy, settings, answer_id, arrived, admission.tenant)
         job.check(intake)
         deadline = Deadline.of(http, arrived, settings.request_seconds)
         choices = await unless_gone(http.receive, service.accept(admission, job, intake, deadline))

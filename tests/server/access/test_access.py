@@ -136,6 +136,16 @@ async def test_each_key_is_served_under_its_policy(runner: ScriptedRunner, clien
     assert hash_key(FREE)[7:] not in text
 
 
+async def test_the_engine_is_told_whose_requests_are_whose(runner: ScriptedRunner, client: httpx.AsyncClient) -> None:
+    for key in (STRICT, FREE, STRICT):
+        await chat(as_client(client, key), n=2)
+    asks = [request.ask for request in runner.requests]
+    tenants = [ask.tenant for ask in asks]
+    assert tenants[:2] == tenants[4:] == [tenants[0]] * 2
+    assert tenants[2:4] == [tenants[2]] * 2
+    assert tenants[0] != tenants[2]
+
+
 async def test_a_request_may_tighten_and_with_permission_loosen(
     runner: ScriptedRunner, client: httpx.AsyncClient
 ) -> None:
