@@ -4,75 +4,91 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
+
+from server.workers.turns import Turns
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """One piece of work, who waits for it, and when it came."""
+
+    work: Callable[[], Any]
+    future: Future[Any] = field(default_factory=Future)
+    came: float = field(default_factory=monotonic)
+
+    def do(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = self.work()
+        except BaseException as error:  # noqa: BLE001  it is the caller's
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+
 class Lane:
-    """`count` threads that take up work in the order in which it comes.
+    """`count` threads that take up work: that of one key in the order in which it comes, the keys in turns.
 
     Unlike the standard pool's, they do not hold up the end of the process, and tell whether they get on.
     """
 
     def __init__(self, count: int, name: str) -> None:
         self.name = name
-        self._count = count
-        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._waiting: deque[float] = deque()  # when what waits has come
+        self._turns: Turns[_Piece] = Turns()
+        self._changed = threading.Condition()
+        self._closed = False
         self._taken = monotonic()
         for number in range(count):
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], key: str = "") -> T:
         """What `work` returns or raises in one of the threads. Work whose caller has gone is not begun."""
-        return await asyncio.wrap_future(self.submit(work))
+        return await asyncio.wrap_future(self.submit(work, key))
 
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Work to be done, for any thread."""
-        future: Future[T] = Future()
-        self._waiting.append(monotonic())
-        self._queue.put((future, work))
-        return future
+    def submit(self, work: Callable[[], T], key: str = "") -> Future[T]:
+        """Work to be done for a key, for any thread."""
+        piece = _Piece(work)
+        with self._changed:
+            self._turns.put(key, piece)
+            self._changed.notify()
+        return piece.future
 
     @property
     def waiting(self) -> int:
         """How much work has not been taken up."""
-        return len(self._waiting)
+        with self._changed:
+            return len(self._turns)
 
     @property
     def stalled(self) -> float:
         """Seconds for which no work has been taken up while some waits."""
-        try:
-            oldest = self._waiting[0]
-        except IndexError:
-            return 0.0
-        return max(0.0, monotonic() - max(oldest, self._taken))
+        with self._changed:
+            oldest = min((piece.came for piece in self._turns.heads()), default=None)
+            return 0.0 if oldest is None else max(0.0, monotonic() - max(oldest, self._taken))
 
     def close(self) -> None:
-        """Let each thread end after what was given to it before."""
-        for _ in range(self._count):
-            self._queue.put(None)
+        """Let the threads end when nothing waits any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            self._waiting.popleft()
+        while (piece := self._next()) is not None:
+            piece.do()
+            del piece  # what it holds is not kept until the next one comes
+
+    def _next(self) -> _Piece | None:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._turns) or self._closed)
+            if not self._turns:
+                return None
             self._taken = monotonic()
-            _finish(*item)
-            del item  # what it holds is not kept until the next one comes
-
-
-def _finish(future: Future[Any], work: Callable[[], Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        result = work()
-    except BaseException as error:  # noqa: BLE001  it is the caller's
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+            return self._turns.take()
