@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -258,7 +258,7 @@ class Service:
         async with deadline.held():
             found = await self.images.of(images)
             lane = self._prepare_images if images else self._prepare
-            return await lane.run(partial(self._prepared, admission.call, prepare, found))
+            return await lane.run(partial(self._prepared, admission.call, prepare, found), admission.key)
 
     async def accept(self, admission: Admission, job: Job, intake: Intake, deadline: Deadline) -> Choices:
         """What a job prepares in a worker thread, accepted by the engine, all or none. Raises ApiError."""
@@ -292,7 +292,8 @@ class Service:
     def _prepared(self, call: Call, prepare: Callable[[RequestImages], T], images: RequestImages) -> T:
         """In a worker thread: what was asked, for the audit log, then what is to be made of it."""
         self.recorder.describe(call, images.fetched, max_characters=self.settings.max_prompt_characters)
-        return prepare(images)
+        with closing(images):
+            return prepare(images)
 
     def _packed(self, job: Job, intake: Intake, images: RequestImages) -> Parcel:
         return self.engine.pack(job.prepare(intake, images))

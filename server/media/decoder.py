@@ -8,7 +8,6 @@ with it and nothing else. A process has no secrets in its environment, and ends 
 from __future__ import annotations
 
 import logging
-import resource
 import struct
 import sys
 import warnings
@@ -16,25 +15,29 @@ import warnings
 from PIL import Image
 
 from server.media.files import MediaError, decode_image, image_size
+from server.settings.decode_memory import DECODING_BYTES
+from server.settings.values import MEBI
+from server.workers.limits import limit_memory
 from server.workers.process import Worker, WorkerLost, Workers, be_modest, serve
 
 logger = logging.getLogger(__name__)
 
 MEASURE, DECODE = b"m", b"d"  # what a question begins with, before the file
 SIZE = struct.Struct("<II")  # width and height; 0: refused. Pixels or a message follow
-MEMORY_BYTES = 2 * 2**30
-MEMORY_BYTES_PER_PIXEL = 40
+FILE_COPIES = 3  # of an image's bytes, as they come and as they are read
+OTHER_BYTES = 64 * MEBI  # tables of decoders, and what is never given back
 
 
 class Decoders:
-    """`count` processes that decode. For worker threads.
+    """`count` processes that decode files of `max_bytes` and images of `max_pixels` at most. For worker threads.
 
     `seconds`: after so long without an answer a process is killed and its image refused.
     """
 
-    def __init__(self, count: int, *, max_pixels: int, seconds: float) -> None:
+    def __init__(self, count: int, *, max_bytes: int, max_pixels: int, seconds: float) -> None:
         self._seconds = seconds
-        self._workers = Workers(count, lambda: Worker(__name__, max_pixels))
+        memory = DECODING_BYTES * max_pixels + FILE_COPIES * max_bytes + OTHER_BYTES
+        self._workers = Workers(count, lambda: Worker(__name__, max_pixels, memory))
 
     def measure(self, data: bytes) -> tuple[int, int]:
         """`image_size` in another process; waits for one that is free. Raises MediaError."""
@@ -66,8 +69,10 @@ class Decoders:
 
 def main() -> None:
     """The process: answer until the other side has gone."""
-    descriptor, max_pixels = map(int, sys.argv[1:])
-    be_modest({resource.RLIMIT_AS: MEMORY_BYTES + MEMORY_BYTES_PER_PIXEL * max_pixels})
+    descriptor, max_pixels, memory_bytes = map(int, sys.argv[1:])
+    be_modest()
+    Image.init()  # what is loaded once is there before memory is limited
+    limit_memory(memory_bytes)
     warnings.simplefilter("ignore")  # about damaged images; the server's log is not theirs to fill
     serve(descriptor, lambda data: _answer(bytes(data[:1]), bytes(data[1:]), max_pixels))
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic
 
 from PIL import Image
 
 from models.pixels import ImageFile
 from server.errors import BadRequest
+from server.media.budget import DecodeMemory, Work
 from server.media.decoder import Decoders
 from server.media.fetch import Fetcher, FetchFailed, SystemResolver, is_remote
 from server.media.files import MediaError, read_data_url
@@ -25,8 +25,12 @@ class Images:
         self._max_bytes = settings.max_image_bytes
         self._max_pixels = settings.max_request_pixels
         self._seconds = settings.decode_seconds
+        self._memory = DecodeMemory(settings.decode_memory_bytes)
         self._decoders = Decoders(
-            settings.prepare_threads, max_pixels=settings.max_image_pixels, seconds=settings.decode_seconds
+            settings.prepare_threads,
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_image_pixels,
+            seconds=settings.decode_seconds,
         )
         self._resolver = SystemResolver(settings.media.fetches)
         self._fetcher = fetcher
@@ -48,7 +52,7 @@ class Images:
             except FetchFailed as failure:
                 param = next(param for param, url in urls.items() if url == failure.url)
                 raise _invalid(param, failure.reason) from failure
-        work = Work(self._max_pixels, self._seconds)
+        work = Work(self._max_pixels, self._seconds, self._memory)
         return RequestImages(urls, fetched, self._max_bytes, self._decoders, work)
 
     def close(self) -> None:
@@ -57,38 +61,9 @@ class Images:
         self._resolver.close()
 
 
-class Work:
-    """What may still be spent on one request's images: pixels, and seconds of decoding. For one thread at a time."""
-
-    def __init__(self, pixels: int, seconds: float) -> None:
-        self._max_pixels = pixels
-        self._max_seconds = seconds
-        self._pixels: dict[str, int] = {}  # by the field
-        self._seconds = 0.0
-
-    def count(self, param: str, size: tuple[int, int]) -> None:
-        """Count the pixels of a field's image. Raises MediaError where the request's images have too many."""
-        self._pixels[param] = size[0] * size[1]
-        if (total := sum(self._pixels.values())) > self._max_pixels:
-            raise MediaError(
-                f"the images of this request have {total} pixels or more together, the limit is {self._max_pixels}"
-            )
-
-    def timed(self, decode: Callable[[float], Image.Image]) -> Image.Image:
-        """Decode within the seconds that are left. Raises MediaError where none are, or what `decode` raises."""
-        left = self._max_seconds - self._seconds
-        if left <= 0:
-            raise MediaError(f"the images of this request take more than {self._max_seconds:g} seconds to decode")
-        begun = monotonic()
-        try:
-            return decode(left)
-        finally:
-            self._seconds += monotonic() - begun
-
-
 @dataclass(frozen=True)
 class RequestImages:
-    """The images of one request, encoded as they came."""
+    """The images of one request, encoded as they came. What decoding them holds is held until `close`."""
 
     urls: Mapping[str, str]
     fetched: Mapping[str, bytes]
@@ -105,6 +80,10 @@ class RequestImages:
             raise _invalid(param, error) from error
         digest = hashlib.sha256(data).digest()
         return ImageFile(digest, partial(self._decode, param, data), partial(self._measure, param, data))
+
+    def close(self) -> None:
+        """What was made of the images is done."""
+        self.work.close()
 
     def _measure(self, param: str, data: bytes) -> tuple[int, int]:
         try:

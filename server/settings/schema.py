@@ -12,6 +12,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from server.settings.decode_memory import decode_bytes
 from server.settings.groups import (
     AuditSettings,
     KeySettings,
@@ -149,6 +150,11 @@ class Settings(BaseSettings, PolicySettings):
     max_image_pixels: Count = _fixed(24_000_000, "Pixels of an image.")
     max_request_pixels: Count = _fixed(48_000_000, "Pixels of all images of a request together.")
     decode_seconds: Seconds = _fixed(20.0, "How long the images of a request may take to decode, one after another.")
+    decode_memory_mib: Count | None = _fixed(
+        None,
+        "Memory for the images of all requests while they are decoded; who finds no room waits. If not given what one "
+        "request at its limits takes.",
+    )
     schema_seconds: Seconds = _fixed(2.0, "CPU time that compiling a JSON schema may take.")
     schema_mib: Count = _fixed(128, "Memory that compiling a JSON schema may take.")
     schemas_mib: Count = _fixed(512, "Memory that the JSON schemas of all live requests together may take.")
@@ -198,6 +204,27 @@ class Settings(BaseSettings, PolicySettings):
                 "must be twice as much",
             )
         return self
+
+    @model_validator(mode="after")
+    def _room_for_images(self) -> Self:
+        if self.decode_memory_mib is not None and self.decode_memory_bytes < self._images_of_one:
+            raise PydanticCustomError(
+                "decode_memory",
+                "decode_memory_mib: one request may have images that take {needed} (max_request_pixels, "
+                "max_image_pixels); it must be as much",
+                {"needed": -(-self._images_of_one // MEBI)},
+            )
+        return self
+
+    @property
+    def decode_memory_bytes(self) -> int:
+        """Memory for the images of all requests while they are decoded."""
+        return self._images_of_one if self.decode_memory_mib is None else self.decode_memory_mib * MEBI
+
+    @property
+    def _images_of_one(self) -> int:
+        """Memory for the images of one request, as large as they may be, while they are decoded."""
+        return decode_bytes(self.max_request_pixels, min(self.max_image_pixels, self.max_request_pixels))
 
     @property
     def accepted_keys(self) -> tuple[KeySettings, ...]:

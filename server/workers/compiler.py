@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import struct
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from enum import IntEnum
-from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.schema import SchemaError, check_schema, compile_schema, read_vocabulary
-from server.workers.limits import limit_this_process
+from server.workers.limits import limit_memory
+from server.workers.memory import own_memory
 from server.workers.process import be_modest, serve
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 _SECONDS = struct.Struct("<d")
 _VERDICT = struct.Struct("<BdQ")
-_STATISTICS = Path("/proc/self/statm")
 
 
 class Kind(IntEnum):
@@ -67,7 +65,7 @@ def question(schema: bytes, seconds: float) -> bytes:
 def main() -> None:
     """The process: read the vocabulary, then compile what is asked for until the other side has gone."""
     descriptor, memory_bytes = map(int, sys.argv[1:])
-    be_modest({})
+    be_modest()
     vocabulary: LLTokenizer | None = None
 
     def answer(data: memoryview) -> Iterator[bytes]:
@@ -113,30 +111,17 @@ def _limit(seconds: float, memory_bytes: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # an allocation that fails is told there, and by the way it ends
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, seconds)
-    if _STATISTICS.exists():
-        limit_this_process(resource.RLIMIT_AS, _pages(0) + memory_bytes)
+    limit_memory(memory_bytes)
 
 
 def _verdict(vocabulary: LLTokenizer, schema: Mapping[str, Any]) -> Verdict:
-    memory, began = _own_memory(), process_time()
+    memory, began = own_memory(), process_time()
     try:
         check_schema(schema)
         compile_schema(vocabulary, schema)
     except SchemaError as error:
         return Verdict(Kind.REFUSED, reason=str(error))
-    return Verdict(Kind.FINE, process_time() - began, max(0, _own_memory() - memory))
-
-
-def _own_memory() -> int:
-    """Bytes of memory that this process has, without what is of files."""
-    if _STATISTICS.exists():
-        return _pages(1) - _pages(2)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: the most that it had
-
-
-def _pages(column: int) -> int:
-    """Bytes by a column of the process's statistics: 0 address space, 1 resident, 2 resident and of files."""
-    return int(_STATISTICS.read_text().split()[column]) * resource.getpagesize()
+    return Verdict(Kind.FINE, process_time() - began, max(0, own_memory() - memory))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Memory of large bodies and images goes back to the system once it is free."""
+"""Memory of this process: what it has, and that large blocks go back to the system once they are free."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
+from pathlib import Path
 
 from server.settings.values import MEBI
 
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
+_STATISTICS = Path("/proc/self/statm")
 
 
 def return_large_blocks() -> bool:
@@ -19,3 +22,20 @@ def return_large_blocks() -> bool:
         return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MEBI))
     except (AttributeError, OSError, TypeError):
         return False
+
+
+def own_memory() -> int:
+    """Bytes of memory that this process has, without what is of files."""
+    if _STATISTICS.exists():
+        return _pages(1) - _pages(2)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: the most that it had
+
+
+def address_space() -> int | None:
+    """Bytes of addresses that this process has, which the system limits; None where it does not tell (macOS)."""
+    return _pages(0) if _STATISTICS.exists() else None
+
+
+def _pages(column: int) -> int:
+    """Bytes by a column of the process's statistics: 0 address space, 1 resident, 2 resident and of files."""
+    return int(_STATISTICS.read_text().split()[column]) * resource.getpagesize()

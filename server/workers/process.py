@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from io import BufferedRWPair
 from queue import LifoQueue
@@ -143,9 +143,8 @@ def serve(descriptor: int, answer: Callable[[memoryview], Iterable[bytes]]) -> N
             return
 
 
-def be_modest(limits: Mapping[int, int]) -> None:
-    """In the process: give way to streams, leave no core file, and keep within `limits` (of `resource`)."""
+def be_modest() -> None:
+    """In the process: give way to streams, and leave no core file."""
     os.nice(NICENESS)
-    for limit, value in {resource.RLIMIT_CORE: 0, **limits}.items():
-        limit_this_process(limit, value)
+    limit_this_process(resource.RLIMIT_CORE, 0)
     return_large_blocks()

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,16 @@ import httpx
 import numpy as np
 import orjson
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
+from server.access.keys import hash_key, new_key
 from server.app import create_app
+from server.media.budget import DecodeMemory, Work
 from server.media.fetch import NOT_FETCHED
 from server.media.files import MediaError
-from server.media.images import Images, RequestImages, Work
+from server.media.images import Images, RequestImages
+from server.settings.decode_memory import decode_bytes
 from server.settings.schema import Settings
 from tests.server.fakes import as_any
 from tests.server.media.test_files import encoded
@@ -39,6 +43,7 @@ from tests.server.scripted import (
     serving,
 )
 from tests.server.web import GOOD, World, ok
+from tests.waiting import until
 
 URL_1, URL_2 = "https://images.example.com/1", "https://images.example.com/2"
 
@@ -146,7 +151,7 @@ async def test_pixels_of_a_request_are_counted_before_any_image_is_decoded() -> 
 
 
 async def test_seconds_of_decoding_are_bounded_for_a_request() -> None:
-    work = Work(10**9, seconds=0.02)
+    work = Work(10**9, seconds=0.02, memory=DecodeMemory(10**9))
     assert work.timed(lambda left: Image.new("RGB", (int(left * 1000), 1))).size[0] in range(1, 21)
     with pytest.raises(OSError, match="too long"):
         work.timed(_takes(0.03))
@@ -183,6 +188,78 @@ async def test_a_text_does_not_wait_for_images() -> None:
         assert not with_image.done()
         hold.set()
         assert (await with_image).status_code == 200
+
+
+class HeldDecoding:
+    """Decoding of images that waits for a word; `begun` holds the files in the order in which they were taken up."""
+
+    def __init__(self, app: FastAPI) -> None:
+        decoders = app.state.service.images._decoders
+        self._real: Callable[[bytes, float], Image.Image] = decoders.decode
+        self._go = threading.Semaphore(0)
+        self.begun: list[bytes] = []
+        decoders.decode = self._decode
+
+    def _decode(self, data: bytes, seconds: float) -> Image.Image:
+        self.begun.append(data)
+        self._go.acquire()
+        return self._real(data, seconds)
+
+    def go_on(self, count: int) -> None:
+        self._go.release(count)
+
+
+async def test_the_images_of_one_key_make_anothers_wait_for_one_request_at_most() -> None:
+    keys = {name: new_key() for name in ("many", "one")}
+    settings = [{"name": name, "hash": hash_key(key)} for name, key in keys.items()]
+    app = application(ScriptedRunner(), prepare_threads=1, keys=settings)
+    decoding = HeldDecoding(app)
+    lane = app.state.service._prepare_images
+    theirs, mine = [png(9, n) for n in range(1, 5)], [png(8, n) for n in (1, 2)]
+    async with client_of(app) as client:
+
+        def ask(name: str, data: bytes) -> asyncio.Task[httpx.Response]:
+            headers = {"authorization": f"Bearer {keys[name]}"}
+            request = client.post("/v1/chat/completions", json=body("look", data_url(data)), headers=headers)
+            return asyncio.create_task(request)
+
+        asked = [ask("many", data) for data in theirs]
+        await until(lambda: decoding.begun and lane.waiting == 3, "one request to be decoded, and the others to wait")
+        asked += [ask("one", data) for data in mine]
+        await until(lambda: lane.waiting == 5, "all others to wait")
+        decoding.go_on(6)
+        assert {(await each).status_code for each in asked} == {200}
+    assert [data in mine for data in decoding.begun] == [False, True, False, True, False, False]
+
+
+async def test_images_of_all_requests_are_decoded_within_one_bound_of_memory() -> None:
+    side = 100
+    limit = decode_bytes(3 * side**2, side**2)
+    app = application(ScriptedRunner(), prepare_threads=3, max_image_pixels=side**2, max_request_pixels=3 * side**2)
+    decoding = HeldDecoding(app)
+    memory = app.state.service.images._memory
+    assert memory.limit == limit
+    async with client_of(app) as client:
+        three = [data_url(png(side, side, colour)) for colour in ("red", "green", "blue")]
+        first = asyncio.create_task(chat(client, "look", *three))
+        await until(lambda: decoding.begun, "the first to be decoded")
+        assert memory.held == limit
+        second = asyncio.create_task(chat(client, "look", data_url(png(9, 9))))
+        await until(lambda: memory._asking, "the second to wait for memory")
+        decoding.go_on(3)
+        assert (await first).status_code == 200
+        await until(lambda: len(decoding.begun) == 4, "the second to be decoded")
+        assert memory.held == decode_bytes(81, 81)
+        decoding.go_on(1)
+        assert (await second).status_code == 200
+    assert memory.held == 0
+
+
+async def test_memory_of_images_comes_back_whatever_becomes_of_them() -> None:
+    app = application(ScriptedRunner())
+    async with client_of(app) as client:
+        assert (await chat(client, "look", data_url(png()[:50]))).status_code == 400
+    assert app.state.service.images._memory.held == 0
 
 
 # the event loop ----------------------------------------------------------------------------------------------------
@@ -223,14 +300,18 @@ async def test_sixteen_large_images_do_not_hold_up_the_event_loop() -> None:
     async with client_of(app) as client:
         assert (await chat(client, "look", kinds[0])).status_code == 200
         service = app.state.service
-        found: RequestImages = await service.images.of({str(i): kinds[i % 4] for i in range(16)})
+        requests: list[RequestImages] = [await service.images.of({"url": kinds[i % 4]}) for i in range(16)]
 
-        def size_of(path: str) -> tuple[int, int]:
-            return found.file(path).decode().size
+        def size_of(images: RequestImages) -> tuple[int, int]:
+            file = images.file("url")
+            assert file.measure is not None
+            file.measure()
+            with closing(images):
+                return file.decode().size
 
         p99: list[float] = []
         while not p99 or (min(p99) > P99_SECONDS and len(p99) < 3):
-            work = asyncio.gather(*(service._prepare_images.run(partial(size_of, path)) for path in found.urls))
+            work = asyncio.gather(*(service._prepare_images.run(partial(size_of, each)) for each in requests))
             late = np.array(await latencies(work))
             assert set(await work) == {(6000, 4000)}
             assert len(late) > 20

@@ -29,7 +29,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_decoder_runs_no_file_of_the_folder_it_is_started_in_or_of_pythonpath(trap: Path) -> None:
-    decoders = Decoders(1, max_pixels=100, seconds=30)
+    decoders = Decoders(1, max_bytes=2**20, max_pixels=100, seconds=30)
     try:
         assert decoders.decode(png()).size == (8, 8)
     finally:
