@@ -8,11 +8,6 @@ import torch
 from torch import Tensor
 
 
-def samples_needed(target_fpr: float) -> int:
-    """Held-out safe scores without which no threshold can promise `target_fpr`: n >= 1 / a - 1."""
-    return math.ceil(1 / target_fpr - 1 - 1e-9)
-
-
 def conformal_threshold(safe_scores: Tensor, target_fpr: float) -> float | None:
     """Threshold whose false-positive rate is at most `target_fpr` for exchangeable safe prompts; scores `[n]`.
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.console import Batch, Device, Dtype, load, mistake, mistakes, progress_bar, resumable
-from server.cli.folders import held, writable
+from server.cli.console import Batch, Device, Dtype, mistake, mistakes, progress_bar, resumable
+from server.cli.folders import given_folder, held, writable
+from server.cli.local_columns import LocalColumns, Strength
 
 if TYPE_CHECKING:
     from steering.evaluation.columns import Table
     from steering.evaluation.judges import Judge
     from steering.evaluation.remote import Remote
-    from steering.evaluation.run import Guarded
-    from steering.evaluation.suite import Suite
+    from steering.evaluation.suite import JudgeSpec, Suite
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -69,26 +68,29 @@ def evaluate(
     """Attack success, over-refusal, accuracy, detection and cost of a guard, or of any server, in one table."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with mistakes():
-        from steering.evaluation.evaluate import EvaluationPlan
-        from steering.evaluation.evaluate import evaluate as run
         from steering.evaluation.suite import load_rows, load_suite
 
         if model is None and not url:
             mistake("nothing to evaluate: give --model (demo: the bundled one), --url NAME=URL, or both")
         writable("--out", out)
+        given_folder("--data", data)
         chosen, folder = load_suite(suite)
         chosen = chosen.in_surroundings(surroundings)
         sweep = _numbers(eps_sweep, chosen.eps_sweep)
+        strength = Strength(threshold, target_fpr, eps)
+        columns = None if model is None else LocalColumns.of(model, guard, modes, strength)
         remotes = [_remote(each, url_model, concurrency) for each in url or []]
         names = [*(modes.split(",") if model else []), *(each.name for each in remotes)]
         if len(set(names)) < len(names):
             mistake(f"two columns of one name: {', '.join(names)}; give another NAME in --url NAME=URL")
-        judges = _judges(chosen, judge, judge_url, judge_model, judge_cache or out / "judge.sqlite")
+        wanted = _judges(chosen, judge, judge_url, judge_model)
         loaded = load_rows(chosen, data or folder, drop_bad=drop_bad, limit=limit)
-        guarded = None
-        if model is not None:
-            guarded = _guarded(model, guard, modes, batch, device, dtype, revision, (threshold, target_fpr, eps))
-            guarded = replace(guarded, eps_sweep=sweep if guarded.guard is not None else ())
+        # Only now what takes seconds to import.
+        from steering.evaluation.evaluate import EvaluationPlan
+        from steering.evaluation.evaluate import evaluate as run
+
+        guarded = None if columns is None else columns.load(batch, device, dtype, revision, sweep)
+        judges = _made(wanted, judge_cache or out / "judge.sqlite")
         with held(out), resumable(), progress_bar() as progress:
             found = run(EvaluationPlan(chosen, loaded, guarded, remotes, judges, cost), out, progress)
     from steering.evaluation.report import sections
@@ -160,9 +162,8 @@ def _pair(given: str) -> tuple[str, str]:
     return first, second or first
 
 
-def _judges(suite: Suite, names: Sequence[str] | None, url: str | None, model: str | None, cache: Path) -> list[Judge]:
-    """The judges that are asked for, or the suite's. The one of --judge-url comes first."""
-    from steering.evaluation.judge_model import ModelJudge, VerdictCache
+def _judges(suite: Suite, names: Sequence[str] | None, url: str | None, model: str | None) -> list[JudgeSpec | str]:
+    """The judges that are asked for, or the suite's; simple ones by name. The one of --judge-url comes first."""
     from steering.evaluation.judges import SIMPLE
     from steering.evaluation.suite import JudgeSpec
 
@@ -176,46 +177,14 @@ def _judges(suite: Suite, names: Sequence[str] | None, url: str | None, model: s
     unknown = [name for name in wanted if name not in SIMPLE and name not in specs]
     if unknown:
         mistake(f"--judge {unknown[0]} is not one of {', '.join([*SIMPLE, *specs])}")
-    return [
-        ModelJudge(specs[name], VerdictCache(cache)) if name in specs else SIMPLE[name]()
-        for name in dict.fromkeys(wanted)
-    ]
+    return [specs.get(name, name) for name in dict.fromkeys(wanted)]
 
 
-def _guarded(
-    model: str,
-    guard: Path | None,
-    modes: str,
-    batch: int,
-    device: str,
-    dtype: str,
-    revision: str | None,
-    strength: tuple[float | None, float | None, float | None],
-) -> Guarded:
-    """The model in process with its guard, policy and columns."""
-    from models import demo
-    from steering.bundle import load_guard
-    from steering.evaluation.run import LOCAL_MODES, Guarded
+def _made(judges: Sequence[JudgeSpec | str], cache: Path) -> list[Judge]:
+    from steering.evaluation.judge_model import ModelJudge, VerdictCache
+    from steering.evaluation.judges import SIMPLE
 
-    threshold, target_fpr, eps = strength
-    wanted = [mode for mode in LOCAL_MODES if mode in modes.split(",")]
-    unknown = [mode for mode in modes.split(",") if mode not in LOCAL_MODES]
-    if unknown:
-        mistake(f"--modes {unknown[0]} is not one of {', '.join(LOCAL_MODES)}")
-    name = model
-    if model == "demo":
-        model, guard = str(demo.CHECKPOINT), guard or demo.GUARD
-    if guard is None and (modes != "original" or (threshold, target_fpr, eps) != (None, None, None)):
-        mistake("without --guard only --modes original can be evaluated, and no threshold or eps")
-    backbone = load(model, device, dtype, batch, revision)[0]
-    if guard is None:
-        return Guarded(name, backbone, None, None, wanted)
-    loaded = load_guard(guard, backbone.info)
-    try:
-        policy = loaded.manifest.policy(threshold=threshold, target_fpr=target_fpr, eps=eps)
-    except ValueError as error:
-        mistake(error)
-    return Guarded(name, backbone, loaded, policy, wanted)
+    return [SIMPLE[each]() if isinstance(each, str) else ModelJudge(each, VerdictCache(cache)) for each in judges]
 
 
 def _print(rows: Table, title: str) -> None:

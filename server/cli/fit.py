@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.cli.console import Batch, Device, Dtype, Model, load, mistake, mistakes, progress_bar, resumable
-from server.cli.folders import held, writable
+from server.cli.folders import check_model, given_folder, held, writable
+from server.cli.rows import read_fit_rows, show_fit_rows, without_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from steering.fitting.fit import Fitted
-    from steering.fitting.items import Item
-    from steering.fitting.problems import Problem
     from steering.manifest import Manifest
 
 REFUSAL = "I'm sorry, but I can't help with that."
-SHOWN = 10  # problems of one kind that are printed; the report has all
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -55,6 +52,9 @@ def fit(
     dtype: Dtype = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read the rows, say whether they are enough, and load no model.")
+    ] = False,
     text_only: Annotated[bool, typer.Option("--text-only", help="Fit without pictures.")] = False,
     with_test: Annotated[
         bool, typer.Option("--with-test", help="Also fit on rows that their author keeps for testing.")
@@ -68,15 +68,7 @@ def fit(
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with mistakes():
-        from steering.data.questions import PictureFiles
-        from steering.fitting.fit import fit as run
-        from steering.fitting.items import read_pairs, read_prompts
-        from steering.fitting.layers import SELECTS
-        from steering.fitting.parts import split
-        from steering.fitting.problems import leaks
-        from steering.fitting.report import write_report
-        from steering.fitting.steps import Settings
-        from steering.fitting.training import Optimisation
+        from steering.fitting.choices import SELECTS
 
         if select not in SELECTS:
             mistake(f"--select {select} is not one of {', '.join(SELECTS)}")
@@ -87,14 +79,18 @@ def fit(
         to = writable("--out", out)
         kept = writable("--work", work or beside.with_name(f"{out.name}.work"))
         about = writable("--report", report or beside.with_name(f"{out.name}.report"))
-        files = PictureFiles()
-        which = {"text_only": text_only, "with_test": with_test}
-        items = [item for file in pairs for item in read_pairs(file, images, files, **which)]
-        items += [item for file in benign or [] for item in read_prompts(file, images, files, **which)]
-        items = _without_errors(items, drop=drop_bad)
-        parts = split(items, seed=seed)
-        found = leaks(parts)
-        _show_problems(found, "leaks between the parts (the fit goes on, the report says so)")
+        which = {"text_only": text_only, "with_test": with_test, "drop_bad": drop_bad}
+        rows = read_fit_rows(pairs, benign or [], images, seed=seed, target_fpr=target_fpr, **which)
+        if check:
+            show_fit_rows(rows)
+            return
+        check_model(model)
+        # Only now what takes seconds to import.
+        from steering.fitting.fit import fit as run
+        from steering.fitting.report import write_report
+        from steering.fitting.steps import Settings
+        from steering.fitting.training import Optimisation
+
         settings = Settings(
             refusals=tuple(refusal or [REFUSAL]),
             select=SELECTS[select],
@@ -109,8 +105,8 @@ def fit(
         )
         backbones = load(model, device, dtype, batch, revision)
         with held(kept), resumable(), progress_bar() as progress:
-            fitted = run(backbones, parts, settings, to, kept, progress)
-        page = write_report(fitted, found, about)
+            fitted = run(backbones, rows.parts, settings, to, kept, progress)
+        page = write_report(fitted, rows.leaks, about)
     _show_fit(fitted, Console())
     typer.echo(f"guard: {out}\nreport: {page}")
 
@@ -140,12 +136,18 @@ def score(
 ) -> None:
     """Score prompts without a server: one JSON line each with id, score and whether the bundle's threshold flags it."""
     with mistakes():
-        from steering.bundle import load_guard
         from steering.fitting.items import read_prompts
+        from steering.manifest import load_manifest
+
+        given_folder("--images", images)
+        load_manifest(guard)
+        check_model(model)
+        items = without_errors(read_prompts(prompts, images, with_test=True), drop=False)
+        # Only now what takes seconds to import.
+        from steering.bundle import load_guard
         from steering.fitting.offline import batches, score_batch
         from steering.policy import is_flagged
 
-        items = _without_errors(read_prompts(prompts, images, with_test=True), drop=False)
         backbone = load(model, device, dtype, batch, revision)[0]
         loaded = load_guard(guard, backbone.info)
         threshold = loaded.manifest.threshold
@@ -201,30 +203,6 @@ def _layers(layer: int | None, layers: str | None) -> tuple[int, ...]:
     if layer is not None or len(set(found)) < len(found) or not found or not all(part.isdigit() for part in found):
         mistake(f"--layers {layers}: give different numbers with commas, and no --layer")
     return tuple(map(int, found))
-
-
-def _without_errors(items: Sequence[Item], *, drop: bool) -> list[Item]:
-    """The rows, once nothing is wrong with them; without the wrong ones where they may be dropped."""
-    from steering.fitting.problems import check
-
-    problems = check(items)
-    if not problems:
-        return list(items)
-    _show_problems(problems, "bad rows")
-    if not drop:
-        mistake(f"{len(problems)} problems in the data; --drop-bad leaves such rows out")
-    bad = {problem.where for problem in problems}
-    return [item for item in items if item.where not in bad]
-
-
-def _show_problems(problems: Sequence[Problem], title: str) -> None:
-    if not problems:
-        return
-    typer.echo(f"{len(problems)} {title}:", err=True)
-    for problem in problems[:SHOWN]:
-        typer.echo(f"  {problem}", err=True)
-    if len(problems) > SHOWN:
-        typer.echo(f"  ... and {len(problems) - SHOWN} more", err=True)
 
 
 # what is printed ---------------------------------------------------------------------------------------------------

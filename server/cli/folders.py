@@ -23,6 +23,22 @@ def writable(option: str, folder: Path) -> Path:
     return folder
 
 
+def given_folder(option: str, folder: Path | None) -> None:
+    """A mistake where the folder of an option is none."""
+    if folder is not None and not folder.is_dir():
+        mistake(f"{option} {folder}: {'a file, and no folder' if folder.exists() else 'there is no such folder'}")
+
+
+def check_model(model: str) -> None:
+    """A mistake where the path of a model holds none; ids of a hub are not looked up."""
+    folder = Path(model)
+    if not model.startswith(("/", ".", "~")) and not folder.exists():
+        return
+    given_folder("--model", folder)
+    if not (folder / "config.json").is_file():
+        mistake(f"--model {model}: no model's folder, as it holds no config.json")
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep other runs away from a folder; a mistake that names the other one where there is one."""

@@ -45,13 +45,13 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s\-]+", "_", name.strip()).casefold()
 
 
-def suggestion(name: str, known: Iterable[str]) -> str | None:
+def suggestion(name: str, known: Iterable[str], alike: float = 0.75) -> str | None:
     """The known name that was probably meant, if any."""
     choices = list(known)
     for ours in choices:
         if _plain(name) in _OTHER_NAMES.get(ours, ()):
             return ours
-    near = difflib.get_close_matches(_plain(name), choices, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(_plain(name), choices, n=1, cutoff=alike)
     return near[0] if near else None
 
 
@@ -129,6 +129,6 @@ def _must(column: str, error: ErrorDetails) -> str:
             return "is empty: write the text, or remove the row"
         case "literal_error":
             allowed = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
-            near = suggestion(str(error["input"]), allowed)
+            near = suggestion(str(error["input"]), allowed, 0.6)
             return f"is {given}, and must be {' or '.join(allowed)}" + (f"; did you mean {near!r}?" if near else "")
     return f"{_MUST.get(column, 'must be text')}, not {given}"

@@ -30,7 +30,9 @@ class _OwnRow(BaseModel):
     id: Text | None = None
     category: Text = ""
     group: Text | None = None  # rows of one group are never split; default: by image and text
-    split: Part | Literal["test"] | None = None  # test: never fitted on without being asked
+    split: Literal["train", "validation", "calibration", "test"] | None = (
+        None  # test: never fitted on without being asked
+    )
 
 
 class PairRow(_OwnRow):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from rich.progress import Progress
 
 from models.backbone import Backbone
 from steering.evaluation import local, remote
+from steering.evaluation.columns import LocalMode
 from steering.evaluation.judges import Case, Judge, Judgement
 from steering.evaluation.remote import Remote
 from steering.evaluation.store import Output, Store
@@ -17,9 +17,6 @@ from steering.evaluation.suite import Asked, Loaded
 from steering.evaluation.surroundings import CLEAN
 from steering.guard import Guard
 from steering.policy import Policy, decide
-
-LocalMode = Literal["original", "steer-always", "autosteer", "block"]
-LOCAL_MODES: tuple[LocalMode, ...] = ("original", "steer-always", "autosteer", "block")
 
 
 @dataclass(frozen=True)

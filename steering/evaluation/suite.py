@@ -16,17 +16,18 @@ from typing import Annotated, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from models.demo.dialogue import HARM_KINDS, Example, HarmKind, pairs, utility
+from models.demo.dialogue import HARM_KINDS, HarmKind
 from steering.data.formats import FORMATS
 from steering.data.questions import PictureFiles
 from steering.errors import DataError
-from steering.evaluation.answers import Key
+from steering.evaluation.demo_rows import demo_rows
 from steering.evaluation.sets import Kind, Row, problems, read_set
 from steering.evaluation.surroundings import CLEAN, SURROUNDINGS, known_surroundings
 from steering.files import digest
-from steering.fitting.demo_data import question
 
 BUNDLED = Path(__file__).parent / "suites"
+
+FIX = "paths are relative to the file, or to the set's `images`; --drop-bad leaves such rows out"
 
 T = TypeVar("T")
 
@@ -215,12 +216,12 @@ def load_rows(suite: Suite, folder: Path, *, drop_bad: bool = False, limit: int 
     dropped: dict[str, dict[str, str]] = {}
     files = PictureFiles()
     for each in suite.sets:
-        rows = _demo_rows(each) if isinstance(each, DemoSet) else _file_rows(each, folder, files)
+        rows = _file_rows(each, folder, files) if isinstance(each, FileSet) else _demo_rows(each)
         bad = problems(rows)
         if bad and not drop_bad:
             where, what = next(iter(bad.items()))
             more = f", and {len(bad) - 1} more rows" if len(bad) > 1 else ""
-            raise DataError(f"set {each.name}: {where}: {what}{more}; --drop-bad leaves such rows out")
+            raise DataError(f"set {each.name}: {where}: {what}{more}; {FIX}")
         dropped[each.name] = bad
         rows = [row for row in rows if row.where not in bad]
         wanted = [n for n in (limit, each.limit if isinstance(each, FileSet) else None) if n is not None]
@@ -268,7 +269,10 @@ def _sample(rows: Sequence[T], size: int, seed: int) -> list[T]:
 def _file_rows(each: FileSet, folder: Path, files: PictureFiles) -> list[Row]:
     images = None if each.images is None else folder / each.images
     which = each.model_dump(include={"text_only", "test_only"})
-    rows = read_set(folder / each.path, each.format, each.kind, images, files, **which)
+    try:
+        rows = read_set(folder / each.path, each.format, each.kind, images, files, **which)
+    except DataError as error:
+        raise DataError(f"set {each.name}: {error}") from error
     unknown = [row.where for row in rows if row.key is None]
     if each.kind == "utility" and unknown:
         lacks = f"a utility row needs a known answer, and format {each.format} has none"
@@ -280,19 +284,4 @@ def _file_rows(each: FileSet, folder: Path, files: PictureFiles) -> list[Row]:
 
 
 def _demo_rows(each: DemoSet) -> list[Row]:
-    if each.harm is None:
-        return [_demo_row(example, None, each) for example in utility(each.count, each.seed, "test")]
-    twins = pairs(each.count, each.seed, "test", [each.harm])
-    return [_demo_row(p.toxic if each.kind == "harmful" else p.safe, each.harm, each) for p in twins]
-
-
-def _demo_row(example: Example, harm: HarmKind | None, each: DemoSet) -> Row:
-    asked = question(example)
-    return Row(
-        id=example.id,
-        question=asked,
-        category=example.category,
-        modality=harm or ("image" if asked.images else "text"),
-        key=None if each.kind == "harmful" else Key((example.answer,), "exact"),
-        where=f"{each.name}:{example.id}",
-    )
+    return demo_rows(each.name, each.kind, each.harm, each.count, each.seed)

@@ -11,11 +11,8 @@ from torch import Tensor, tensor
 
 from steering.data.own_rows import Part
 from steering.data.questions import Question
-from steering.errors import FitError
 from steering.fitting.items import Item
 from steering.fitting.training import States
-
-MIN_PROMPTS = 4  # of each label in each part
 
 
 @dataclass(frozen=True)
@@ -80,17 +77,6 @@ class Dataset:
         places = self.places(part, 1)
         step = max(1.0, len(places) / count)
         return [places[int(at * step)] for at in range(min(count, len(places)))]
-
-    def check(self) -> None:
-        """Raise FitError where a part is too small to be of any use."""
-        parts: tuple[Part, ...] = ("train", "validation", "calibration")
-        for part in parts:
-            for label, name in ((1, "toxic"), (0, "safe")):
-                found = len(self.places(part, label))
-                if found < MIN_PROMPTS:
-                    raise FitError(f"the {part} part has {found} {name} prompts, at least {MIN_PROMPTS} are needed")
-        if len(self.twins("train")[0]) < 2:
-            raise FitError("the train part has no contrast pairs: the Safety Awareness Score needs twins")
 
     def digest(self) -> str:
         """SHA-256 over every text, image, label and part, in order; it does not depend on where files lie."""

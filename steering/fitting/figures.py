@@ -6,33 +6,18 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from steering.calibration import conformal_threshold, samples_needed
+from steering.calibration import conformal_threshold
 from steering.data.columns import listed
 from steering.data.own_rows import Part
 from steering.errors import FitError
 from steering.fitting.dataset import Dataset
+from steering.fitting.enough import TARGET_FPRS, samples_needed
 from steering.fitting.layers import auroc, balanced_accuracy, calibration_error, no_signal
 from steering.manifest import LayerFigures, Threshold
 
-TARGET_FPRS = (0.001, 0.01, 0.05)
 EVEN_ODDS = 0.5  # below it a prompt is likelier safe: where the promise allows less, that is not used up
 NO_CATEGORY = "(none)"  # the name of rows that have none
 WORDS_GIVE_AWAY = 0.95  # AUROC of the words alone, from which the report warns
-
-
-def threshold_rate(wanted: float | None, samples: int) -> float:
-    """The false-positive rate of the default threshold. Raises FitError where `samples` cannot promise it."""
-    if wanted is not None:
-        if wanted not in TARGET_FPRS:
-            raise FitError(f"target FPR {wanted:g} is not one of {', '.join(f'{rate:g}' for rate in TARGET_FPRS)}")
-        if samples < samples_needed(wanted):
-            needed = samples_needed(wanted)
-            raise FitError(f"{samples} safe calibration prompts cannot promise an FPR of {wanted:g}; {needed} can")
-        return wanted
-    for rate in (0.01, 0.05):
-        if samples >= samples_needed(rate):
-            return rate
-    raise FitError(f"{samples} safe calibration prompts cannot promise an FPR of 0.05; {samples_needed(0.05)} can")
 
 
 def calibrated_thresholds(safe_scores: Tensor) -> list[Threshold]:

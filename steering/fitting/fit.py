@@ -18,20 +18,21 @@ from torch import Tensor
 from models.backbone import Backbone
 from steering.bundle import save_bundle
 from steering.errors import FitError
+from steering.fitting.choices import SELECTS
 from steering.fitting.confound import words_auroc
 from steering.fitting.dataset import Dataset
+from steering.fitting.enough import check_enough
 from steering.fitting.figures import (
     by_category,
     calibrated_thresholds,
     default_threshold,
     sizes,
-    threshold_rate,
     unmeasured_warning,
     validation_figures,
     warnings,
 )
 from steering.fitting.items import Item
-from steering.fitting.layers import SELECTS, auroc, choose_layer
+from steering.fitting.layers import auroc, choose_layer
 from steering.fitting.lengths import Parts, find_long, length_warnings, without_long
 from steering.fitting.stages import Chunks, Stages, load_json, load_state
 from steering.fitting.steps import Settings, Steps, load_head
@@ -98,9 +99,8 @@ def fit(
     stages = Stages(work)
     parts, left_out = _within_context(stages, backbones[0], parts, settings, progress)
     dataset = Dataset.of(parts)
-    dataset.check()
     layers = _layers(settings, backbones[0].info.num_layers)
-    rate = threshold_rate(settings.target_fpr, len(dataset.places("calibration", 0)))
+    rate = check_enough(parts, settings.target_fpr)
     finished = _run(stages, Steps(backbones, dataset, settings, progress), backbones[0], dataset, settings, layers)
     guard = _guard(finished, rate)
     report = {**_report(finished, guard.manifest, rate), "stages": stages.summary}

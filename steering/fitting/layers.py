@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from steering.errors import FitError
+from steering.fitting.choices import Select
 from steering.fitting.sas import bootstrap_interval, safety_awareness_score
 from steering.fitting.training import Optimisation, States, fit_prober
 from steering.manifest import LayerFigures
 from steering.prober import HIDDEN
 
 NEAR_BEST = 0.005  # AUROC within which SAS alone chooses between layers
-
-Select = Literal["sas", "sas-among-best", "auroc"]
-SELECTS: dict[str, Select] = {"sas": "sas", "sas-among-best": "sas-among-best", "auroc": "auroc"}
 
 
 def layer_figures(

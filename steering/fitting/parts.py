@@ -9,8 +9,10 @@ from steering.data.own_rows import Part
 from steering.fitting.items import Item
 from steering.fitting.problems import image_keys, word_keys
 
+HELD_OUT = 0.2  # the share of the validation part, and that of the calibration part
 
-def split(items: Sequence[Item], *, seed: int = 0, held_out: float = 0.2) -> dict[Part, list[Item]]:
+
+def split(items: Sequence[Item], *, seed: int = 0, held_out: float = HELD_OUT) -> dict[Part, list[Item]]:
     """Divide items into parts by group; rows that name their split keep it.
 
     Of the rest, `held_out` go to validation and as many to calibration. A group is what the rows say, or what hangs

@@ -11,6 +11,13 @@ from steering.data.own_rows import Part
 from steering.data.questions import Question
 from steering.fitting.items import Item
 
+_FIXES = {
+    "id": "give each row an id of its own, or leave the column out",
+    "path": "paths of images are relative to their file, or to --images",
+    "image": "save such images as PNG or JPEG",
+    "twins": "twins must differ in their text or image",
+}
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -20,6 +27,7 @@ class Problem:
     id: str
     what: str
     error: bool = True
+    fix: str = ""
 
     def __str__(self) -> str:
         return f"{self.where} ({self.id}): {self.what}"
@@ -31,14 +39,18 @@ def check(items: Sequence[Item]) -> list[Problem]:
     times = Counter(item.id for item in items)
     for item in items:
         if times[item.id] > 1:
-            problems.append(Problem(item.where, item.id, f"the id is used {times[item.id]} times"))
+            told = f"the id is used {times[item.id]} times"
+            problems.append(Problem(item.where, item.id, told, fix=_FIXES["id"]))
         files = sorted(item.files, key=lambda file: file.path)
         missing = [file for file in files if not file.exists]
-        problems += [Problem(item.where, item.id, f"no image {file.path}") for file in missing]
+        problems += [Problem(item.where, item.id, f"no image {file.path}", fix=_FIXES["path"]) for file in missing]
         damaged = [file for file in files if file not in missing and not file.readable]
-        problems += [Problem(item.where, item.id, f"{file.path} cannot be read as an image") for file in damaged]
+        problems += [
+            Problem(item.where, item.id, f"{file.path} cannot be read as an image", fix=_FIXES["image"])
+            for file in damaged
+        ]
         if item.toxic is not None and item.toxic == item.safe:
-            problems.append(Problem(item.where, item.id, "toxic and safe are the same prompt"))
+            problems.append(Problem(item.where, item.id, "toxic and safe are the same prompt", fix=_FIXES["twins"]))
     return problems
 
 

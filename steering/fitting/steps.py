@@ -13,9 +13,10 @@ from rich.progress import Progress
 
 from models.backbone import Backbone
 from steering.errors import FitError
+from steering.fitting.choices import Select
 from steering.fitting.collect import NOT_FINITE, StateError, Tick, collect_forced, collect_states
 from steering.fitting.dataset import Dataset
-from steering.fitting.layers import Select, layer_figures
+from steering.fitting.layers import layer_figures
 from steering.fitting.stages import Chunks, load_state, save_json, save_state
 from steering.fitting.sweep import EPS_SWEEP, refusal_ids, sweep_point
 from steering.fitting.training import Forced, Optimisation, fit_head, fit_prober

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steering.calibration import conformal_threshold, fit_temperature, samples_needed
+from steering.calibration import conformal_threshold, fit_temperature
+from steering.fitting.enough import samples_needed
 
 
 @pytest.mark.parametrize(("target", "needed"), [(0.001, 999), (0.01, 99), (0.05, 19), (0.1, 9), (0.5, 1)])

@@ -101,7 +101,7 @@ def test_missing_images_stop_a_suite_unless_their_rows_may_go_and_are_counted(tm
     rows = [{"text": "x", "image": name} for name in ("a.png", "b.png", "c.png")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     suite, folder = load_suite(write(tmp_path, GOOD))
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: no image .*b\.png, and 1 more rows; --drop-bad"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: no image .*b\.png, and 1 more rows; paths are .*; --drop-bad"):
         load_rows(suite, folder)
     loaded = load_rows(suite, folder, drop_bad=True)
     assert len(loaded.asked) == 1

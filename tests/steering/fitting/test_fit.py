@@ -24,13 +24,12 @@ from models.load import load_backbone
 from server.cli.fit import app
 from steering.bundle import TENSORS, load_guard
 from steering.data import questions
-from steering.data.own_rows import Part
 from steering.data.questions import Question
 from steering.errors import FitError
 from steering.files import write_whole
 from steering.fitting import demo_data
 from steering.fitting.dataset import Dataset
-from steering.fitting.figures import by_category, threshold_rate
+from steering.fitting.figures import by_category
 from steering.fitting.fit import Fitted, fit
 from steering.fitting.items import Item, read_prompts
 from steering.fitting.offline import score_batch
@@ -392,25 +391,6 @@ def test_words_that_give_the_label_away_are_reported_and_rows_without_room_left_
     assert result.guard.manifest.validation["auroc"] > 0.95
     assert not any(line.startswith("There is no signal") for line in result.report["warnings"])
     assert any(line.startswith("The words alone give the label away") for line in result.report["warnings"])
-
-
-def test_parts_that_are_too_small_are_named() -> None:
-    one = Item("a", Question("t"), Question("s"))
-    parts: dict[Part, list[Item]] = {"train": [one] * 10, "validation": [one] * 2, "calibration": [one] * 30}
-    with pytest.raises(FitError, match="validation part has 2 toxic"):
-        Dataset.of(parts).check()
-    parts["validation"] = [one] * 10
-    parts["train"] = [Item("a", Question("t"), None), Item("b", None, Question("s"))] * 5
-    with pytest.raises(FitError, match="no contrast pairs"):
-        Dataset.of(parts).check()
-
-
-def test_no_rate_is_promised_that_the_samples_cannot_carry() -> None:
-    assert [threshold_rate(None, n) for n in (19, 98, 99, 5000)] == [0.05, 0.05, 0.01, 0.01]
-    assert threshold_rate(0.001, 999) == 0.001
-    for rate, samples in ((None, 18), (0.001, 998), (0.01, 98)):
-        with pytest.raises(FitError, match=f"{samples} safe calibration prompts cannot promise"):
-            threshold_rate(rate, samples)
 
 
 def test_the_eps_is_the_middle_of_those_that_work() -> None:
