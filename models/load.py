@@ -21,6 +21,7 @@ from models.fused import fuse
 from models.inputs import InputBuilder
 from models.prepacked import prepack
 from models.processors import load_processor
+from models.progress import Tell, progress_bars
 from models.quantize import quantize_decoder
 
 IMAGE_MEMORY_BYTES = 128 * 2**20
@@ -38,20 +39,22 @@ def load_backbone(
     image_memory_bytes: int = IMAGE_MEMORY_BYTES,
     int8: bool = False,
     cpu: CpuCapabilities | None = None,
+    tell: Tell | None = None,
 ) -> Backbone:
     """Load a model, frozen and in eval mode, with its processor.
 
     `dtype` "auto" is bf16 where the device computes in it and fp32 elsewhere. `cache_bytes`: of the KV cache; by
     default what `max_rows` whole contexts take, within a share of the memory. `keep_prefixes`: whether what prompts
     begin with stays in it. `image_memory_bytes`: of images that were seen. `int8`: the decoder's weights in 8 bits.
-    `cpu`: what it computes with on a CPU; by default what this machine's can. Raises `LoadError`.
+    `cpu`: what it computes with on a CPU; by default what this machine's can. `tell` is
+    called with how far it is, many times a second; without it progress bars are drawn. Raises `LoadError`.
     """
     name = str(name_or_path)
     config, family, inputs, tokenizer = _without_weights(name, revision)
     chosen_device = _device(device)
     cpu = cpu or cpu_capabilities()
     chosen_dtype = _dtype(dtype, chosen_device, cpu)
-    model = _model(name, family, chosen_dtype, revision).to(chosen_device)
+    model = _model(name, family, chosen_dtype, revision, tell).to(chosen_device)
     text = config.get_text_config()
     shape = cache_shape(text, chosen_dtype, chosen_device)
     cache = PagedCache(shape, _blocks(shape, text, max_rows, cache_bytes), keep=keep_prefixes)
@@ -179,8 +182,8 @@ def _check_computed(name: str, text: Any) -> None:  # noqa: ANN401
         raise LoadError(f"the config of {name} asks for {asked[0]}, which is not supported")
 
 
-def _model(name: str, family: Family, dtype: torch.dtype, revision: str | None) -> Any:  # noqa: ANN401
-    with told_in_one_line(f"cannot load the weights of {name}"):
+def _model(name: str, family: Family, dtype: torch.dtype, revision: str | None, tell: Tell | None) -> Any:  # noqa: ANN401
+    with told_in_one_line(f"cannot load the weights of {name}"), progress_bars(tell) as bars:
         model, report = getattr(transformers, family.model).from_pretrained(
             name,
             revision=revision,
@@ -188,6 +191,7 @@ def _model(name: str, family: Family, dtype: torch.dtype, revision: str | None) 
             attn_implementation="sdpa",
             use_safetensors=True,
             output_loading_info=True,
+            tqdm_class=bars,
         )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

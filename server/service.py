@@ -76,6 +76,7 @@ class Service:
         self.metrics.watch(self._running, self._waiting, lambda: self.engine.load.cache_usage, settings.max_rows)
         self.metrics.watch_ready(self._ready)
         self.metrics.watch_restarts(lambda: self.engine.restarts)
+        self.metrics.watch_loading(lambda: self.engine.load_shares)
 
     # state -----------------------------------------------------------------------------------------------------
 

@@ -201,6 +201,20 @@ SERVING = Dashboard(
                     alerts=["AutosteerReplicaNotReady"],
                 ),
                 Panel(
+                    "Loading, by server",
+                    [
+                        Query(
+                            f"min by (instance, stage) ({series('autosteer_load_progress_ratio')})",
+                            "{{instance}}: {{stage}}",
+                        )
+                    ],
+                    "How much of the weights is fetched, and read. 100 %: the model is there.",
+                    unit="percentunit",
+                    width=6,
+                    maximum=1,
+                    alerts=["AutosteerReplicaNotReady"],
+                ),
+                Panel(
                     "Audit log",
                     [Query(series("autosteer_audit_sink_up"), "{{instance}}")],
                     "Whether records can be written.",

@@ -7,12 +7,14 @@ import logging
 from collections.abc import Callable, Sequence
 from math import ceil
 
+from models.progress import STAGES, Stage
 from server.engine import wire
 from server.engine.connection import Connection
 from server.engine.host import Host, Inputs, Model
 from server.engine.launch import load_failure
 from server.engine.live import Deliver, LiveRequests, NotReady, QueueFull
 from server.engine.loading import load_in_thread
+from server.engine.progress import Loading
 from server.engine.protocol import Facts, Load
 from server.engine.restarts import Restarts
 from server.engine.wire import Kind, Parcel
@@ -58,6 +60,7 @@ class EngineClient:
         self._connection: Connection | None = None  # None before the start, and once nothing more is heard
         self._live = LiveRequests()
         self._facts: Facts | None = None
+        self._loading = Loading()
         self._inputs: Inputs | None = None
         self._again = again
         self._restarts = restarts or Restarts()
@@ -83,6 +86,7 @@ class EngineClient:
 
     def _connect(self) -> None:
         self._closed.clear()
+        self._loading = Loading()
         self._connection = Connection(self._host.connect(), self._take, self._ended)
 
     async def over(self) -> BaseException | None:
@@ -152,7 +156,14 @@ class EngineClient:
             return "failed: " + self._why
         if self._stopping:
             return "stopping"
-        return "ready" if self.model is not None else "loading the model"
+        if self.model is not None:
+            return "ready"
+        return f"loading the model{self._loading}"
+
+    @property
+    def load_shares(self) -> dict[Stage, float]:
+        """How much of each stage of loading is done, 0 to 1."""
+        return dict.fromkeys(STAGES, 1.0) if self._serving else self._loading.shares
 
     @property
     def _why(self) -> str:
@@ -188,6 +199,8 @@ class EngineClient:
                 step = wire.read_step(body)
                 self.load = step.load
                 self._live.take(step)
+            case Kind.LOADING:
+                self._loading.take(wire.read_loading(body))
             case Kind.LOADED:
                 self._facts = wire.read_loaded(body)
                 self._set_model()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from models.progress import Stage
 from server.engine.host import Model
 from server.engine.live import Deliver
 from server.engine.protocol import Load
@@ -43,6 +44,10 @@ class ClientProtocol(Submits, Protocol):
     @property
     def retry_after(self) -> int:
         """Seconds after which a full queue may have room."""
+
+    @property
+    def load_shares(self) -> Mapping[Stage, float]:
+        """How much of each stage of loading the model is done, 0 to 1."""
 
     @property
     def restarts(self) -> int:

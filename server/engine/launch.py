@@ -13,6 +13,7 @@ from server.settings.schema import LogFormat, Settings
 
 if TYPE_CHECKING:
     from models.backbone import Backbone
+    from models.progress import Tell
     from server.engine.host import Inputs
     from server.engine.own import OwnEngine
 
@@ -72,8 +73,11 @@ class LaunchSpec:
             log_format=settings.log_format,
         )
 
-    def load(self) -> OwnEngine:
-        """Load model and guard; for the engine's process. Raises LoadError, BundleError, PolicyError."""
+    def load(self, tell: Tell | None = None) -> OwnEngine:
+        """Load model and guard; for the engine's process. `tell` is called with how far it is.
+
+        Raises LoadError, BundleError, PolicyError.
+        """
         # On a CPU every length of a batch of prompts makes kernels of its own. The default keeps 1,024 of them, which
         # fills up slowly and looks like a leak (150 MB with the demo model); these do for all sizes of a decode step.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
@@ -94,6 +98,7 @@ class LaunchSpec:
             keep_prefixes=self.prefix_cache,
             image_memory_bytes=self.image_cache_mib * 2**20,
             int8=self.quantize == "int8",
+            tell=tell,
         )
         set_threads(self, backbone)
         if self.cuda_graphs:

@@ -13,8 +13,10 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from models.progress import LoadProgress, Tell
 from server.engine import buffers, wire
 from server.engine.preparing import Preparing
+from server.engine.progress import Reporter
 from server.engine.protocol import Engine
 from server.engine.wire import Kind, State, Update
 from server.request import Ask, EngineFailed, Event, Finish, Request, RequestFailed
@@ -63,7 +65,7 @@ class EngineLoop:
     """
 
     def __init__(
-        self, connection: socket.socket, load: Callable[[], Engine[Any]], leave: Callable[[], object] = lambda: None
+        self, connection: socket.socket, load: Callable[[Tell], Engine[Any]], leave: Callable[[], object] = lambda: None
     ) -> None:
         self._connection = connection
         self._load = load
@@ -94,7 +96,7 @@ class EngineLoop:
 
     def _serve(self) -> None:
         try:
-            self._engine = engine = self._load()
+            self._engine = engine = self._load(Reporter(self._tell_progress))
         except BaseException as error:  # noqa: BLE001  whatever loading raises is told to those who wait for it
             self._send(wire.not_loaded(error), wait=True)
             return
@@ -142,6 +144,10 @@ class EngineLoop:
             logger.exception("the rows of the engine could not be freed")
 
     # what is told ----------------------------------------------------------------------------------------------
+
+    def _tell_progress(self, progress: LoadProgress) -> None:
+        """While it loads, when nothing else is told."""
+        self._send(wire.loading(progress), wait=True)
 
     def _report(self, engine: Engine[Any], events: Sequence[Event]) -> None:
         """Tell what a step did; also that it did nothing, which shows that the engine lives."""

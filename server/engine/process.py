@@ -25,6 +25,7 @@ from server.workers.launch import python_command, without_import_variables
 from server.workers.limits import raise_descriptor_limit
 
 if TYPE_CHECKING:
+    from models.progress import Tell
     from server.engine.own import OwnEngine
 
 logger = logging.getLogger(__name__)
@@ -102,13 +103,13 @@ def main() -> None:
     raise_descriptor_limit()  # each image that waits has one
     from server.engine.loop import EngineLoop
 
-    EngineLoop(socket.socket(fileno=int(sys.argv[1])), lambda: _load(spec), leave=_leave).run()
+    EngineLoop(socket.socket(fileno=int(sys.argv[1])), lambda tell: _load(spec, tell), leave=_leave).run()
     _leave()
 
 
-def _load(spec: LaunchSpec) -> OwnEngine:
+def _load(spec: LaunchSpec, tell: Tell) -> OwnEngine:
     try:
-        engine = spec.load()
+        engine = spec.load(tell)
     except BaseException as error:
         if not explains_itself(error):
             logger.exception("the model could not be loaded")

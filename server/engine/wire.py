@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from models.progress import LoadProgress
 from server.engine.buffers import SharedBuffer, pickled
 from server.engine.protocol import Facts, Load
 from server.request import Ask, EngineError, EngineFailed, Finish, Request, Timings
@@ -42,6 +43,7 @@ class Kind(IntEnum):
     NOT_LOADED = 5
     STEP = 6
     FAILED = 7
+    LOADING = 8
 
 
 def frame(kind: Kind, *parts: bytes) -> bytes:
@@ -71,6 +73,17 @@ class Frames:
 
 
 # what is loaded ----------------------------------------------------------------------------------------------------
+
+
+def loading(progress: LoadProgress) -> bytes:
+    """Encode LOADING."""
+    return frame(Kind.LOADING, pickle.dumps(progress))
+
+
+def read_loading(body: bytes) -> LoadProgress:
+    """Decode LOADING."""
+    progress: LoadProgress = pickle.loads(body)  # noqa: S301  of our own process
+    return progress
 
 
 def loaded(facts: Facts) -> bytes:

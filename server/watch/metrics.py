@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
-from time import time
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
+from models.progress import Stage
 from server.errors import rejection_reasons
 from server.request import Finish, Request
+from server.watch.collectors import Gauges, LoadShares, Restarts, Tokens
 from server.watch.drift import DriftWatch
 from steering.policy import Policy, possible_verdicts
 
 TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2560.0,
-)  # fmt: skip
-ITL_BUCKETS = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 )  # fmt: skip
 LATENCY_BUCKETS = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
@@ -67,7 +60,7 @@ class Metrics:
         self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "From the arrival of a request to its first token.", TTFT_BUCKETS
         )
-        self._tokens = _Tokens()
+        self._tokens = Tokens()
         self.registry.register(self._tokens)
         self.e2e_latency = self._histogram(
             "e2e_request_latency_seconds", "From the arrival of a request to its end.", LATENCY_BUCKETS
@@ -146,14 +139,14 @@ class Metrics:
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
         """Ask whether requests are accepted whenever the metrics are read."""
-        self.registry.register(_Gauges([("autosteer_ready", "Whether requests are accepted.", ready)]))
+        self.registry.register(Gauges([("autosteer_ready", "Whether requests are accepted.", ready)]))
 
     def watch(
         self, running: Callable[[], int], waiting: Callable[[], int], cache_usage: Callable[[], float], max_rows: int
     ) -> None:
         """Read the engine's load whenever the metrics are; `max_rows`: how many requests it can run at once."""
         self.registry.register(
-            _Gauges(
+            Gauges(
                 [
                     ("autosteer_num_requests_running", "Requests in the running batch.", running),
                     ("autosteer_num_requests_waiting", "Accepted requests that wait for a row.", waiting),
@@ -169,12 +162,16 @@ class Metrics:
 
     def watch_restarts(self, restarts: Callable[[], int]) -> None:
         """Read how often the engine was started again whenever the metrics are."""
-        self.registry.register(_Restarts(restarts))
+        self.registry.register(Restarts(restarts))
+
+    def watch_loading(self, shares: Callable[[], Mapping[Stage, float]]) -> None:
+        """Read how much of each stage of loading is done whenever the metrics are."""
+        self.registry.register(LoadShares(shares))
 
     def watch_audit(self, audit: Audit) -> None:
         """Read the audit log's state whenever the metrics are."""
         self.registry.register(
-            _Gauges(
+            Gauges(
                 [
                     ("autosteer_audit_sink_up", "Whether audit records can be written.", lambda: audit.failure is None),
                     ("autosteer_audit_pending", "Audit records that wait to be written.", lambda: audit.pending),
@@ -235,65 +232,3 @@ class Metrics:
         """An accepted request reached its one outcome."""
         self.finished.labels(finish.value).inc()
         self.e2e_latency.observe(seconds)
-
-
-class _Tokens(Collector):
-    """Counts every token, and the time between two of a request, in numbers of its own.
-
-    `Counter` and `Histogram` are safe for threads, and take longer than the rest of a token's way to its reader.
-    """
-
-    def __init__(self) -> None:
-        self._created = time()
-        self._count = 0
-        self._seconds = 0.0
-        self._buckets = [0] * (len(ITL_BUCKETS) + 1)
-
-    def first(self) -> None:
-        """The first token of a request has come."""
-        self._count += 1
-
-    def another(self, seconds: float) -> None:
-        """One more has come, so long after the one before it."""
-        self._count += 1
-        self._seconds += seconds
-        self._buckets[bisect_left(ITL_BUCKETS, seconds)] += 1
-
-    def collect(self) -> list[Metric]:
-        """As a counter and a histogram would."""
-        tokens = CounterMetricFamily(
-            "autosteer_generation_tokens", "Generated tokens.", value=self._count, created=self._created
-        )
-        bounds = [*map(floatToGoString, ITL_BUCKETS), "+Inf"]
-        buckets = list(zip(bounds, accumulate(self._buckets), strict=True))
-        between = HistogramMetricFamily(
-            "autosteer_inter_token_latency_seconds",
-            "Between two tokens of a request.",
-            buckets=buckets,
-            sum_value=self._seconds,
-        )
-        between.add_sample(between.name + "_created", {}, self._created)
-        return [tokens, between]
-
-
-class _Gauges(Collector):
-    """What is read at the time of a scrape."""
-
-    def __init__(self, gauges: Sequence[tuple[str, str, Callable[[], float]]]) -> None:
-        self._gauges = gauges
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        """Read all gauges now."""
-        return [GaugeMetricFamily(name, text, value=read()) for name, text, read in self._gauges]
-
-
-class _Restarts(Collector):
-    """Restarts of the engine, read at the time of a scrape."""
-
-    def __init__(self, restarts: Callable[[], int]) -> None:
-        self._restarts = restarts
-
-    def collect(self) -> list[CounterMetricFamily]:
-        """Read them now."""
-        text = "How often the engine was started again after it had failed."
-        return [CounterMetricFamily("autosteer_engine_restarts", text, value=self._restarts())]

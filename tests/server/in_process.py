@@ -24,7 +24,7 @@ class FakeSpec:
     seconds: float = 0.0  # that loading takes
     slow: Path | None = None  # a file that is made when the first step begins, which does not end
 
-    def load(self) -> OwnEngine:
+    def load(self, tell: object) -> OwnEngine:
         time.sleep(self.seconds)
         if self.signal is not None:
             os.kill(os.getpid(), self.signal)

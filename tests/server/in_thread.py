@@ -27,7 +27,7 @@ class InThread:
         self._loaded = threading.Event()
         self._made: OwnEngine | BaseException | None = None
 
-    def _load(self) -> OwnEngine:
+    def _load(self, _: object) -> OwnEngine:
         try:
             self._made = made = self._make()
         except BaseException as error:

@@ -25,6 +25,7 @@ from models.errors import PromptError
 from models.grammar import plain_json
 from models.pixels import ImageFile
 from models.processed import PromptImages
+from models.progress import Stage
 from models.prompt import Prompt
 from models.sampling import Logprobs
 from server.app import create_app
@@ -180,6 +181,7 @@ class ScriptedRunner:
     stopped: bool = False
     retry_after: int = 7
     restarts: int = 0
+    load_shares: Mapping[Stage, float] = field(default_factory=lambda: {"download": 1.0, "weights": 1.0})
     gate: asyncio.Event | None = None  # until it is set, nothing is scheduled
 
     def __post_init__(self) -> None:

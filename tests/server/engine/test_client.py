@@ -323,7 +323,7 @@ def test_steps_that_did_nothing_are_not_kept_for_a_server_that_does_not_read() -
     engine.add(request("waits", [1]))
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        loop = EngineLoop(theirs, lambda: engine)
+        loop = EngineLoop(theirs, lambda _: engine)
         for _ in range(5_000):
             loop._report(engine, [])
         assert 0 < len(loop._unsent) < 100

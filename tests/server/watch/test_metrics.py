@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.errors import rejection_reasons
 from server.request import Finish, Request
-from server.watch.metrics import ITL_BUCKETS, Metrics
+from server.watch.collectors import ITL_BUCKETS
+from server.watch.metrics import Metrics
 from steering.policy import Decision, Mode, Policy, Verdict
 from tests.server.fakes import ask, own, request
 
@@ -47,6 +48,7 @@ FAMILIES = {
     "autosteer_model_info": "gauge",
     "autosteer_ready": "gauge",
     "autosteer_engine_restarts": "counter",
+    "autosteer_load_progress_ratio": "gauge",
 }
 
 
@@ -55,6 +57,7 @@ def watched() -> Metrics:
     metrics.watch(lambda: 2, lambda: 3, lambda: 0.25, 4)
     metrics.watch_ready(lambda: True)
     metrics.watch_restarts(lambda: 0)
+    metrics.watch_loading(lambda: {"download": 1.0, "weights": 0.5})
     return metrics
 
 
