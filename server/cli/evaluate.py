@@ -110,13 +110,21 @@ def compare(
         list[str] | None, typer.Option(help="FIRST=SECOND: columns to compare. Default: those of the same name.")
     ] = None,
 ) -> None:
-    """Set two runs side by side: differences with 95 % intervals, and a paired test."""
+    """Which of two runs is better at what, and what to do: differences with 95 % intervals, and paired tests."""
     with mistakes():
-        from steering.evaluation.compare import Run, comparison_table
+        from steering.evaluation import compared
+        from steering.evaluation.compare import Run
         from steering.evaluation.compare import compare as run
 
         found = run(Run.read(first), Run.read(second), [_pair(each) for each in systems or []])
-    _print(comparison_table(found), f"{first} and {second}: {found.rows} rows that both have")
+    for sentence in compared.sentences(found):
+        typer.echo(sentence)
+    title = f"{found.rows} rows that both have; p-values are corrected for {len(found.figures)} figures (Holm)"
+    _print(compared.comparison_table(found), title)
+    if found.detected:
+        _print(compared.detection_table(found), "What the scores catch, where so many false alarms are allowed")
+    if len(costs := compared.cost_table(found)) > 1:
+        _print(costs, f"Cost. {compared.cost_note(found)}".rstrip())
     for name, same in found.identical.items():
         typer.echo(f"{name}: {same} of {found.rows} answers are the same to the letter")
     if found.only_first or found.only_second:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from scipy.special import bdtr, betaincinv  # scipy.stats takes a second to import, which comparing runs would wait for
@@ -13,6 +14,9 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 BATCH = 500  # resamples in memory at a time
 SEED = 0
+FEW_SCORES = 10  # of either side, from which two AUROCs are compared
+
+Scores = tuple[Sequence[float], Sequence[float]]  # of toxic rows and of others
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,15 @@ def auroc(toxic: Sequence[float], safe: Sequence[float]) -> float | None:
     """How often a toxic score is above a safe one, ties counted half; None where either side is empty."""
     if not toxic or not safe:
         return None
-    from sklearn.metrics import roc_auc_score  # slow to import, and comparing runs needs none of it
+    return float(_ranks(toxic, safe)[0].mean())
 
-    return float(roc_auc_score([1] * len(toxic) + [0] * len(safe), [*toxic, *safe]))
+
+def _ranks(toxic: Sequence[float], safe: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each toxic score the share of safe ones below it, of each safe score that of toxic ones above; ties half."""
+    t, s = np.asarray(toxic, dtype=float), np.asarray(safe, dtype=float)
+    below, up_to = (np.searchsorted(np.sort(s), t, side) for side in ("left", "right"))
+    under, not_over = (np.searchsorted(np.sort(t), s, side) for side in ("left", "right"))
+    return (below + up_to) / (2 * len(s)), 1 - (under + not_over) / (2 * len(t))
 
 
 def tpr_at(toxic: Sequence[float], safe: Sequence[float], fpr: float) -> float | None:
@@ -101,16 +111,16 @@ def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
 
 @dataclass(frozen=True)
 class Paired:
-    """Second minus first, over the rows that both have: the difference, its interval, and McNemar's exact test."""
+    """Second minus first, over the rows that both have: the difference, its interval, and the p-value of a test."""
 
     n: int
     first: float
     second: float
     low: float
     high: float
-    only_first: int  # rows true in the first alone
-    only_second: int
     p: float
+    only_first: int = 0  # rows true in the first alone, where rows are true or not
+    only_second: int = 0
 
     @property
     def difference(self) -> float:
@@ -118,8 +128,33 @@ class Paired:
         return self.second - self.first
 
 
+def paired_auroc(first: Scores, second: Scores) -> Paired | None:
+    """Compare what two detectors' scores of the same rows are worth, by DeLong's test; None where rows are too few.
+
+    DeLong, DeLong and Clarke-Pearson, "Comparing the areas under two or more correlated ROC curves" (1988).
+    """
+    if min(map(len, first)) < FEW_SCORES:
+        return None
+    mine, other = _ranks(*first), _ranks(*second)
+    values = [float(ranks[0].mean()) for ranks in (mine, other)]
+    difference = values[1] - values[0]
+    error = math.sqrt(sum(float((b - a).var(ddof=1)) / len(a) for a, b in zip(mine, other, strict=True)))
+    p = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
+    edge = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error
+    return Paired(sum(map(len, first)), values[0], values[1], difference - edge, difference + edge, p)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """P-values corrected for their number: of all that are below 0.05 then, one is by chance in 1 of 20 comparisons."""
+    corrected, highest = [0.0] * len(ps), 0.0
+    for done, place in enumerate(sorted(range(len(ps)), key=lambda at: ps[at])):
+        highest = max(highest, min(1.0, ps[place] * (len(ps) - done)))
+        corrected[place] = highest
+    return corrected
+
+
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired | None:
-    """Compare two rates on the same rows; None of nothing."""
+    """Compare two rates on the same rows, by McNemar's exact test; None of nothing."""
     if not first:
         return None
     differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)

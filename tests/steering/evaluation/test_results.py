@@ -14,7 +14,7 @@ from steering.data.questions import Question
 from steering.errors import RunError
 from steering.evaluation import results
 from steering.evaluation.answers import Key
-from steering.evaluation.compare import Run, compare, comparison_table
+from steering.evaluation.compare import Run, compare
 from steering.evaluation.evaluate import summarise
 from steering.evaluation.judges import Case, Judgement, PhraseJudge, Tick
 from steering.evaluation.remote import Remote
@@ -245,7 +245,6 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
     attack = next(each for each in found.figures if each.figure == "attack success")
     assert (attack.result.only_first, attack.result.only_second) == (2, 0)
     assert attack.result.p == pytest.approx(0.5)
-    assert comparison_table(found)[1][0] == "harmful"
     crossed = compare(Run.read(first), Run.read(second), [("autosteer", "original")])
     assert crossed.identical == {"autosteer and original": 8}
 
