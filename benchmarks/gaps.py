@@ -86,7 +86,7 @@ def main(
     torch.set_num_threads(1)
     backbone = load_ours(checkpoint(SMALL), ROWS)
     found: dict[int, list[list[float]]] = {1: [], gap: []}
-    with patch("server.engine.own.monotonic", process_time):
+    with patch("server.engine.own.monotonic", process_time), patch("models.vision.monotonic", process_time):
         for number in range(-1, rounds):  # the first is the warm-up, and short
             asked = prompts(backbone, (4 if number >= 0 else 1) * clients, length, number + 2)
             for bound in [*found][:: 1 if number % 2 else -1]:

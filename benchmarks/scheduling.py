@@ -97,6 +97,10 @@ class Boundless:
         """As asked."""
         return min(count, request.pending)
 
+    def unseen(self, request: OwnRequest, count: int) -> int:  # noqa: ARG002  the protocol's
+        """No pictures here."""
+        return 0
+
     def reserve(self, request: OwnRequest, count: int) -> bool:  # noqa: ARG002  the protocol's
         """There is room."""
         return True

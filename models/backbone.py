@@ -18,7 +18,7 @@ from models.blocks import block_keys
 from models.cache import OutOfBlocks, PagedCache
 from models.errors import OutOfRows
 from models.families import Family
-from models.image_tokens import image_numbers, place_pictures
+from models.image_tokens import image_numbers, place_pictures, unseen
 from models.info import BackboneInfo
 from models.inputs import InputBuilder
 from models.passes import Passes
@@ -27,7 +27,7 @@ from models.prompt import Prompt
 from models.rows import Row
 from models.tap import Tap
 from models.uncached import UncachedPrefill
-from models.vision import VisionEncoder
+from models.vision import Encoded, VisionEncoder
 
 __all__ = ["Backbone", "BackboneInfo", "Row"]
 
@@ -159,6 +159,15 @@ class Backbone:
         before = count - int(inside.sum())
         rest = int((row.image_numbers[end:] == row.image_numbers[end]).sum())
         return before if before > 0 else count + rest
+
+    def unseen(self, row: Row, count: int) -> int:
+        """Image tokens of the pictures that a pass over a row's next `count` tokens has to encode."""
+        return unseen(row, count, self._encoder)
+
+    @property
+    def encoded(self) -> Encoded:
+        """What the vision tower has done so far."""
+        return self._encoder.done
 
     def close_row(self, row: Row) -> None:
         """Free the row. Closing a closed row does nothing."""

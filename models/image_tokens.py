@@ -65,7 +65,9 @@ def embed_pictures(
                 raise ImageMismatch(f"{expected} image tokens, but not as many of the prompt's images")
             runs += found
             new += [
-                (each, row.prompt.features) for each in row.pictures if each.features is None and _within(each, span)
+                (each, row.prompt.features)
+                for each in row.pictures
+                if each.features is None and each.within(span.start, span.end)
             ]
         offset += span.count
     encoded = encoder.encode([(each.picture, features) for each, features in new])
@@ -74,9 +76,14 @@ def embed_pictures(
     return _put(embedded, runs)
 
 
-def _within(placed: PlacedPicture, span: Span) -> bool:
-    """Whether some of a picture's tokens may be in the span."""
-    return bool(placed.places) and placed.places[0] < span.end and placed.places[-1] >= span.start
+def unseen(row: Row, count: int, encoder: VisionEncoder) -> int:
+    """Image tokens of the pictures that a pass over a row's next `count` tokens has to encode."""
+    new = {
+        each.picture.digest: each.picture.tokens
+        for each in row.pictures
+        if each.features is None and each.within(row.length, row.length + count) and not encoder.knows(each.picture)
+    }
+    return sum(new.values())
 
 
 def _runs(row: Row, span: Span, offset: int) -> Iterator[_Run]:

@@ -76,6 +76,10 @@ class PlacedPicture:
     places: Sequence[int]
     features: ImageFeatures | None = None  # None until it is encoded
 
+    def within(self, start: int, end: int) -> bool:
+        """Whether some of its tokens may be among those from `start` to `end`."""
+        return bool(self.places) and self.places[0] < end and self.places[-1] >= start
+
 
 class Steps:
     """Steps of the same rows, one token each: most of what a step needs is that of the one before, and 1 more."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 import torch
 from cachetools import LRUCache
@@ -28,6 +29,17 @@ class ImageFeatures:
         return self.features.nbytes + (0 if self.deep is None else self.deep.nbytes)
 
 
+class Encoded(NamedTuple):
+    """What a tower has done: image tokens of pictures, and seconds; on a GPU, which goes on by itself, neither."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def since(self, before: Encoded) -> Encoded:
+        """What it has done since."""
+        return Encoded(self.tokens - before.tokens, self.seconds - before.seconds)
+
+
 class VisionEncoder:
     """The model's vision tower, batched, with a memory of the pictures that it has encoded.
 
@@ -46,6 +58,11 @@ class VisionEncoder:
         self._family = family
         self._device, self._dtype = device, dtype
         self._known: LRUCache[bytes, ImageFeatures] = LRUCache(memory_bytes, getsizeof=lambda known: known.bytes)
+        self.done = Encoded()
+
+    def knows(self, picture: Picture) -> bool:
+        """Whether it has encoded the picture, and remembers it."""
+        return picture.digest in self._known
 
     def encode(self, pictures: Sequence[tuple[Picture, Mapping[str, Tensor]]]) -> list[ImageFeatures]:
         """The features of pictures, each given with its prompt's processor tensors; new ones are encoded in one pass.
@@ -78,6 +95,7 @@ class VisionEncoder:
         return found
 
     def _encode_new(self, pictures: Sequence[tuple[Picture, Mapping[str, Tensor]]]) -> list[ImageFeatures]:
+        began = monotonic()
         parts = [cut(features, picture.slices, self._family.image_dim) for picture, features in pictures]
         assert self._tower is not None, "pictures for a model that reads none"
         output = self._tower(**self.tensors(parts))
@@ -88,13 +106,16 @@ class VisionEncoder:
         if sum(counts) != len(features):
             raise ImageMismatch(f"{sum(counts)} image tokens stand for images of {len(features)}")
         ends = [sum(counts[: place + 1]) for place in range(len(counts))]
-        return [
+        found = [
             ImageFeatures(
                 features[end - count : end].to(self._dtype).clone(),
                 None if deeper is None else deeper[:, end - count : end].to(self._dtype).clone(),
             )
             for end, count in zip(ends, counts, strict=True)
         ]
+        if self._device.type == "cpu":
+            self.done = Encoded(self.done.tokens + sum(counts), self.done.seconds + monotonic() - began)
+        return found
 
 
 def _flat(features: Tensor | Sequence[Tensor]) -> Tensor:

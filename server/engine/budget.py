@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FLOOR = 32  # tokens: smaller chunks cost more passes than they save time
 WEIGHT = 0.2  # of the newest measurement
-CAUTION = 2  # mean deviations above the mean: passes differ by how many new pictures begin in them
+CAUTION = 2  # mean deviations above the mean: passes differ by more than their tokens
 
 
 class Budget:
@@ -21,6 +21,7 @@ class Budget:
         self._max_gap = max_gap
         self._step: float | None = None  # seconds of a step without prompts
         self._prompts = _Cost()
+        self._pictures = _Cost()
 
     def tokens(self, decoding: int) -> int:
         """Of prompts, in the next step, beside so many decoding rows."""
@@ -30,17 +31,27 @@ class Budget:
         step = self._step or 0.0
         return max(FLOOR, min(self.limit, int(max(self._max_gap - step, step) / token)))
 
-    def observe(self, seconds: float, decoding: int, prompt_tokens: int) -> None:
-        """Learn from a step."""
+    def pictures(self, tokens: int) -> float:
+        """Prompt tokens that take as long as encoding pictures of so many tokens."""
+        token, encoded = self._prompts.token, self._pictures.token
+        return 0.0 if token is None or encoded is None else tokens * encoded / token
+
+    def observe(
+        self, seconds: float, decoding: int, prompt_tokens: int, encoded_tokens: int = 0, encoding: float = 0.0
+    ) -> None:
+        """Learn from a step, of which `encoding` seconds went into pictures of so many tokens."""
+        if encoded_tokens:
+            self._pictures.observe(max(encoding, 1e-9), encoded_tokens)
         if prompt_tokens:
             alone = self._step if decoding and self._step is not None else 0.0
-            self._prompts.observe(max(seconds - alone, 1e-9), prompt_tokens)
+            self._prompts.observe(max(seconds - alone - encoding, 1e-9), prompt_tokens)
         elif decoding:
             self._step = seconds if self._step is None else (1 - WEIGHT) * self._step + WEIGHT * seconds
 
 
 class _Cost:
-    """What a prompt's token costs: the mean of the last passes, by their tokens, and how far these lie from it.
+    """What a token of a prompt or of a picture costs: the mean of the last passes, by their tokens, and how far these
+    lie from it.
 
     By their tokens: a pass over a few of them costs as much as one over many, and says little about these.
     """

@@ -128,7 +128,7 @@ class OwnEngine:
 
         `failure` is set when a batch and then all of its rows alone fail: nothing can be served any more.
         """
-        began = monotonic()
+        began, encoded = monotonic(), self.backbone.encoded
         plan = self.scheduler.schedule(self._rows)
         events = [self._fail(request, error) for request, error in plan.refused]
         # Decided for the whole step: where its rows are run one by one, all of them are tapped or none.
@@ -144,7 +144,8 @@ class OwnEngine:
                 self._advance(request, token, logprobs.get(row))
                 for row, (request, token) in enumerate(zip(computed.requests, tokens, strict=True))
             )
-        self.scheduler.budget.observe(monotonic() - began, plan.decoding, plan.prompt_tokens)
+        encoded = self.backbone.encoded.since(encoded)
+        self.scheduler.budget.observe(monotonic() - began, plan.decoding, plan.prompt_tokens, *encoded)
         return events
 
     def _run(self, work: Sequence[Work], events: list[Event], *, tapping: bool) -> Computed | None:

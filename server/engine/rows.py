@@ -51,6 +51,10 @@ class BackboneRows:
         """How many tokens, of about `count`, may be computed in one step."""
         return self._backbone.chunk(row_of(request), count)
 
+    def unseen(self, request: OwnRequest, count: int) -> int:
+        """Image tokens of the pictures that a pass over its next `count` tokens has to encode."""
+        return self._backbone.unseen(row_of(request), count)
+
     def reserve(self, request: OwnRequest, count: int) -> bool:
         """Make sure of room for a request's next tokens; False if there is none."""
         try:

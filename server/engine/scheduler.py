@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from server.engine.budget import Budget
+from server.engine.budget import FLOOR, Budget
 from server.engine.own_request import OwnRequest
 from server.engine.shares import Shares
 
@@ -24,6 +24,9 @@ class RowAllocator(Protocol):
 
     def chunk(self, request: OwnRequest, count: int) -> int:
         """How many tokens, of about `count`, may be computed in one step."""
+
+    def unseen(self, request: OwnRequest, count: int) -> int:
+        """Image tokens of the pictures that are encoded with its next `count` tokens."""
 
     def reserve(self, request: OwnRequest, count: int) -> bool:
         """Make sure of room for a request's next tokens; False if there is none."""
@@ -88,10 +91,10 @@ class Scheduler:
         for request in [each for each in self.running.values() if each.decodes]:
             if request.id in self.running:  # or it has made room for one before it
                 self._run(request, 1, plan, rows)
-        left = self.budget.tokens(plan.decoding)
+        left: float = self.budget.tokens(plan.decoding)
         admitting = True
         for request in self._prompts():
-            if left <= 0:
+            if left < 1:
                 break
             if request.row is None:
                 admitting = (
@@ -101,7 +104,7 @@ class Scheduler:
                     and self._admit(request, plan, rows)
                 )
             if request.id in self.running:
-                left -= self._run(request, rows.chunk(request, left), plan, rows)
+                left -= self._chunk(request, left, plan, rows)
         self._computed += plan.prompt_tokens
         return plan
 
@@ -137,6 +140,23 @@ class Scheduler:
         if request.source is not None and request in request.source.followers:
             request.source.followers.remove(request)
         return True
+
+    def _chunk(self, request: OwnRequest, left: float, plan: StepPlan, rows: RowAllocator) -> float:
+        """Plan some of a prompt; what it takes of the tokens that are left, its new pictures counted like tokens."""
+        count = rows.chunk(request, int(left))
+        pictures = self._encoding(request, count, plan, rows)
+        if pictures and left - pictures < FLOOR:
+            if plan.prompt_tokens:
+                return left  # it begins with the next step
+            left = pictures + FLOOR  # no step is shorter than a picture
+        if pictures:
+            count = rows.chunk(request, int(left - pictures))
+            pictures = self._encoding(request, count, plan, rows)
+        return self._run(request, count, plan, rows) + pictures
+
+    def _encoding(self, request: OwnRequest, count: int, plan: StepPlan, rows: RowAllocator) -> float:
+        """Tokens that take as long as its new pictures, where somebody waits for the step to end."""
+        return self.budget.pictures(rows.unseen(request, count)) if plan.decoding else 0.0
 
     def _run(self, request: OwnRequest, count: int, plan: StepPlan, rows: RowAllocator) -> int:
         """Plan so many of a request's next tokens; how many of its prompt these are."""

@@ -97,6 +97,25 @@ def test_another_image_is_another_prefix(remembering: Backbone, backbone: Backbo
     torch.testing.assert_close(forced(remembering, other, []), forced(backbone, other, []), atol=TOLERANCE, rtol=0)
 
 
+@families_that_see
+def test_what_a_pass_will_encode_is_known_before_it(remembering: Backbone) -> None:
+    prompt = long_prompt(remembering, 150, seed=21)
+    expected = sum(picture.tokens for picture in prompt.pictures)
+    first = min(place for place, token in enumerate(prompt.ids) if token == remembering._image_token_id)
+    row = remembering.open_row(prompt, 2)
+    found = [remembering.unseen(row, count) for count in (first, first + 1, row.pending)]
+    assert found == [0, prompt.pictures[0].tokens, expected]
+    before = remembering.encoded
+    remembering.prefill([row])
+    tokens, seconds = remembering.encoded.since(before)
+    assert tokens == expected
+    assert seconds > 0
+    again = remembering.open_row(Prompt([*prompt.ids[:-9]], prompt.features, prompt.image_tokens, prompt.pictures), 2)
+    assert remembering.unseen(again, again.pending) == 0, "its picture is remembered"
+    for each in (row, again):
+        remembering.close_row(each)
+
+
 def test_the_prober_s_state_is_right_under_a_hit(remembering: Backbone, backbone: Backbone) -> None:
     prompt = long_prompt(remembering, 150, seed=4)
     states = []

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.errors import OutOfRows
 from models.prompt import Prompt
 from models.sampling import RowSampler, SamplingParams
+from models.vision import Encoded
 from server.engine.own_request import OwnRequest
 from server.request import Ask, Schema
 from steering.policy import Mode, Policy
@@ -99,6 +100,11 @@ class FakeBackbone:
 
     def chunk(self, row: FakeRow, count: int) -> int:
         return min(count, row.pending)
+
+    encoded = Encoded()
+
+    def unseen(self, row: FakeRow, count: int) -> int:
+        return 0
 
     def close_row(self, row: FakeRow) -> None:
         if row.open:

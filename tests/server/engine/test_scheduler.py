@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ class Memory:
         self.room = room
         self.rows: list[Row] = []
         self.broken: set[str] = set()
+        self.pictures: dict[str, tuple[int, int]] = {}  # by request: where its picture begins, and that one's tokens
 
     @property
     def held(self) -> int:
@@ -47,6 +49,11 @@ class Memory:
 
     def chunk(self, request: OwnRequest, count: int) -> int:
         return min(count, request.pending)
+
+    def unseen(self, request: OwnRequest, count: int) -> int:
+        start, tokens = self.pictures.get(request.id, (0, 0))
+        row = cast(Any, request.row)
+        return tokens if row.length <= start < row.length + count else 0
 
     def reserve(self, request: OwnRequest, count: int) -> bool:
         row = cast(Any, request.row)
@@ -213,6 +220,47 @@ def test_no_step_beside_decoding_rows_takes_longer_than_the_gap(
             run(known=True)
     drain(known=True)
     assert memory.held == 0
+
+
+def test_a_picture_takes_its_share_of_the_gap() -> None:
+    """A token takes 1 ms, a step of itself 10 ms, a picture of 100 tokens 50 ms more."""
+    scheduler, memory = Scheduler(max_running=8, prefill_tokens=1000, max_gap=0.2), Memory()
+    for _ in range(30):
+        scheduler.budget.observe(0.010, 1, 0)
+        scheduler.budget.observe(0.010 + 0.150, 1, 100, 100, 0.050)
+    assert scheduler.budget.pictures(100) == pytest.approx(50, abs=1)
+    scheduler.add(request("talks", 1))
+    computed(scheduler.schedule(memory))
+    for name in "abc":
+        scheduler.add(request(name, 110))
+        memory.pictures[name] = (5, 100)
+    steps = []
+    while any(not each.decodes for each in scheduler.live()):
+        plan = scheduler.schedule(memory)
+        begin = [each for each, count in plan.work if not each.decodes and memory.unseen(each, count)]
+        steps.append((len(begin), plan.prompt_tokens))
+        assert 0.010 + 0.050 * len(begin) + 0.001 * plan.prompt_tokens <= 0.2 + 0.003
+        computed(plan)
+    assert sum(tokens for _, tokens in steps) == 330
+    assert [pictures for pictures, _ in steps] == [1, 1, 1], "two of them leave no room for their tokens"
+
+
+def test_a_picture_that_passes_the_gap_gets_on_by_itself() -> None:
+    scheduler, memory = Scheduler(max_running=8, prefill_tokens=1000, max_gap=0.2), Memory()
+    for _ in range(30):
+        scheduler.budget.observe(0.010, 1, 0)
+        scheduler.budget.observe(0.010 + 0.100 + 0.900, 1, 100, 100, 0.900)
+    scheduler.add(request("talks", 1))
+    computed(scheduler.schedule(memory))
+    for name in "ab":
+        scheduler.add(request(name, 110))
+        memory.pictures[name] = (5, 100)
+    found = []
+    for _ in range(4):
+        plan = scheduler.schedule(memory)
+        found.append([(each.id, count) for each, count in plan.work if not each.decodes])
+        computed(plan)
+    assert found == [[("a", FLOOR)], [("a", 110 - FLOOR)], [("b", FLOOR)], [("b", 110 - FLOOR)]]
 
 
 def test_the_youngest_makes_room_and_is_the_next_to_come_back() -> None:
