@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import process_time
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 from unittest.mock import patch
 
 import torch
@@ -189,12 +189,27 @@ def loads(costs: Costs) -> dict[str, Clients]:
     }
 
 
-def _row(found: tuple[float, Sequence[Sequence[float]]]) -> list[str]:
-    seconds, marks = found
+class Figures(NamedTuple):
+    """Of a load: tokens a second, and seconds."""
+
+    tokens_per_second: float
+    first_p50: float
+    first_p99: float
+    gap_p50: float
+    gap_p99: float
+
+
+def figures(seconds: float, marks: Sequence[Sequence[float]]) -> Figures:
+    """Those of what `simulate` found."""
     first = [times[1] - times[0] for times in marks]
     gaps = [after - before for times in marks for before, after in pairwise(times[1:])]
     latencies = [percentile(values, share) for values in (first, gaps) for share in (50, 99)]
-    return [f"{ANSWER * len(marks) / seconds:.0f}", *(f"{1000 * value:,.0f}" for value in latencies)]
+    return Figures(ANSWER * len(marks) / seconds, *latencies)
+
+
+def _row(found: Figures) -> list[str]:
+    speed, *latencies = found
+    return [f"{speed:.0f}", *(f"{1000 * value:,.0f}" for value in latencies)]
 
 
 def main(
@@ -211,7 +226,7 @@ def main(
         table = Table("max_gap_ms", "tokens/s", "first token p50, ms", "p99", "between tokens p50", "p99", title=name)
         for gap in GAPS:
             shown = "none" if gap is None else f"{1000 * gap:.0f}"
-            table.add_row(shown, *_row(simulate(loads(costs)[name], costs, gap)))
+            table.add_row(shown, *_row(figures(*simulate(loads(costs)[name], costs, gap))))
         console.print(table)
 
 
