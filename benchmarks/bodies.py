@@ -19,7 +19,7 @@ from rich.table import Table
 from server.api.chat import ChatJob
 from server.api.completions import CompletionJob
 from server.errors import BadRequest
-from server.http.body import validated
+from server.http.body import JsonLimits, validated
 from server.settings.schema import Settings
 
 TICK = 0.001  # seconds between two looks at the clock
@@ -78,13 +78,7 @@ async def outcome_of(body: bytes, validate: Validate, threads: ThreadPoolExecuto
     """What becomes of a body."""
     settings = Settings()
     try:
-        await validated(
-            body,
-            validate,
-            max_values=settings.max_json_values,
-            max_containers=settings.max_json_containers,
-            threads=threads,
-        )
+        await validated(body, validate, JsonLimits.of(settings), threads)
     except BadRequest as error:
         return f"400: {str(error)[:60]}"
     return "taken"

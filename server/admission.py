@@ -132,11 +132,6 @@ class Admission:
         return self._client.tenant
 
     @property
-    def key(self) -> str:
-        """Whose turn its work takes where work waits."""
-        return self._client.name
-
-    @property
     def terms(self) -> PolicySettings:
         """What the client's policy says."""
         return self._client.terms

@@ -26,7 +26,7 @@ from server.engine.client_protocol import ClientProtocol
 from server.engine.live import NotReady, QueueFull
 from server.engine.wire import Parcel
 from server.errors import NotFound, TooManyRequests, Unavailable, shown
-from server.http.body import BodyLimits, read_body, validated
+from server.http.body import BodyLimits, JsonLimits, read_body, validated
 from server.media.images import Images, RequestImages
 from server.record.audit.log import AuditLog
 from server.record.audit.sink import Sink
@@ -241,13 +241,7 @@ class Service:
                 call.body = data
             return validate(data)
 
-        return await validated(
-            body,
-            kept,
-            max_values=settings.max_json_values,
-            max_containers=settings.max_json_containers,
-            threads=self._parse_thread,
-        )
+        return await validated(body, kept, JsonLimits.of(settings), self._parse_thread)
 
     async def prepared(
         self, admission: Admission, images: Mapping[str, str], prepare: Callable[[RequestImages], T], deadline: Deadline
@@ -259,7 +253,7 @@ class Service:
         async with deadline.held():
             found = await self.images.of(images)
             lane = self._prepare_images if images else self._prepare
-            return await lane.run(partial(self._prepared, admission.call, prepare, found), admission.key)
+            return await lane.run(partial(self._prepared, admission.call, prepare, found), admission.tenant)
 
     async def accept(self, admission: Admission, job: Job, intake: Intake, deadline: Deadline) -> Choices:
         """What a job prepares in a worker thread, accepted by the engine, all or none. Raises ApiError."""

@@ -20,12 +20,13 @@ from starlette.responses import Response
 
 from server.errors import BadRequest, BodyTooLarge, ClientGone, UnsupportedBody, shown
 from server.http.body_budget import HeldBody
+from server.http.long_strings import loads
 from server.settings.schema import Settings
 
 T = TypeVar("T")
 
 FEW_VALUES = 1_000  # so many are parsed and validated in a few milliseconds, on the event loop
-COUNTED_AT_ONCE = 2**20  # bytes: counting these takes about a millisecond
+COUNTED_AT_ONCE = 2**20  # bytes: counting these takes about a millisecond, and so does parsing them
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,23 @@ class BodyLimits:
     def due(self, received: int) -> float:
         """Seconds from the start until more than `received` bytes must have come."""
         return min(self.seconds, self.stall_seconds + received / self.rate)
+
+
+@dataclass(frozen=True)
+class JsonLimits:
+    """How much a body may hold.
+
+    `values`: commas and opening brackets, also those within texts, since nothing is parsed to count them.
+    `containers`: arrays and objects, counted exactly.
+    """
+
+    values: int
+    containers: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> JsonLimits:
+        """As the settings say."""
+        return cls(settings.max_json_values, settings.max_json_containers)
 
 
 async def read_body(request: Request, limits: BodyLimits, held: HeldBody) -> bytearray:
@@ -69,27 +87,28 @@ async def read_body(request: Request, limits: BodyLimits, held: HeldBody) -> byt
 
 
 async def validated(
-    body: bytes | bytearray, validate: Callable[[object], T], *, max_values: int, max_containers: int, threads: Executor
+    body: bytes | bytearray, validate: Callable[[object], T], limits: JsonLimits, threads: Executor
 ) -> T:
-    """What `validate` makes of a JSON body; one of many values is parsed and validated by `threads`.
+    """What `validate` makes of a JSON body; one of many values or bytes is parsed and validated by `threads`.
 
-    `max_values`: commas and opening brackets, also those within texts, since nothing is parsed to count them.
-    `max_containers`: arrays and objects, counted exactly. Raises BadRequest, and what `validate` raises.
+    Raises BadRequest, and what `validate` raises.
     """
     values = await count_values(body)
-    if values > max_values:
+    if values > limits.values:
         raise BadRequest(
-            f"The body holds {values} commas and brackets; the limit is {max_values} (max_json_values).",
+            f"The body holds {values} commas and brackets; the limit is {limits.values} (max_json_values).",
             code="too_many_values",
         )
 
     def work() -> T:
         data = parsed(body)
-        if values > max_containers:  # or there cannot be more
-            check_containers(data, max_containers)
+        if values > limits.containers:  # or there cannot be more
+            check_containers(data, limits.containers)
         return validate(data)
 
-    return work() if values <= FEW_VALUES else await asyncio.get_running_loop().run_in_executor(threads, work)
+    if values <= FEW_VALUES and len(body) <= COUNTED_AT_ONCE:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 async def count_values(body: bytes | bytearray) -> int:
@@ -106,7 +125,7 @@ async def count_values(body: bytes | bytearray) -> int:
 def parsed(body: bytes | bytearray) -> object:
     """The JSON value. Raises BadRequest."""
     try:
-        return orjson.loads(body)
+        return loads(body)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
 

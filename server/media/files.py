@@ -49,12 +49,12 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
         raise MediaError(f"the media type {kind[:40]!r} is not supported; supported are {', '.join(FORMATS)}")
     if parameters[-1] != "base64":
         raise MediaError("a data URL must be base64-encoded: data:image/png;base64,...")
-    payload = url[header.end() :]
-    if len(payload) * 3 // 4 - 2 > max_bytes:
-        raise MediaError(f"the image has about {len(payload) * 3 // 4} bytes, the limit is {max_bytes}")
-    if len(payload) % 4:
+    length = len(url) - header.end()
+    if length * 3 // 4 - 2 > max_bytes:
+        raise MediaError(f"the image has about {length * 3 // 4} bytes, the limit is {max_bytes}")
+    if length % 4:
         raise MediaError("the data URL is not valid base64: its length is not a multiple of 4")
-    data = _from_base64(payload)
+    data = _from_base64(url, header.end())
     if not data:
         raise MediaError("the data URL holds no data")
     if len(data) > max_bytes:
@@ -62,15 +62,17 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
     return data
 
 
-def _from_base64(payload: str) -> bytes:
-    """In slices, between which other threads have a turn. Raises MediaError."""
-    if "=" in payload[:-2]:
+def _from_base64(url: str, begin: int) -> bytes:
+    """In slices, between which other threads have a turn; nothing copies all of it at once. Raises MediaError."""
+    if url.find("=", begin, len(url) - 2) >= 0:
         raise MediaError("the data URL is not valid base64: it has padding before its end")
-    slices = (payload[at : at + BASE64_SLICE] for at in range(0, len(payload), BASE64_SLICE))
+    data = io.BytesIO()
     try:
-        return b"".join([binascii.a2b_base64(each, strict_mode=True) for each in slices])
+        for at in range(begin, len(url), BASE64_SLICE):
+            data.write(binascii.a2b_base64(url[at : at + BASE64_SLICE], strict_mode=True))
     except (binascii.Error, ValueError):
         raise MediaError("the data URL is not valid base64") from None
+    return data.getvalue()
 
 
 def image_size(data: bytes, max_pixels: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import monotonic
@@ -49,11 +49,11 @@ class Lane:
         for number in range(count):
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
-    async def run(self, work: Callable[[], T], key: str = "") -> T:
+    async def run(self, work: Callable[[], T], key: Hashable = None) -> T:
         """What `work` returns or raises in one of the threads. Work whose caller has gone is not begun."""
         return await asyncio.wrap_future(self.submit(work, key))
 
-    def submit(self, work: Callable[[], T], key: str = "") -> Future[T]:
+    def submit(self, work: Callable[[], T], key: Hashable = None) -> Future[T]:
         """Work to be done for a key, for any thread."""
         piece = _Piece(work)
         with self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -16,8 +17,10 @@ class Turns(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[T]] = {}
-        self._last: dict[str, int] = {}  # number of each key's last turn; there are as many as the server has clients
+        self._waiting: dict[Hashable, deque[T]] = {}
+        self._last: dict[
+            Hashable, int
+        ] = {}  # number of each key's last turn; there are as many as the server has clients
         self._number = 0
 
     def __len__(self) -> int:
@@ -27,7 +30,7 @@ class Turns(Generic[T]):
         """The first of each key."""
         return [waiting[0] for waiting in self._waiting.values()]
 
-    def put(self, key: str, item: T) -> None:
+    def put(self, key: Hashable, item: T) -> None:
         """Add what is last in its key's order."""
         self._waiting.setdefault(key, deque()).append(item)
 

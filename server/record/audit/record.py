@@ -17,6 +17,7 @@ CONTENT_FIELDS = ("messages", "prompt", "input")
 TEXT_FIELDS = ("content", "text", "refusal", "prompt", "input")  # words, which are kept as they are
 FILE_FIELDS = ("url", "image_url", "data", "file_data")  # of images, audio and files
 MAX_WORD = 256  # characters of any other string: names, types, what nobody knows
+HASHED_AT_ONCE = 2**20  # characters
 
 
 class Outcome(StrEnum):
@@ -104,4 +105,7 @@ def _hashed(url: str, fetched: Mapping[str, bytes]) -> str:
 
 
 def _hashed_as_sent(text: str) -> str:
-    return "sha256-as-sent:" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    digest = hashlib.sha256()
+    for at in range(0, len(text), HASHED_AT_ONCE):  # other threads have a turn in between
+        digest.update(text[at : at + HASHED_AT_ONCE].encode(errors="surrogatepass"))
+    return "sha256-as-sent:" + digest.hexdigest()

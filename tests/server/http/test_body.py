@@ -12,7 +12,7 @@ import pytest
 
 from server.errors import BadRequest
 from server.http import body as bodies
-from server.http.body import FEW_VALUES, check_containers, count_values, validated
+from server.http.body import FEW_VALUES, JsonLimits, check_containers, count_values, validated
 
 
 @pytest.fixture(name="threads", scope="module")
@@ -28,8 +28,8 @@ def where(_: object) -> str:
 async def test_few_values_are_validated_on_the_event_loop_and_many_beside_it(threads: Executor) -> None:
     few, many = (orjson.dumps([1] * number) for number in (FEW_VALUES - 10, FEW_VALUES + 10))
     here = threading.current_thread().name
-    assert await validated(few, where, max_values=10**6, max_containers=10, threads=threads) == here
-    assert await validated(many, where, max_values=10**6, max_containers=10, threads=threads) != here
+    assert await validated(few, where, JsonLimits(10**6, 10), threads) == here
+    assert await validated(many, where, JsonLimits(10**6, 10), threads) != here
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ async def test_more_values_than_the_limit_are_refused_and_never_parsed(
 ) -> None:
     monkeypatch.setattr(bodies, "parsed", lambda _: pytest.fail("it was parsed"))
     with pytest.raises(BadRequest, match=r"commas and brackets; the limit is 200000 \(max_json_values\)"):
-        await validated(body, where, max_values=200_000, max_containers=20_000, threads=threads)
+        await validated(body, where, JsonLimits(200_000, 20_000), threads)
 
 
 async def test_the_loop_turns_while_a_body_is_counted() -> None:
@@ -75,12 +75,18 @@ def test_containers_are_counted_exactly() -> None:
 
 async def test_the_limit_of_containers_holds_for_small_bodies_too(threads: Executor) -> None:
     body = orjson.dumps([[], [], []])
-    assert await validated(body, lambda data: data, max_values=100, max_containers=4, threads=threads) == [[], [], []]
+    assert await validated(body, lambda data: data, JsonLimits(100, 4), threads) == [[], [], []]
     with pytest.raises(BadRequest, match=r"more than 3 arrays and objects \(max_json_containers\)"):
-        await validated(body, lambda data: data, max_values=100, max_containers=3, threads=threads)
+        await validated(body, lambda data: data, JsonLimits(100, 3), threads)
 
 
 async def test_a_text_of_brackets_is_only_counted_as_values(threads: Executor) -> None:
     body = orjson.dumps({"text": "[{," * 5000})
-    found = await validated(body, lambda data: data, max_values=20_000, max_containers=1, threads=threads)
+    found = await validated(body, lambda data: data, JsonLimits(20_000, 1), threads)
     assert found == {"text": "[{," * 5000}
+
+
+async def test_a_large_body_is_parsed_beside_the_event_loop_however_few_its_values(threads: Executor) -> None:
+    body = orjson.dumps(["x" * bodies.COUNTED_AT_ONCE])
+    here = threading.current_thread().name
+    assert await validated(body, where, JsonLimits(10, 10), threads) != here
