@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from models.patterns import extent_of
+from models.tidied import PATTERNS, tidied
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -40,9 +41,8 @@ LIMITS = LLParserLimits(
     precompute_large_lexemes=False,
     verbose_errors=False,
 )
-# Any amount of white space is valid JSON, and where a model falls into writing it, it never ends: a space between two
-# values, or a line break with its indentation.
-_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r" |\n {0,32}", "lenient": False, "coerce_one_of": False}
+# Without white space: any amount of it is valid JSON, and where a model falls into writing it, it never ends.
+_OPTIONS: JsonCompileOptions = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
 _SPECIAL_GROUP = re.compile(r"\(\?(?!:)")  # flags would change what a repetition looks like
 
 
@@ -63,7 +63,7 @@ def compile_schema(vocabulary: LLTokenizer, schema: Mapping[str, Any]) -> LLMatc
 
     Without any limit of time and memory but those of `check_schema`, which is the caller's to ask first.
     """
-    source = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
+    source = LLMatcher.grammar_from_json_schema(json.dumps(tidied(schema)), overrides=_OPTIONS)
     matcher = LLMatcher(vocabulary, source, log_level=0, limits=LIMITS)
     if matcher.is_error():
         raise SchemaError(reason_of(matcher, "it is too complex"))
@@ -100,7 +100,7 @@ def check_size(schema: Mapping[str, Any]) -> None:
 def check_schema(schema: Mapping[str, Any]) -> None:
     """Raise SchemaError where a schema is too large or known to be dear, or sets options of the compiler."""
     for key, value in _walk(schema):
-        _check_value(key, value)
+        _check_value(schema, key, value)
     if len(json.dumps(schema, ensure_ascii=False)) > MAX_SCHEMA_CHARACTERS:
         raise SchemaError(f"it has more than {MAX_SCHEMA_CHARACTERS} characters")
     if "x-guidance" in schema:
@@ -128,14 +128,31 @@ def _walk(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             waiting += [(depth + 1, "", each) for each in value]
 
 
-def _check_value(key: str, value: Any) -> None:  # noqa: ANN401  JSON of any shape
-    if key == "pattern" and isinstance(value, str):
-        _check_pattern(value)
+def _check_value(schema: Mapping[str, Any], key: str, value: Any) -> None:  # noqa: ANN401  JSON of any shape
+    patterns = [value] if key == "pattern" and isinstance(value, str) else []
     if key == "patternProperties" and isinstance(value, dict):
-        for pattern in value:
-            _check_pattern(pattern)
+        patterns = [*value]
+    for pattern in patterns:
+        try:
+            _check_pattern(PATTERNS.get(pattern, pattern))
+        except SchemaError as error:
+            raise SchemaError(f"{error}: {pattern[:80]!r} in {_place_of(schema, value)}") from None
     if isinstance(value, dict):
         _check_divisor(value)
+
+
+def _place_of(schema: Mapping[str, Any], wanted: object) -> str:
+    """The keys that lead to a value of a schema."""
+    waiting: list[tuple[tuple[str, ...], object]] = [((), schema)]
+    while waiting:
+        place, value = waiting.pop()
+        if value is wanted:
+            return ".".join(place)[:200]
+        if isinstance(value, dict):
+            waiting += [((*place, str(key)), each) for key, each in value.items()]
+        elif isinstance(value, list):
+            waiting += [((*place, str(number)), each) for number, each in enumerate(value)]
+    raise AssertionError("the value is in the schema")
 
 
 def _check_divisor(schema: Mapping[str, Any]) -> None:

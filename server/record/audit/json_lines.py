@@ -22,6 +22,7 @@ from server.record.audit.usage import Usage, Used, joined
 logger = logging.getLogger(__name__)
 
 BLOCK = 65536
+BEGINNING = b'{"time":'  # of a record; within a text its marks would be escaped
 
 
 class JsonLines:
@@ -113,7 +114,10 @@ class JsonLines:
 
 
 class JsonLinesReader:
-    """Reads a log that may be in use, or may have ended with a kill."""
+    """Reads a log that may be in use, or may have ended with a kill, or on a disk that lost a part of it.
+
+    Every whole record is read; a warning tells how many lines were none.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -132,15 +136,27 @@ class JsonLinesReader:
         if not self._path.exists():
             raise SinkError(f"there is no audit log {self._path}")
         for part in parts(self._path):
+            damaged = 0
             with part.open("rb") as file:
                 for line in file:
                     if not line.endswith(b"\n"):
                         continue  # the one that is being written, or that a kill cut off
-                    try:
-                        record = orjson.loads(line)
-                    except orjson.JSONDecodeError as error:
-                        raise SinkError(f"{part} holds a line that is no record: {error}") from error
-                    yield record
+                    text = line.strip(b"\0 \t\r\n")  # some file systems leave zeros after a crash
+                    record = _record(text)
+                    damaged += text != b"" and (record is None or text.rfind(BEGINNING) > 0)
+                    if record is not None:
+                        yield record
+            if damaged:
+                logger.warning("%s holds %d damaged lines; what was no whole record is left out", part, damaged)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line, also after the first half of another; None if there is no whole one."""
+    try:
+        found = orjson.loads(line[max(0, line.rfind(BEGINNING)) :])
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) and found.keys() >= {"time", "key"} else None
 
 
 def parts(path: Path) -> list[Path]:

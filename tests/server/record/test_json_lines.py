@@ -171,6 +171,20 @@ def test_the_reader_filters_and_takes_the_last(path: Path) -> None:
     assert ids(path, Filter(last=9, outcome="failed")) == []
     with pytest.raises(SinkError, match="there is no audit log"):
         ids(path.with_name("none"))
-    path.write_text("no record\n")
-    with pytest.raises(SinkError, match="holds a line that is no record"):
-        ids(path)
+
+
+def test_what_a_disk_has_damaged_hides_no_whole_record(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(path) as lines:
+        lines.write([record(number) for number in range(5)])
+    first, second, third, fourth, last = path.read_bytes().splitlines(keepends=True)
+    assert ids(path) == names(range(5))
+    assert not caplog.records
+    half = first[: len(first) // 2]
+    path.write_bytes(
+        first + b"\n" + second + half + b"\n" + bytes(512) + third + half + fourth + b"no record\n5\n" + last + half
+    )
+    assert ids(path) == names(range(5))
+    assert [each.getMessage() for each in caplog.records] == [
+        f"{path} holds 4 damaged lines; what was no whole record is left out"
+    ]
+    assert JsonLinesReader(path).usage()[None].requests == 5
