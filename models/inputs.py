@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jinja2
@@ -24,23 +24,16 @@ from models.errors import PromptError, PromptTooLong
 from models.families import Detail, Family
 from models.image_counts import least_tokens
 from models.images import pictures_of
-from models.pieces import SENTINEL, SENTINELS, PieceTokenizer, SentinelTokenizer, SpecialTokens
+from models.pieces import SENTINELS, PieceTokenizer, SentinelTokenizer, SpecialTokens
 from models.pixels import ImageFile
 from models.processed import NOTHING, ImageProcessor, ProcessedMemory, PromptImages
 from models.prompt import Prompt
+from models.stand_ins import StandIns
+from models.tool_turns import Reads, in_plain_turns, reads_of, tool_fields
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 _STAND_IN = Image.new("RGB", (1, 1))  # for an image of which all is known
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A text part: what stands in its place in the rendering with sentinels, and its own words."""
-
-    where: str
-    core: str
-    field: str | None = None  # its name in a request, where a prompt can do without it
 
 
 class InputBuilder:
@@ -64,6 +57,7 @@ class InputBuilder:
         self._special = SpecialTokens(self._tokenizer)
         self._max_tokens = max_tokens
         self._pieces = PieceTokenizer(self._tokenizer)
+        self.reads: Reads = reads_of(self._render)
 
     @property
     def template_hash(self) -> str:
@@ -85,33 +79,38 @@ class InputBuilder:
         messages: Sequence[Mapping[str, Any]],
         images: Sequence[Image.Image | ImageFile],
         details: Sequence[str] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Prompt:
         """The prompt of a chat.
 
         `messages`: `{"role", "content": [{"type": "text", "text": ...} | {"type": "image"}, ...]}`, and a `name`;
-        a string as content is one text. `images` in order of appearance, each
-        at its level of `details`, which is "auto" where none are given. Names that the template leaves out are told
-        in the prompt's `unused`. Raises `PromptError`, and what decoding raises.
+        a string as content is one text; `tool_calls` and `tool_call_id` as of OpenAI, `arguments` decoded. `images`
+        in order of appearance, each at its level of `details`, which is "auto" where none are given. Names and `tools`
+        that the template leaves out are told in the prompt's `unused`; where it has no turns for calls, they are words.
+        Raises `PromptError`, and what decoding raises.
         """
         chat = [_message(message, place) for place, message in enumerate(messages)]
         if not chat:
             raise PromptError("messages is empty")
+        if not self.reads.turns:
+            chat = in_plain_turns(chat)
         if not self._family.sees:
             _check_no_images(chat)
         _check_image_count(chat, len(images))
         pictures = self._detailed(images, details)
-        texts: list[_Text] = []
-        skeleton = self._render(_with_sentinels(chat, texts))
-        unused = _unused(skeleton, texts)
+        texts = StandIns()
+        skeleton = self._render(texts.chat(chat), texts.tools(tools))
+        unused = texts.unused(skeleton)
         if self._family.sees:
             self._check_placeholders(skeleton, len(images))
-        rendered = self._render(chat)
+        rendered = self._render(chat, tools)
         self._check_length([rendered], special=True)
         # The texts add a special token, alone, together or with the template's words around them?
         hostile = self._special.spelled(rendered) != self._special.spelled(SENTINELS.sub("", skeleton))
         if hostile:
-            self._check_length([text.core for text in texts], special=False)
-            prompt = self._process(self._with_pieces(texts), skeleton, pictures)
+            words = texts.written(skeleton, rendered)
+            self._check_length(words, special=False)
+            prompt = self._process(self._with_pieces(words), skeleton, pictures)
         else:
             prompt = self._process(copy.copy(self._processor), rendered, pictures)
         return replace(prompt, unused=unused)
@@ -155,12 +154,13 @@ class InputBuilder:
         if self._max_tokens is not None and self._pieces.exceed(texts, self._max_tokens, special=special):
             raise PromptTooLong(f"more than {self._max_tokens} tokens, the model's context")
 
-    def _render(self, chat: list[dict[str, Any]]) -> str:
+    def _render(self, chat: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         if not self._family.sees:
             chat = [_with_text(message) for message in chat]
         try:
             rendered, _ = render_jinja_template(
                 conversations=[chat],
+                tools=[*tools] or None,
                 chat_template=self._template,
                 add_generation_prompt=True,
                 **self._tokenizer.special_tokens_map,
@@ -174,10 +174,10 @@ class InputBuilder:
         if found != expected:
             raise PromptError(f"the model's chat template shows {found} of {expected} images; move them to user turns")
 
-    def _with_pieces(self, texts: Sequence[_Text]) -> Any:  # noqa: ANN401
+    def _with_pieces(self, words: Sequence[str]) -> Any:  # noqa: ANN401
         """A copy of the processor whose tokenizer knows what the sentinels stand for."""
         processor = copy.copy(self._processor)
-        processor.tokenizer = SentinelTokenizer(self._tokenizer, self._pieces, [text.core for text in texts])
+        processor.tokenizer = SentinelTokenizer(self._tokenizer, self._pieces, words)
         return processor
 
     def _decoded(self, images: PromptImages) -> list[Image.Image]:
@@ -223,8 +223,8 @@ def _message(message: Mapping[str, Any], place: int) -> dict[str, Any]:
         content = [{"type": "text", "text": content}]
     if not isinstance(content, Sequence):
         raise PromptError(f"messages[{place}].content is neither a text nor a list of parts")
-    name = {"name": message["name"]} if message.get("name") is not None else {}
-    return {"role": role, **name, "content": [_part(part, place) for part in content]}
+    more = {"name": message["name"]} if message.get("name") is not None else {}
+    return {"role": role, **more, **tool_fields(message), "content": [_part(part, place) for part in content]}
 
 
 def _part(part: Mapping[str, Any], place: int) -> dict[str, str]:
@@ -250,36 +250,3 @@ def _check_image_count(chat: Sequence[Mapping[str, Any]], count: int) -> None:
     parts = sum(part["type"] == "image" for message in chat for part in message["content"])
     if parts != count:
         raise PromptError(f"the messages hold {parts} images, {count} were given")
-
-
-def _with_sentinels(chat: Sequence[Mapping[str, Any]], texts: list[_Text]) -> list[dict[str, Any]]:
-    """The chat with a sentinel for each text, listed in `texts`. White space around stays: templates trim it."""
-    out: list[dict[str, Any]] = []
-    for place, message in enumerate(chat):
-        content = []
-        for part in message["content"]:
-            if part["type"] == "image" or not (core := part["text"].strip()):
-                content.append(part)
-                continue
-            before, after = part["text"].split(core, 1)
-            content.append({"type": "text", "text": f"{before}{SENTINEL.format(len(texts))}{after}"})
-            texts.append(_Text(where=f"messages[{place}]", core=core))
-        stand_in = {**message, "content": content}
-        if (name := message.get("name")) is not None:
-            stand_in["name"] = SENTINEL.format(len(texts))
-            texts.append(_Text(where=f"messages[{place}].name", core=name, field="messages.name"))
-        out.append(stand_in)
-    return out
-
-
-def _unused(skeleton: str, texts: Sequence[_Text]) -> Sequence[str]:
-    """The fields that the template leaves out. One that leaves out a message (often the system's) must not do so."""
-    shown = {int(number) for number in SENTINELS.findall(skeleton)}
-    unused: set[str] = set()
-    for number, text in enumerate(texts):
-        if number in shown:
-            continue
-        if text.field is None:
-            raise PromptError(f"the model's chat template leaves out the text of {text.where}")
-        unused.add(text.field)
-    return sorted(unused)

@@ -63,11 +63,15 @@ QUICK_SECONDS = 0.02  # of CPU, for a schema: most take a quarter of it
 
 @dataclass(frozen=True)
 class Schema:
-    """A JSON schema that was compiled within limits, and what that took: CPU seconds, bytes of memory."""
+    """A JSON schema that was compiled within limits, and what that took: CPU seconds, bytes of memory.
+
+    `param`: the path of the field that it came from.
+    """
 
     text: str
     seconds: float = 0.0
     memory_bytes: int = 0
+    param: str = "response_format"
 
     @property
     def quick(self) -> bool:

@@ -264,7 +264,7 @@ class Service:
         prepare = partial(self._packed, job, intake)
         parcel = await self.prepared(admission, job.images(intake.served, intake.settings), prepare, deadline)
         self._reserve(call, parcel.requests)
-        pipeline = partial(Pipeline.of, decoder=intake.served.decoder, stops=job.stops)
+        pipeline = partial(Pipeline.of, decoder=intake.served.decoder, stops=job.stops, parser=job.parser)
         choices = Choices(parcel, self.engine, pipeline, self.metrics, keep=self.recorder.keeps_answers)
         try:
             choices.start(deadline)

@@ -163,7 +163,9 @@ def _failure(generation: Generation) -> ApiError | None:
     """What the client is told if this choice ended without an answer."""
     match generation.finish:
         case Finish.ERROR if isinstance(generation.error, GrammarFailed):
-            return BadRequest(f"The answer could not follow the schema: {generation.error}.", param="response_format")
+            schema = generation.request.ask.schema
+            param = None if schema is None else schema.param
+            return BadRequest(f"The answer could not follow the schema: {generation.error}.", param=param)
         case Finish.ERROR if isinstance(generation.error, EngineFailed):
             return Unavailable("The model failed while it generated the answer.", code="engine_failed")
         case Finish.ERROR:

@@ -14,6 +14,8 @@ class Kind(Enum):
 
     TEXT = auto()  # what the client asked for
     REFUSAL = auto()  # what the guard made of it
+    CALL = auto()  # the name of a tool's function, which begins a call of it
+    ARGUMENTS = auto()  # JSON, of the call that was begun last
 
 
 class Delta(NamedTuple):

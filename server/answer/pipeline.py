@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from server.answer.delta import Delta, Kind
@@ -25,18 +25,31 @@ class Pipeline:
     text that passed the gate.
     """
 
-    def __init__(self, decoder: TextDecoder, stops: Sequence[str] = (), *, logprobs: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: TextDecoder,
+        stops: Sequence[str] = (),
+        *,
+        logprobs: bool = False,
+        parser: Parser | None = None,
+    ) -> None:
         self._decoder = decoder
         self._detokenizer = Detokenizer(decoder)
         self._scan = StopScan(stops)
         self._gate: Gate = OpenGate()
         self._logprobs = LogprobsInStep(decoder) if logprobs else None
-        self._parser: Parser = PlainText(Kind.TEXT)
+        self._parser: Parser = parser or PlainText(Kind.TEXT)
 
     @classmethod
-    def of(cls, request: Request, decoder: TextDecoder, stops: Sequence[str]) -> Pipeline:
+    def of(
+        cls,
+        request: Request,
+        decoder: TextDecoder,
+        stops: Sequence[str],
+        parser: Callable[[], Parser] = lambda: PlainText(Kind.TEXT),
+    ) -> Pipeline:
         """The stages that a request's answer passes."""
-        return cls(decoder, stops, logprobs=request.ask.params.logprobs is not None)
+        return cls(decoder, stops, logprobs=request.ask.params.logprobs is not None, parser=parser())
 
     @property
     def stopped(self) -> bool:

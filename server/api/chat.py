@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from server.answer.calls import CallOfOne, CallOfSeveral
 from server.answer.choices import Choices
+from server.answer.delta import Kind
+from server.answer.parser import Parser, PlainText
 from server.api.answer_fields import GuardOptions
 from server.api.chat_answer import ChatAnswer
 from server.api.chat_request import ChatCompletionRequest, Moderation, parse_chat_request
@@ -16,6 +19,7 @@ from server.api.prepare import answer_limit, asks_of, sampling_params
 from server.api.prompts import Conversation
 from server.api.schemas import WantedSchema
 from server.api.served import Served
+from server.api.tools import Tools, tools_of
 from server.errors import BadRequest
 from server.media.images import RequestImages
 from server.request import Ask
@@ -29,14 +33,20 @@ class ChatJob:
 
     prefix: ClassVar[str] = "chatcmpl-"
     chat: ChatCompletionRequest
+    tools: Tools | None
     ignored: Collection[str]
 
     @classmethod
     def of(cls, body: object) -> ChatJob:
         """A decoded JSON body as a job. Raises BadRequest naming the first field that is wrong."""
         chat = parse_chat_request(body)
-        foreign = {"moderation.model"} if chat.moderation and is_openai_moderator(chat.moderation.model) else set()
-        return cls(chat, foreign.union(chat.ignored()))
+        tools = tools_of(chat.tools, chat.tool_choice)
+        ignored = {*chat.ignored()}
+        if chat.moderation is not None and is_openai_moderator(chat.moderation.model):
+            ignored.add("moderation.model")
+        if tools is not None and not tools.forced:
+            ignored.add("tools")
+        return cls(chat, tools, ignored)
 
     @property
     def models(self) -> Mapping[str, str]:
@@ -63,7 +73,9 @@ class ChatJob:
 
     @property
     def schema(self) -> WantedSchema | None:
-        """What `response_format` binds the answer to."""
+        """What a forced call or `response_format` binds the answer to."""
+        if self._forced and self.tools is not None:
+            return WantedSchema(self.tools.schema, "tools")
         wanted = self.chat.answer_schema
         if wanted is None:
             return None
@@ -71,8 +83,20 @@ class ChatJob:
         field = "value" if self.chat.response_format.type == "json_object" else "json_schema"
         return WantedSchema(wanted, f"response_format.{field}")
 
+    def parser(self) -> Parser:
+        """What takes the answer for a call, or for itself."""
+        if self.tools is None or not self.tools.forced:
+            return PlainText(Kind.TEXT)
+        only = self.tools.only
+        return CallOfSeveral() if only is None else CallOfOne(only.name)
+
     def check(self, intake: Intake) -> None:
-        """Every server answers chats."""
+        """Raise BadRequest for tools that the model may call or not, where the settings say so."""
+        if self.tools is not None and not self.tools.forced and intake.settings.optional_tools == "refuse":
+            raise BadRequest(
+                "'tools' is only supported where one must be called: 'tool_choice' is 'required', or names a function.",
+                param="tools",
+            )
 
     def images(self, served: Served, settings: Settings) -> Mapping[str, str]:
         """The URLs of the images in all messages. Raises BadRequest if they are too many, or not read."""
@@ -83,14 +107,28 @@ class ChatJob:
         chat, served, settings = self.chat, intake.served, intake.settings
         sampling = sampling_params(chat, served)
         policy = moderated_policy(intake.policy, chat.moderation, guarded=served.layer is not None)
-        prompt = Conversation(chat.messages).prompt(served, settings, images)
+        prompt = Conversation(chat.messages).prompt(served, settings, images, self._told(served))
         limit = answer_limit(chat, prompt, served, settings.default_max_tokens, "messages")
         return asks_of(replace(intake, policy=policy), [(prompt, limit)], chat.choices, sampling)
 
     def answer(self, intake: Intake, choices: Choices) -> ChatAnswer:
         """As a `chat.completion`, or its chunks."""
-        bare = self.chat.model_copy(update={"messages": []})  # they would stay in memory until the answer's end
-        return ChatAnswer(intake.answer_id, choices, bare, intake.served, self.ignored)
+        # What is long would stay in memory until the answer's end.
+        bare = self.chat.model_copy(update={"messages": [], "tools": None})
+        ignored = {*self.ignored}
+        if self._forced and not intake.served.inputs.reads.tools:
+            ignored.add("tools.function.description")
+        return ChatAnswer(intake.answer_id, choices, bare, intake.served, ignored, calls=self._forced)
+
+    @property
+    def _forced(self) -> bool:
+        return self.tools is not None and self.tools.forced
+
+    def _told(self, served: Served) -> Sequence[Mapping[str, Any]]:
+        """The tools that the prompt describes: those that will be called, where the chat template knows them."""
+        if self.tools is None or not self.tools.forced or not served.inputs.reads.tools:
+            return ()
+        return [*self.tools.for_template()]
 
 
 def moderated_policy(policy: Policy, moderation: Moderation | None, *, guarded: bool) -> Policy:

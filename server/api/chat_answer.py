@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from server.answer.choices import Choices
@@ -17,10 +19,15 @@ from server.api.objects import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
+    ChatFunction,
+    ChatFunctionDelta,
     ChatLogprobs,
+    ChatMessage,
     ChatModeration,
     ChatModerationError,
     ChatModerationResults,
+    ChatToolCall,
+    ChatToolCallDelta,
     FinishReason,
     OneLogprob,
     TokenLogprob,
@@ -44,6 +51,8 @@ class ChatAnswer:
         chat: ChatCompletionRequest,
         served: Served,
         ignored: Collection[str],
+        *,
+        calls: bool = False,
     ) -> None:
         self.choices = choices
         self._chat = chat
@@ -51,12 +60,13 @@ class ChatAnswer:
         self._first = choices.generations[0].request  # all choices have its prompt, and its decision
         self._shown = chat.moderation is not None or self._first.policy.expose_scores
         self._ignored = ignored_headers({*ignored, *self._first.prompt.unused})
-        self._refuses_apart = chat.answer_schema is not None
+        self._calls = calls
+        self._refuses_apart = calls or chat.answer_schema is not None
         self._id = answer_id
         self._created = int(time.time())
         self._fingerprint = served.fingerprint(self._first.policy)
-        self._templates: dict[Generation, Template] = {}
-        self._refusal_templates: dict[Generation, Template] = {}
+        self._templates: dict[tuple[Generation, Kind], Template] = {}
+        self._called: Counter[Generation] = Counter()  # calls that a stream has begun
 
     @property
     def stream(self) -> ChatAnswer | None:
@@ -93,16 +103,33 @@ class ChatAnswer:
         apart = generation.refused and self._refuses_apart
         if not apart:
             text = Delta(Kind.TEXT, text.text + refusal.text, [*text.entries, *refusal.entries])
+        message: ChatMessage = {
+            "role": "assistant",
+            "content": None if (apart or self._calls) and not text.text else text.text,
+            "refusal": refusal.text if apart else None,
+        }
+        if calls := self._whole_calls(generation, deltas):
+            message["tool_calls"] = calls
         return {
             "index": generation.index,
-            "message": {
-                "role": "assistant",
-                "content": None if apart and not text.text else text.text,
-                "refusal": refusal.text if apart else None,
-            },
+            "message": message,
             "logprobs": self._logprobs(text.entries, refusal.entries if apart else None),
             "finish_reason": self._finish_reason(generation),
         }
+
+    def _whole_calls(self, generation: Generation, deltas: Sequence[Delta]) -> list[ChatToolCall]:
+        calls: list[ChatToolCall] = []
+        for delta in deltas:
+            if delta.kind is Kind.CALL:
+                function: ChatFunction = {"name": delta.text, "arguments": ""}
+                calls.append({"id": self._call_id(generation, len(calls)), "type": "function", "function": function})
+            elif delta.kind is Kind.ARGUMENTS:
+                calls[-1]["function"]["arguments"] += delta.text
+        return calls
+
+    def _call_id(self, generation: Generation, number: int) -> str:
+        """The same whether the answer is streamed or not."""
+        return "call_" + hashlib.blake2b(f"{self._id}.{generation.index}.{number}".encode()).hexdigest()[:24]
 
     def _logprobs(self, content: Sequence[Entry] | None, refusal: Sequence[Entry] | None) -> ChatLogprobs | None:
         """Where the request asks for them."""
@@ -116,6 +143,8 @@ class ChatAnswer:
     def _finish_reason(self, generation: Generation) -> FinishReason:
         if self._refuses_apart and generation.finish is Finish.CONTENT_FILTER:
             return "stop"
+        if self._calls and generation.finish is Finish.STOP:
+            return "tool_calls"
         return finish_reason(generation)
 
     # the stream ------------------------------------------------------------------------------------------------
@@ -130,19 +159,33 @@ class ChatAnswer:
     def _role(self, generation: Generation) -> ChatDelta:
         if generation.refused and self._refuses_apart:
             return {"role": "assistant", "content": None, "refusal": ""}
-        return {"role": "assistant", "content": "", "refusal": None}
+        return {"role": "assistant", "content": None if self._calls else "", "refusal": None}
 
     def delta(self, generation: Generation, delta: Delta) -> bytes:
         """A chunk with a piece of a choice."""
-        if self._chat.logprobs or self._chat.usage_in_chunks:
+        if delta.kind is Kind.CALL:
+            self._called[generation] += 1
+            return event(self._chunk(generation, {"tool_calls": [self._begun_call(generation, delta.text)]}))
+        if self._chat.logprobs or self._chat.usage_in_chunks or self._called[generation] > 1:
             return event(self._piece(generation, delta))
-        templates = self._templates if delta.kind is Kind.TEXT else self._refusal_templates
-        template = templates.get(generation)
+        template = self._templates.get((generation, delta.kind))
         if template is None:
-            template = templates[generation] = Template(self._piece(generation, Delta(delta.kind, HOLE)))
+            template = Template(self._piece(generation, Delta(delta.kind, HOLE)))
+            self._templates[generation, delta.kind] = template
         return template.filled(delta.text)
 
+    def _begun_call(self, generation: Generation, name: str) -> ChatToolCallDelta:
+        number = self._called[generation] - 1
+        function: ChatFunctionDelta = {"name": name, "arguments": ""}
+        return {"index": number, "id": self._call_id(generation, number), "type": "function", "function": function}
+
     def _piece(self, generation: Generation, delta: Delta) -> ChatCompletionChunk:
+        if delta.kind is Kind.ARGUMENTS:
+            call: ChatToolCallDelta = {
+                "index": self._called[generation] - 1,
+                "function": {"arguments": delta.text},
+            }
+            return self._chunk(generation, {"tool_calls": [call]})
         if delta.kind is Kind.REFUSAL and self._refuses_apart:
             return self._chunk(generation, {"refusal": delta.text}, logprobs=self._logprobs(None, delta.entries))
         return self._chunk(generation, {"content": delta.text}, logprobs=self._logprobs(delta.entries, None))

@@ -25,12 +25,13 @@ from server.api.fields import (
 )
 from server.api.formats import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
 from server.api.messages import MAX_MESSAGES, Message
+from server.api.tools import MAX_TOOLS, Tool, ToolChoice, forces_call, tools_of
 from server.api.validation import parse
 from server.errors import BadRequest
 
 MAX_METADATA = 16
 MAX_LOGPROBS = 20
-_NO_TOOLS: Final = "this server does not support tools"
+_USE_TOOLS: Final = "this server does not support it; use 'tools' and 'tool_choice'"
 _NoItems = Annotated[list[JsonValue], Field(max_length=0)]
 
 
@@ -96,10 +97,10 @@ class ChatCompletionRequest(AnswerFields):
 
     modalities: Annotated[list[Literal["text"]] | None, only(["text"], why="only ['text'] is supported")] = None
     parallel_tool_calls: bool | None = None
-    tool_choice: Annotated[Literal["none", "auto"] | None, only("none", "auto", why=_NO_TOOLS)] = None
-    tools: Annotated[_NoItems | None, only([], why=_NO_TOOLS)] = None
-    function_call: Annotated[Literal["none", "auto"] | None, only("none", "auto", why=_NO_TOOLS)] = None
-    functions: Annotated[_NoItems | None, only([], why=_NO_TOOLS)] = None
+    tool_choice: ToolChoice | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    function_call: Annotated[Literal["none", "auto"] | None, only("none", "auto", why=_USE_TOOLS)] = None
+    functions: Annotated[_NoItems | None, only([], why=_USE_TOOLS)] = None
 
     prediction: HintValue = None
     prompt_cache_key: HintText = None
@@ -146,9 +147,12 @@ def parse_chat_request(data: object) -> ChatCompletionRequest:
     """A decoded JSON body as a request; raises BadRequest naming the first field that is wrong."""
     chat = parse(ChatCompletionRequest, data)
     check_least_tokens(chat)
-    if chat.least_tokens and chat.answer_schema is not None:
+    forced = forces_call(tools_of(chat.tools, chat.tool_choice))
+    if chat.least_tokens and (forced or chat.answer_schema is not None):
         name = "ignore_eos" if chat.ignore_eos else "min_tokens"
         raise BadRequest(f"'{name}' is not supported with JSON, which ends where it is complete.", param=name)
+    if forced and chat.logprobs:
+        raise BadRequest("'logprobs' is not supported where a tool must be called.", param="logprobs")
     if chat.top_logprobs and not chat.logprobs:
         raise BadRequest("'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
     if chat.max_tokens is not None and chat.max_completion_tokens not in (None, chat.max_tokens):

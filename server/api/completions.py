@@ -11,9 +11,10 @@ from pydantic import Discriminator, Field, Tag
 
 from models.prompt import Prompt
 from server.answer.choices import Choices
-from server.answer.delta import Delta
+from server.answer.delta import Delta, Kind
 from server.answer.generation import Generation
 from server.answer.logprobs import Entry
+from server.answer.parser import Parser, PlainText
 from server.api.answer import finish_reason, ignored_headers, usage_of, verdict_headers
 from server.api.answer_fields import AnswerFields, GuardOptions, check_least_tokens
 from server.api.events import DONE, HOLE, Template, event
@@ -128,6 +129,10 @@ class CompletionJob:
     def stops(self) -> Sequence[str]:
         """Strings that end an answer."""
         return self.completion.stop or ()
+
+    def parser(self) -> Parser:
+        """All text is the answer."""
+        return PlainText(Kind.TEXT)
 
     def check(self, intake: Intake) -> None:
         """Raise Forbidden where the client's policy has no completions, or none of token ids.

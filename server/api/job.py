@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from server.answer.choices import Choices
+from server.answer.parser import Parser
 from server.api.answer import Answer
 from server.api.answer_fields import GuardOptions
 from server.api.schemas import WantedSchema
@@ -52,6 +53,9 @@ class Job(Protocol):
     @property
     def stops(self) -> Sequence[str]:
         """Strings that end an answer."""
+
+    def parser(self) -> Parser:
+        """What tells the meaning of one answer's text."""
 
     @property
     def schema(self) -> WantedSchema | None:

@@ -1,14 +1,15 @@
-"""The messages of a chat: system, user and assistant turns, and the parts that they are made of."""
+"""The messages of a chat: system, user, assistant and tool turns, and the parts that they are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.fields import HintText, HintValue, Name, NotSupported, Strict, Text, only
+from server.api.fields import HintText, HintValue, Label, Name, NotSupported, Strict, Text
+from server.api.tools import MAX_TOOLS, FunctionName
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 1024
@@ -96,6 +97,22 @@ class UserMessage(_Turn):
     content: _UserContent
 
 
+class CalledFunction(Strict):
+    """The function of a call, and its arguments as JSON."""
+
+    name: FunctionName
+    arguments: Text
+
+
+class ToolCall(Strict):
+    """An earlier call of a tool; pieces of a stream that were put together still have their `index`."""
+
+    id: Label
+    type: Literal["function"]
+    function: CalledFunction
+    index: HintValue = None
+
+
 class AssistantMessage(_Turn):
     """An earlier answer, as the clients' own objects have it; a refusal stands in for absent content."""
 
@@ -104,30 +121,44 @@ class AssistantMessage(_Turn):
     refusal: Text | None = None
     audio: NotSupported = None
     function_call: NotSupported = None
-    tool_calls: Annotated[
-        list[JsonValue] | None, only([], why="this server does not support earlier calls of tools")
-    ] = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
     annotations: HintValue = None
     reasoning: HintValue = None
     reasoning_content: HintValue = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.content is None and self.refusal is None:
-            raise PydanticCustomError("content", "an assistant message needs content or refusal")
+        if self.content is None and self.refusal is None and not self.tool_calls:
+            raise PydanticCustomError("content", "an assistant message needs content, refusal or tool_calls")
         return self
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+class ToolMessage(_Turn):
+    """What a call of a tool returned."""
+
+    role: Literal["tool"]
+    tool_call_id: Label
+    content: _TextContent
+
+
+Turn = SystemMessage | UserMessage | AssistantMessage | ToolMessage
+Message = Annotated[Turn, Field(discriminator="role")]
 Part = TextPart | ImagePart | RefusalPart
 
 
-def parts_of(message: SystemMessage | UserMessage | AssistantMessage) -> Sequence[Part]:
-    """A message's content as parts, whichever way it was written."""
+def parts_of(message: Turn) -> Sequence[Part]:
+    """A message's content as parts, whichever way it was written; one that only calls tools has none."""
     content = message.content
     if isinstance(message, AssistantMessage) and (content is None or content == ""):
+        if message.tool_calls and not message.refusal:
+            return []
         content = message.refusal or ""
     if isinstance(content, str):
         return [TextPart(type="text", text=content)]
     assert content is not None
     return content
+
+
+def calls_of(message: Turn) -> Sequence[ToolCall]:
+    """The calls of tools that a message makes."""
+    return message.tool_calls or () if isinstance(message, AssistantMessage) else ()

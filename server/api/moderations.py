@@ -11,6 +11,8 @@ from pydantic import Discriminator, Field, Tag
 from models.prompt import Prompt
 from models.sampling import SamplingParams
 from server.answer.choices import Choices
+from server.answer.delta import Kind
+from server.answer.parser import Parser, PlainText
 from server.api.answer import ignored_headers, moderation_result
 from server.api.fields import Strict, Text
 from server.api.job import Intake
@@ -120,6 +122,10 @@ class ModerationJob:
     def places(self) -> tuple[int, str]:
         """One for each input."""
         return len(self.moderation.inputs), "input"
+
+    def parser(self) -> Parser:
+        """All text is the answer."""
+        return PlainText(Kind.TEXT)
 
     def check(self, intake: Intake) -> None:
         """Raise BadRequest where nothing can be scored."""

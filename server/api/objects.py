@@ -6,7 +6,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-FinishReason = Literal["stop", "length", "content_filter"]
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 
 class PromptTokensDetails(TypedDict):
@@ -79,10 +79,22 @@ class ChatLogprobs(TypedDict):
     refusal: list[TokenLogprob] | None
 
 
+class ChatFunction(TypedDict):
+    name: str
+    arguments: str
+
+
+class ChatToolCall(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: ChatFunction
+
+
 class ChatMessage(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
+    tool_calls: NotRequired[list[ChatToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -104,10 +116,23 @@ class ChatCompletion(TypedDict):
     moderation: NotRequired[ChatModeration]
 
 
+class ChatFunctionDelta(TypedDict):
+    name: NotRequired[str]
+    arguments: str
+
+
+class ChatToolCallDelta(TypedDict):
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: ChatFunctionDelta
+
+
 class ChatDelta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
+    tool_calls: list[ChatToolCallDelta]
 
 
 class ChatChunkChoice(TypedDict):

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from models.errors import PromptError, PromptTooLong
 from models.pixels import ImageFile
 from models.prompt import Prompt
-from server.api.messages import ImagePart, Message, Part, RefusalPart, TextPart, UserMessage, parts_of
+from server.api.messages import (
+    ImagePart,
+    Message,
+    Part,
+    RefusalPart,
+    TextPart,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+    calls_of,
+    parts_of,
+)
 from server.api.served import Served
 from server.errors import BadRequest, ContextLengthExceeded
 from server.media.images import RequestImages
@@ -53,16 +67,23 @@ class Conversation:
             )
         return urls
 
-    def prompt(self, served: Served, settings: Settings, images: RequestImages) -> Prompt:
-        """Render the template, look at the images. Raises BadRequest."""
-        texts = [part for _, part in self.parts() if not isinstance(part, ImagePart)]
-        check_characters(sum(len(_words(part)) for part in texts), served, settings, self.field)
+    def prompt(
+        self, served: Served, settings: Settings, images: RequestImages, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> Prompt:
+        """Render the template, with tools as it expects them, and look at the images. Raises BadRequest."""
+        described = sum(len(orjson.dumps(tool)) for tool in tools)
+        check_characters(self._characters() + described, served, settings, self.field)
         details = self._details(served)
         messages, pictures = self._for_template(images)
         try:
-            return served.inputs.build(messages, pictures, details)
+            return served.inputs.build(messages, pictures, details, tools)
         except PromptError as error:
             raise _refused(error, served, "these messages", self.field) from error
+
+    def _characters(self) -> int:
+        texts = [_words(part) for _, part in self.parts() if not isinstance(part, ImagePart)]
+        calls = [call.function.arguments for message in self.messages for call in calls_of(message)]
+        return sum(map(len, texts)) + sum(map(len, calls))
 
     def _details(self, served: Served) -> list[str]:
         """Each image's level of detail. Raises BadRequest for one that the model does not have."""
@@ -91,11 +112,23 @@ class Conversation:
                     content.append({"type": "image"})
                 else:
                     content.append({"type": "text", "text": _words(part)})
-            name = {} if message.name is None else {"name": message.name}
+            more: dict[str, Any] = {} if message.name is None else {"name": message.name}
+            if isinstance(message, ToolMessage):
+                more["tool_call_id"] = message.tool_call_id
+            if calls := calls_of(message):
+                more["tool_calls"] = [_for_template(call) for call in calls]
             messages.append(
-                {"role": "system" if message.role == "developer" else message.role, **name, "content": content}
+                {"role": "system" if message.role == "developer" else message.role, **more, "content": content}
             )
         return messages, pictures
+
+
+def _for_template(call: ToolCall) -> dict[str, Any]:
+    """A call as templates expect it: its arguments decoded, where they are JSON as they should be."""
+    arguments: object = call.function.arguments
+    with suppress(orjson.JSONDecodeError):
+        arguments = orjson.loads(call.function.arguments or "{}")
+    return {"id": call.id, "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def text_prompt(text: str | Sequence[int], served: Served, settings: Settings) -> Prompt:
@@ -124,7 +157,7 @@ def check_characters(characters: int, served: Served, settings: Settings, field:
     if characters > settings.max_prompt_characters:
         raise ContextLengthExceeded(
             served.info.context_length,
-            f"your {field} has {characters} characters, and the limit is {settings.max_prompt_characters}",
+            f"there are {characters} characters in your {field}, and the limit is {settings.max_prompt_characters}",
             param=field,
         )
 

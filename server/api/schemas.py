@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.schema import SchemaError
@@ -41,7 +41,7 @@ class Schemas:
     async def compiled(self, wanted: WantedSchema) -> Schema:
         """A schema that the engine may compile too. Raises BadRequest, TooManyRequests, Unavailable."""
         try:
-            return await self._compiler.check(wanted.schema)
+            return replace(await self._compiler.check(wanted.schema), param=wanted.param)
         except SchemaError as error:
             raise BadRequest(
                 f"Invalid value for '{wanted.param}': the schema cannot be used: {error}.", param=wanted.param

@@ -56,12 +56,17 @@ def _bad_field(data: Mapping[str, Any], error: ValidationError) -> BadRequest:
     return BadRequest(message, param=param[:200])
 
 
+def _is_tag(data: Mapping[str, Any], key: str | int) -> bool:
+    """Whether a key tells the kind of an object in a list. All tools are functions: there it is the field's name."""
+    return key in (data.get("role"), data.get("type")) and key != "function"
+
+
 def _path(data: object, location: Sequence[str | int], *, missing: bool) -> Iterator[str]:
     """The keys of a pydantic location that are the client's; tags of unions are ours."""
     in_list = False
     for number, key in enumerate(location):
         last = number == len(location) - 1
-        if in_list and not last and isinstance(data, dict) and key in (data.get("role"), data.get("type")):
+        if in_list and not last and isinstance(data, dict) and _is_tag(data, key):
             in_list = False  # the tag of a message or a part; a part may also hold a field of that name
         elif (isinstance(data, list) and isinstance(key, int) and key < len(data)) or (
             isinstance(data, dict) and key in data

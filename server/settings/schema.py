@@ -145,6 +145,11 @@ class Settings(BaseSettings, PolicySettings):
     )
     max_json_containers: Count = Field(default=20_000, description="Arrays and objects of a request's body.")
     max_prompt_characters: Count = Field(default=MEBI, description="Characters of all messages together.")
+    optional_tools: Literal["ignore", "refuse"] = Field(
+        default="ignore",
+        description="What becomes of tools that the model may call or not: a plain answer that names them in "
+        "`x-autosteer-ignored`, or 400. A call that the request insists on is always made.",
+    )
     max_images: Count = Field(default=16, description="Images of a request.")
     max_image_bytes: Count = _fixed(10 * MEBI, "Size of an image's file.")
     max_image_pixels: Count = _fixed(24_000_000, "Pixels of an image.")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 from openai.types import Completion
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from PIL import Image
 
 from models.demo.dialogue import pairs
@@ -271,6 +271,78 @@ def test_the_answer_s_own_message_is_sent_back(client: OpenAI, model: str) -> No
         model=model, messages=[user("hello"), turn, user("hello")], max_tokens=4, stream_options={"include_usage": True}
     )
     assert second.choices[0].message.content
+
+
+WEATHER: ChatCompletionToolParam = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tell the weather of a place",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"enum": ["Rome", "Oslo"]}, "days": {"$ref": "#/$defs/Days"}},
+            "required": ["place", "days"],
+            "additionalProperties": False,
+            "$defs": {"Days": {"type": "integer", "minimum": 1, "maximum": 9}},
+        },
+    },
+}
+CLOCK: ChatCompletionToolParam = {"type": "function", "function": {"name": "clock"}}
+CHOICES: dict[str, Any] = {
+    "required": "required",
+    "by name": {"type": "function", "function": {"name": "weather"}},
+    "allowed": {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "weather"}}]},
+    },
+}
+
+
+@pytest.mark.parametrize("how", CHOICES)
+def test_forced_calls_are_the_same_whole_and_streamed(client: OpenAI, model: str, how: str) -> None:
+    options: dict[str, Any] = {
+        "model": model, "messages": [user("hello")], "tools": [CLOCK, WEATHER], "tool_choice": CHOICES[how],
+        "temperature": 0, "parallel_tool_calls": False,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**options).choices[0]
+    assert whole.finish_reason == "tool_calls"
+    [call] = whole.message.tool_calls or []
+    assert call.type == "function"
+    arguments = json.loads(call.function.arguments)
+    assert arguments == {} if call.function.name == "clock" else arguments.keys() == {"place", "days"}
+    assert how == "required" or call.function.name == "weather"
+    with client.chat.completions.stream(**options) as stream:
+        for _ in stream:
+            pass
+        found = stream.get_final_completion().choices[0]
+    [streamed] = found.message.tool_calls or []
+    assert (streamed.function.name, streamed.function.arguments) == (call.function.name, call.function.arguments)
+    assert (found.finish_reason, found.message.content) == ("tool_calls", None)
+
+
+def test_a_loop_of_a_tool_in_three_turns(client: OpenAI, model: str) -> None:
+    messages: list[Any] = [user("hello")]
+    for _ in range(3):
+        message = client.chat.completions.create(
+            model=model, messages=messages, tools=[WEATHER], tool_choice=CHOICES["by name"], temperature=0
+        ).choices[0].message  # fmt: skip
+        [call] = message.tool_calls or []
+        messages += [message, {"role": "tool", "tool_call_id": call.id, "content": "It is sunny."}]
+    raw = client.chat.completions.with_raw_response.create(
+        model=model, messages=messages, tools=[WEATHER], max_tokens=8
+    )
+    last = raw.parse().choices[0]
+    assert last.finish_reason in ("stop", "length")
+    assert last.message.tool_calls is None
+    assert "tools" in raw.headers["x-autosteer-ignored"].split(", ")
+
+
+def test_a_refused_call_is_a_refusal(client: OpenAI, model: str, harmful: list[ChatCompletionMessageParam]) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=harmful, tools=[WEATHER], tool_choice="required"
+    ).choices[0]  # fmt: skip
+    assert (answer.finish_reason, answer.message.content, answer.message.tool_calls) == ("stop", None, None)
+    assert refused(answer.message.refusal or "")
 
 
 def test_what_load_generators_send(client: OpenAI, model: str) -> None:

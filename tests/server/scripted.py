@@ -28,6 +28,7 @@ from models.processed import PromptImages
 from models.progress import Stage
 from models.prompt import Prompt
 from models.sampling import Logprobs
+from models.tool_turns import Reads
 from server.app import create_app
 from server.engine.host import Inputs, Model
 from server.engine.live import Deliver, NotReady, QueueFull
@@ -104,14 +105,20 @@ class ScriptedInputs:
 
     sees = True
     details = frozenset({"auto", "low", "high"})
+    reads = Reads(tools=True, turns=True)
+    tools: Sequence[Mapping[str, Any]] = ()
     asked: Sequence[str] = ()  # the details of the last request's images
 
     def build(
-        self, messages: Sequence[Mapping[str, Any]], images: Sequence[ImageFile], details: Sequence[str] = ()
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[ImageFile],
+        details: Sequence[str] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Prompt:
         given = PromptImages(images, [None] * len(images), {})
         given.sizes()
-        self.messages, self.images, self.asked = messages, given.decoded(), details
+        self.messages, self.images, self.asked, self.tools = messages, given.decoded(), details, tools
         self.entered.set()
         self.gate.wait()
         if self.fault is not None:

@@ -336,7 +336,8 @@ BAD_REQUESTS: dict[str, tuple[Callable[[], dict[str, Any]], str, str | None, str
         lambda: body("x", GOOD, GOOD, GOOD), "messages", "too_many_images", "has 3 images, the limit is 2"
     ),
     "too many characters": (
-        lambda: body("x" * 9_001), "messages", "context_length_exceeded", "9001 characters, and the limit is 9000"
+        lambda: body("x" * 9_001), "messages", "context_length_exceeded",
+        "9001 characters in your messages, and the limit is 9000"
     ),
     "prompt longer than the context": (
         lambda: body("x" * CONTEXT), "messages", "context_length_exceeded",

@@ -315,7 +315,7 @@ async def test_a_schema_that_leads_nowhere_is_the_requests_own_failure(monkeypat
     async with loaded(application_on(Wordy())) as client:
         error = error_of(await greedy(client, HARMLESS, response_format=YES_OR_NO), 400)
         assert "too many expressions" in error["message"]
-        assert error["param"] == "response_format"
+        assert error["param"] == "response_format.json_schema"
         assert (await greedy(client, HARMLESS, max_tokens=2)).status_code == 200
 
 

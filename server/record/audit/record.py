@@ -13,8 +13,16 @@ import orjson
 
 from server.media.files import MediaError, read_data_url
 
-CONTENT_FIELDS = ("messages", "prompt", "input")
-TEXT_FIELDS = ("content", "text", "refusal", "prompt", "input")  # words, which are kept as they are
+CONTENT_FIELDS = ("messages", "tools", "prompt", "input")
+TEXT_FIELDS = (
+    "content",
+    "text",
+    "refusal",
+    "prompt",
+    "input",
+    "arguments",
+    "description",
+)  # words, which are kept as they are
 FILE_FIELDS = ("url", "image_url", "data", "file_data")  # of images, audio and files
 MAX_WORD = 256  # characters of any other string: names, types, what nobody knows
 HASHED_AT_ONCE = 2**20  # characters

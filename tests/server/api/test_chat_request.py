@@ -43,6 +43,8 @@ HONOURED: dict[str, Any] = {
     "ignore_eos": False,
     "metadata": {"key": "value"},
     "parallel_tool_calls": False,
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "auto",
 }
 HINTS: dict[str, Any] = {
     "prediction": {"type": "content", "content": "x"},
@@ -60,8 +62,6 @@ HINTS: dict[str, Any] = {
 # Values that ask for nothing are accepted; the others would change the answer, and are refused.
 ONLY: dict[str, tuple[list[Any], list[Any]]] = {
     "modalities": ([["text"]], [["text", "audio"], [], "text"]),
-    "tools": ([[]], [[{"type": "function", "function": {"name": "f"}}], {}]),
-    "tool_choice": (["none", "auto"], ["required", {"type": "function", "function": {"name": "f"}}]),
     "functions": ([[]], [[{"name": "f"}], "f"]),
     "function_call": (["none", "auto"], [{"name": "f"}]),
 }
@@ -268,6 +268,10 @@ def test_a_nested_or_unknown_field_is_named_by_its_path(options: dict[str, Any],
     assert refused(**options).param == param
 
 
+CALL: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f"}}
+
+
 def text_part(**more: Any) -> dict[str, Any]:
     return {"type": "text", "text": "x", **more}
 
@@ -281,7 +285,9 @@ def image_part(**more: Any) -> dict[str, Any]:
     [
         (5, ""),
         ({}, ".role"),
-        ({"role": "tool", "content": "x"}, ".role"),
+        ({"role": "function", "content": "x"}, ".role"),
+        ({"role": "tool", "content": "x"}, ".tool_call_id"),
+        ({"role": "tool", "tool_call_id": "1", "content": [image_part()]}, ".content.0.type"),
         ({"role": ["user"], "content": "x"}, ".role"),
         ({"role": "user"}, ".content"),
         ({"role": "user", "content": None}, ".content"),
@@ -313,7 +319,14 @@ def image_part(**more: Any) -> dict[str, Any]:
         ({"role": "assistant", "content": [{"type": "refusal", "refusal": "x", "why": 1}]}, ".content.0.why"),
         ({"role": "assistant", "content": [image_part()]}, ".content.0.type"),
         ({"role": "assistant"}, ""),
-        ({"role": "assistant", "content": "x", "tool_calls": [{}]}, ".tool_calls"),
+        ({"role": "assistant", "content": "x", "tool_calls": {}}, ".tool_calls"),
+        ({"role": "assistant", "tool_calls": []}, ""),
+        ({"role": "assistant", "tool_calls": [{"id": "1", "type": "custom"}]}, ".tool_calls.0.type"),
+        (
+            {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f"}}]},
+            ".tool_calls.0.function.arguments",
+        ),
+        ({"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "a b"}}]}, ".tool_calls.0.function.name"),
         ({"role": "assistant", "content": "x", "audio": {"id": "a"}}, ".audio"),
         ({"role": "assistant", "content": "x", "function_call": {}}, ".function_call"),
     ],
@@ -322,6 +335,43 @@ def test_a_wrong_message_is_named_by_its_path(message: Any, path: str) -> None:
     error = refused_message(message)
     assert error.param == f"messages.0{path}"
     assert f"'messages.0{path}'" in error.message
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools.0.function.name"),
+        ({"tools": [TOOL, TOOL]}, "tools.1.function.name"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
+            "tools.0.function.parameters.type",
+        ),
+        ({"tools": [TOOL] * 129}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [], "tool_choice": TOOL}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "tool_choice.function.name",
+        ),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "g"}}]},
+                },
+            },
+            "tool_choice.allowed_tools.tools",
+        ),
+        ({"tools": [TOOL], "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+        ({"tools": [TOOL], "tool_choice": "required", "logprobs": True}, "logprobs"),
+    ],
+)
+def test_tools_that_are_wrong_are_named_by_their_path(options: dict[str, Any], param: str) -> None:
+    assert refused(**options).param == param
 
 
 @pytest.mark.parametrize("data", [None, True, 5, "x", [], [body()]])

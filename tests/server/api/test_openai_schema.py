@@ -60,6 +60,10 @@ NAMES = "models/test_inputs.py::test_a_name_is_said_where_the_template_has_a_use
 DETAIL = "models/test_inputs.py::test_low_takes_fewer_tokens_than_high_and_the_model_reads_both"
 SCHEMA = "server/test_app_on_engine.py::test_constrained_answers_beside_others_in_the_batch"
 WISH = "server/routes/test_moderations.py::test_a_chat_may_ask_for_a_score_or_a_block_and_never_for_less"
+FORCED = "server/api/test_tools.py::test_a_forced_call_whole_and_streamed"
+TOLD = "server/api/test_tools.py::test_the_template_is_told_of_the_tools_that_will_be_called"
+ALLOWED = "server/api/test_tools.py::test_of_allowed_tools_alone_one_is_called"
+TURNS = "server/api/test_tools.py::test_turns_of_tools_reach_the_template"
 LABELS = "server/api/test_openai_schema.py::test_labels_are_taken_and_change_nothing"
 
 HONOURED: dict[str, str] = {
@@ -108,7 +112,19 @@ HONOURED: dict[str, str] = {
     "moderation.policy": WISH,
     "moderation.policy.input": WISH,
     "moderation.policy.input.mode": WISH,
-    "parallel_tool_calls": "server/api/test_openai_schema.py::test_tools_that_are_none_are_none",
+    "parallel_tool_calls": FORCED,
+    "tools": FORCED,
+    **{f"tools[function].{name}": FORCED
+       for name in ("type", "function", "function.name", "function.parameters", "function.strict")},
+    "tools[function].function.description": TOLD,
+    "tool_choice": FORCED,
+    **{f"tool_choice[function].{name}": FORCED for name in ("type", "function", "function.name")},
+    **{f"tool_choice[allowed_tools].{name}": ALLOWED
+       for name in ("type", "allowed_tools", "allowed_tools.mode", "allowed_tools.tools")},
+    **{f"messages[tool].{name}": TURNS for name in ("role", "content", "content.type", "content.text", "tool_call_id")},
+    "messages[assistant].tool_calls": TURNS,
+    **{f"messages[assistant].tool_calls[function].{name}": TURNS
+       for name in ("id", "type", "function", "function.name", "function.arguments")},
 }  # fmt: skip
 
 BREAKPOINT = {"mode": "explicit"}
@@ -140,6 +156,11 @@ HINTS: dict[str, dict[str, Any]] = {
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "description": "d"}}
     },
     "messages[assistant].content[text].prompt_cache_breakpoint": with_parts("assistant", TEXT),
+    "messages[tool].content.prompt_cache_breakpoint": {
+        "messages": [
+            {"role": "tool", "tool_call_id": "1", "content": [{**TEXT, "prompt_cache_breakpoint": BREAKPOINT}]}
+        ]
+    },
     "messages[system].content.prompt_cache_breakpoint": with_parts("system", TEXT),
     "messages[developer].content.prompt_cache_breakpoint": with_parts("developer", TEXT),
     "messages[user].content[text].prompt_cache_breakpoint": with_parts("user", TEXT),
@@ -150,8 +171,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "audio": ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
     "function_call": ({"function_call": {"name": "f"}}, "function_call"),
     "functions": ({"functions": [{"name": "f"}]}, "functions"),
-    "tool_choice": ({"tool_choice": "required"}, "tool_choice"),
-    "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    **{
+        f"tools[custom].{name}": ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type")
+        for name in ("type", "custom")
+    },
+    **{
+        f"tool_choice[custom].{name}": ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice")
+        for name in ("type", "custom")
+    },
     "web_search_options": ({"web_search_options": {}}, "web_search_options"),
     # These have one value that asks for nothing more; it is accepted, any other is refused.
     "modalities": ({"modalities": ["text", "audio"]}, "modalities"),
@@ -164,14 +191,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "messages[function].role": (said("function", "x", name="f"), "messages.0.role"),
     "messages[function].content": (said("function", "x", name="f"), "messages.0.role"),
     "messages[function].name": (said("function", "x", name="f"), "messages.0.role"),
-    "messages[tool].role": (said("tool", "x", tool_call_id="t"), "messages.0.role"),
-    "messages[tool].content": (said("tool", "x", tool_call_id="t"), "messages.0.role"),
-    "messages[tool].tool_call_id": (said("tool", "x", tool_call_id="t"), "messages.0.role"),
     "messages[assistant].audio": (said("assistant", "x", audio={"id": "a"}), "messages.0.audio"),
     "messages[assistant].function_call": (
         said("assistant", "x", function_call={"name": "f", "arguments": ""}), "messages.0.function_call"
     ),
-    "messages[assistant].tool_calls": (said("assistant", "x", tool_calls=[{}]), "messages.0.tool_calls"),
+    **{
+        f"messages[assistant].tool_calls[custom].{name}": (
+            said("assistant", "x", tool_calls=[{"id": "1", "type": "custom"}]), "messages.0.tool_calls.0.type"
+        )
+        for name in ("id", "type", "custom")
+    },
     **{
         f"messages[user].content[{kind}].{name}": (
             said("user", [{"type": kind, kind: {}}]), "messages.0.content.0.type"

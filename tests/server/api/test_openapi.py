@@ -27,6 +27,16 @@ NAMED: list[dict[str, Any]] = [
     {"role": "user", "content": "y"},
 ]
 
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "x"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "y"},
+]
+
 GOOD: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": (CHAT, body("x", PICTURE)),
     "chat with all that an answer can have": (
@@ -34,6 +44,11 @@ GOOD: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "chat of named messages": (CHAT, {"model": MODEL, "messages": NAMED, "max_completion_tokens": 3}),
     "chat that is refused": (CHAT, body("bad", logprobs=True, **MODERATED)),
+    "chat that calls": (
+        CHAT,
+        body("{}", tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}], tool_choice="required"),
+    ),
+    "chat of turns of tools": (CHAT, {"model": MODEL, "messages": CALLED}),
     "chat of a schema": (CHAT, body("{}", response_format=WANTED)),
     "completion": (COMPLETIONS, {"model": MODEL, "prompt": ["x", "y"], "logprobs": 2, **FULL}),
     "completion of ids": (COMPLETIONS, {"model": MODEL, "prompt": [[1], [2]], "echo": True}),
@@ -151,7 +166,7 @@ async def test_the_routes_without_a_body(path: str) -> None:
 
 NOT_ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "a field nobody knows": (CHAT, body(colour="red")),
-    "tools": (CHAT, body(tools=[{"type": "function", "function": {"name": "f"}}])),
+    "tools of no kind": (CHAT, body(tools=[{"type": "custom", "custom": {"name": "f"}}])),
     "a string for a number": (CHAT, body(temperature="1")),
     "too many stops": (CHAT, body(stop=["a"] * 65)),
     "an empty stop": (CHAT, body(stop="")),
