@@ -6,12 +6,13 @@
 #   install.sh application FOLDER VENV TOOLS the server itself, without dependencies: FOLDER goes on PYTHONPATH
 #   install.sh weights FOLDER [MODEL [REVISION]]   a model of the hub, or nothing where MODEL is empty
 #
-# VARIANT is cpu or cuda. TORCH_INDEX_URL is where torch is taken from; without, the CPU variant asks uv for a CPU build,
+# VARIANT is cpu or cuda. EXTRAS are the optional dependencies of pyproject.toml that are wanted too. TORCH_INDEX_URL is where torch is taken from; without, the CPU variant asks uv for a CPU build,
 # and takes torch from where pip takes the rest if uv gets none.
 set -eu
 
 PYTHON="${PYTHON:-python3}"
 VARIANT="${VARIANT:-cpu}"
+export EXTRAS="${EXTRAS:-postgresql otel}"
 
 say() {
     echo "install.sh: $*" >&2
@@ -72,11 +73,12 @@ dependencies() (
     "$PYTHON" -m venv "$tools"
     "$PYTHON" -m venv --without-pip "$venv"
     "$PYTHON" - >"$tools/requirements.txt" <<'PYTHON'
-import tomllib
+import os, tomllib
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
 extras = project["optional-dependencies"]
-print("\n".join([*project["dependencies"], *extras["postgresql"], *extras["otel"]]))
+wanted = [package for name in os.environ["EXTRAS"].split() for package in extras[name]]
+print("\n".join([*project["dependencies"], *wanted]))
 PYTHON
     torch "$venv" "$tools"
     install "$venv" "$tools" --constraint constraints.txt --requirement "$tools/requirements.txt"

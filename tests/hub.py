@@ -45,6 +45,10 @@ def hub(folder: Path, name: str) -> Iterator[Hub]:
             elif place.rstrip("/") in (f"/api/models/{name}", f"/api/models/{name}/revision/main"):
                 files = [{"rfilename": each.name} for each in folder.iterdir()]
                 self._send(200, json.dumps({"id": name, "sha": COMMIT, "siblings": files}).encode(), body=body)
+            elif place.startswith(f"/api/models/{name}/tree/") and place.endswith(COMMIT):
+                sizes = {each.name: each.stat().st_size for each in folder.iterdir()}
+                tree = [{"type": "file", "path": each, "size": size, "oid": each} for each, size in sizes.items()]
+                self._send(200, json.dumps(tree).encode(), body=body)
             else:
                 self._send(404, b"", body=body, error="EntryNotFound")
 

@@ -263,8 +263,9 @@ def test_nothing_is_killed_while_it_drains(tmp_path: Path) -> None:
         assert seconds(services[name]["stop_grace_period"]) > needed_to_stop(compose_settings())
     assert seconds(services["gateway"]["stop_grace_period"]) > seconds(nginx("worker_shutdown_timeout"))
     pod = manifest("Deployment")["spec"]["template"]["spec"]
-    sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] > sleep + needed_to_stop(cluster_settings(tmp_path))
+    sleep = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert sleep[0] == "sleep"
+    assert pod["terminationGracePeriodSeconds"] > int(sleep[1]) + needed_to_stop(cluster_settings(tmp_path))
 
 
 def test_the_route_waits_longer_than_the_longest_answer(tmp_path: Path) -> None:
