@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import struct
 import sys
@@ -80,13 +81,13 @@ def main() -> None:
                 yield str(error).encode()
         else:
             (seconds,) = _SECONDS.unpack_from(data)
-            yield _forked(vocabulary, bytes(data[_SECONDS.size :]), seconds, memory_bytes).packed()
+            yield _forked(vocabulary, bytes(data[_SECONDS.size :]), seconds, memory_bytes, descriptor).packed()
 
     serve(descriptor, answer)
 
 
-def _forked(vocabulary: LLTokenizer, schema: bytes, seconds: float, memory_bytes: int) -> Verdict:
-    """The verdict of a copy of this process, which ends with it."""
+def _forked(vocabulary: LLTokenizer, schema: bytes, seconds: float, memory_bytes: int, connection: int) -> Verdict:
+    """The verdict of a copy of this process, which ends with it. Raises EOFError once nobody waits for it."""
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         with suppress(BaseException):
@@ -95,12 +96,24 @@ def _forked(vocabulary: LLTokenizer, schema: bytes, seconds: float, memory_bytes
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as file:
+        if abandoned := not _comes_before_the_end_of(connection, reading):
+            os.kill(child, signal.SIGKILL)
         told = file.read()
     _, status = os.waitpid(child, 0)
+    if abandoned:
+        raise EOFError("the other side has gone")
     if told:
         return read_verdict(told)
     ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     return Verdict(Kind.TOO_SLOW if ended_by == signal.SIGPROF else Kind.TOO_LARGE)
+
+
+def _comes_before_the_end_of(connection: int, reading: int) -> bool:
+    """Wait for something to read, or its end; False if the connection ends first, as a killed server's does."""
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    poll.register(connection, 0)  # its end alone
+    return all(descriptor != connection for descriptor, _ in poll.poll())
 
 
 def _limit(seconds: float, memory_bytes: int) -> None:

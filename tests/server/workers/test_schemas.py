@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from server.request import QUICK_SECONDS
 from server.workers import schemas
 from server.workers.schemas import SchemaCompiler, VocabularySource
 from tests.server.scripted import EOS, byte_tokenizer
+from tests.waiting import wait_until
 
 BYTES = VocabularySource(plain_json(byte_tokenizer()), 258, {EOS})
 SMALL = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
@@ -138,6 +141,38 @@ async def test_memory_is_bounded() -> None:
             await tight.check({"enum": [f"{'x' * 10}{number}" for number in range(3000)]})
     finally:
         tight.close()
+
+
+def test_a_compile_ends_with_a_killed_server() -> None:
+    """Whatever the limit of its time is."""
+    program = (
+        "import asyncio\nfrom tests.server.workers.test_schemas import BYTES, ENDLESS, SMALL\n"
+        "from server.workers.schemas import SchemaCompiler\n"
+        "async def main():\n"
+        "    compiler = SchemaCompiler(BYTES, seconds=3600, memory_bytes=2**30)\n"
+        "    await compiler.check(SMALL)\n"
+        "    print('started', flush=True)\n"
+        "    await compiler.check(ENDLESS)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "started\n"
+        process = psutil.Process(server.pid)
+
+        def computing() -> list[psutil.Process]:
+            """A copy that compiles for longer than the first lane lets it."""
+            found = [copy for worker in process.children() for copy in worker.children()]
+            return [each for each in found if sum(each.cpu_times()[:2]) > 2 * QUICK_SECONDS]
+
+        wait_until(computing, "the schema to be compiled in the second lane")
+        started = process.children(recursive=True)
+        computing()[0].suspend()  # so that it does not end by itself
+        server.kill()
+        _, alive = psutil.wait_procs(started, timeout=30)
+        for each in alive:
+            each.kill()
+    assert not alive
 
 
 @pytest.mark.asyncio(loop_scope="module")
