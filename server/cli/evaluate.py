@@ -119,8 +119,11 @@ def compare(
         found = run(Run.read(first), Run.read(second), [_pair(each) for each in systems or []])
     for sentence in compared.sentences(found):
         typer.echo(sentence)
-    title = f"{found.rows} rows that both have; p-values are corrected for {len(found.figures)} figures (Holm)"
-    _print(compared.comparison_table(found), title)
+    same = len(found.figures) - len(found.changed)
+    typer.echo(f"{found.rows} rows are in both; {same} of {len(found.figures)} figures are the same in every row.")
+    if found.changed:
+        title = f"What differs; p-values are corrected for {len(found.changed)} figures (Holm)"
+        _print(compared.comparison_table(found), title)
     if found.detected:
         _print(compared.detection_table(found), "What the scores catch, where so many false alarms are allowed")
     if len(costs := compared.cost_table(found)) > 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steering.errors import RunError
-from steering.evaluation.columns import BY_KEY
+from steering.evaluation.columns import BY_KEY, LOCAL_MODES
 from steering.evaluation.figures import Paired, holm, paired, paired_auroc, tpr_at
 from steering.evaluation.surroundings import SURROUNDINGS
 
@@ -70,6 +70,11 @@ class Compared:
     p: float = 1.0  # corrected for the number of figures
 
     @property
+    def changed(self) -> bool:
+        """Whether the two differ in any row, or in any score."""
+        return abs(self.result.difference) > 1e-9 or self.result.only_first > 0
+
+    @property
     def verdict(self) -> Verdict:
         """What the second run is, in this figure."""
         if self.p >= CHANCE or self.result.difference == 0:
@@ -101,6 +106,11 @@ class Comparison:
     detected: list[Detected]
     pairs: Sequence[tuple[str, str]]
 
+    @property
+    def changed(self) -> list[Compared]:
+        """The figures in which the runs differ at all."""
+        return [each for each in self.figures if each.changed]
+
 
 def compare(first: Run, second: Run, systems: Sequence[tuple[str, str]] = ()) -> Comparison:
     """Compare the rows that both have. `systems`: which of the first with which of the second; default: same names.
@@ -117,20 +127,19 @@ def compare(first: Run, second: Run, systems: Sequence[tuple[str, str]] = ()) ->
     shared = [key for key, row in first.rows.items() if key in second.rows and _same(row, second.rows[key])]
     if not shared:
         raise RunError(f"{first.folder} and {second.folder} have no row in common")
-    figures: list[Compared] = []
+    figures = [
+        each
+        for mine, other in pairs
+        for name, keys in _sets(first, shared).items()
+        for each in _set_figures(first, second, name, keys, mine, other)
+    ]
     detected: list[Detected] = []
-    seen: set[str] = set()
     for mine, other in pairs:
-        for name in dict.fromkeys(first.rows[key]["set"] for key in shared):
-            keys = [key for key in shared if first.rows[key]["set"] == name]
-            figures += _set_figures(first, second, keys, mine, other)
         both = _Detectors.of(first, second, shared, mine, other)
         figures += both.flagged()
-        if both.scores not in seen:  # all ways to guard in process have the same
+        if (mine, other) in _scored_apart(pairs):
             figures += both.auroc()
             detected += both.at_rates()
-            seen.add(both.scores)
-    corrected = [replace(each, p=p) for each, p in zip(figures, holm([f.result.p for f in figures]), strict=True)]
     identical = {
         _both(mine, other): sum(
             first.rows[key]["answers"][mine]["text"] == second.rows[key]["answers"][other]["text"] for key in shared
@@ -138,7 +147,38 @@ def compare(first: Run, second: Run, systems: Sequence[tuple[str, str]] = ()) ->
         for mine, other in pairs
     }
     alone = len(first.rows) - len(shared), len(second.rows) - len(shared)
-    return Comparison(first, second, len(shared), *alone, identical, corrected, detected, pairs)
+    return Comparison(first, second, len(shared), *alone, identical, _corrected(figures), detected, pairs)
+
+
+def _corrected(figures: Sequence[Compared]) -> list[Compared]:
+    """The figures with p-values corrected for the number of those that changed: no other can be called different."""
+    changed = [each.result.p for each in figures if each.changed]
+    ps = iter(holm(changed))
+    return [replace(each, p=next(ps)) if each.changed else each for each in figures]
+
+
+def _sets(run: Run, keys: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    """Keys of rows by set, and of all sets of a kind together where there are several."""
+    found: dict[str, list[str]] = {}
+    together: dict[str, list[str]] = {}
+    for key in keys:
+        row = run.rows[key]
+        found.setdefault(row["set"], []).append(key)
+        if _clean(row):
+            together.setdefault(f"all {row['kind']}", []).append(key)
+    kinds = {name: keys for name, keys in together.items() if len({run.rows[key]["set"] for key in keys}) > 1}
+    return {**found, **kinds}
+
+
+def _clean(row: Row) -> bool:
+    """Whether a row is as its set has it, in no surrounding."""
+    return row["set"].rpartition("@")[2] not in SURROUNDINGS
+
+
+def _scored_apart(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of the columns in process, which all have the same scores, the last; and all columns of servers."""
+    local = [pair for pair in pairs if {*pair} <= {*LOCAL_MODES}]
+    return [*local[-1:], *(pair for pair in pairs if pair not in local)]
 
 
 def _same(one: Row, other: Row) -> bool:
@@ -150,7 +190,7 @@ def _both(mine: str, other: str) -> str:
     return mine if mine == other else f"{mine} and {other}"
 
 
-def _set_figures(first: Run, second: Run, keys: Sequence[str], mine: str, other: str) -> Iterator[Compared]:
+def _set_figures(first: Run, second: Run, name: str, keys: Sequence[str], mine: str, other: str) -> Iterator[Compared]:
     row = first.rows[keys[0]]
     marks: dict[tuple[str, str], tuple[Mark, Mark]] = {}
     for judge in (name for name in first.judges if name in second.judges):
@@ -161,14 +201,14 @@ def _set_figures(first: Run, second: Run, keys: Sequence[str], mine: str, other:
         )
         for figure, label in labels.items():
             marks[judge, figure] = _labelled(mine, judge, label), _labelled(other, judge, label)
-    if row["answers"][mine]["right"] is not None:
+    if any(first.rows[key]["answers"][mine]["right"] is not None for key in keys) and row["kind"] != "harmful":
         marks[BY_KEY, "accuracy"] = _right(mine), _right(other)
     for (judge, figure), (mark, other_mark) in marks.items():
         values = [(mark(first.rows[key]), other_mark(second.rows[key])) for key in keys]
         known = [(a, b) for a, b in values if a is not None and b is not None]
         result = paired([a for a, _ in known], [b for _, b in known])
         if result is not None:
-            yield Compared(row["set"], judge, figure, _both(mine, other), len(values) - len(known), result)
+            yield Compared(name, judge, figure, _both(mine, other), len(values) - len(known), result)
 
 
 def _labelled(system: str, judge: str, label: str) -> Mark:
@@ -199,18 +239,13 @@ class _Detectors:
 
     @classmethod
     def of(cls, first: Run, second: Run, keys: Sequence[str], mine: str, other: str) -> _Detectors:
-        clean = [key for key in keys if first.rows[key]["set"].rpartition("@")[2] not in SURROUNDINGS]
+        clean = [key for key in keys if _clean(first.rows[key])]
         answers = {key: (first.rows[key]["answers"][mine], second.rows[key]["answers"][other]) for key in clean}
         scored = [key for key in clean if all(each["score"] is not None for each in answers[key])]
         harmful = [answers[key] for key in scored if first.rows[key]["kind"] == "harmful"]
         others = [answers[key] for key in scored if first.rows[key]["kind"] != "harmful"]
         gated = not {mine, other} & {"original", "steer-always"}
         return cls(_both(mine, other), gated, harmful, others, len(clean) - len(scored))
-
-    @property
-    def scores(self) -> str:
-        """The scores in words, which tells the same ones."""
-        return json.dumps([[a["score"], b["score"]] for a, b in (*self.harmful, *self.others)])
 
     def flagged(self) -> Iterator[Compared]:
         """What is over the thresholds, of harmful rows and of others."""

@@ -63,24 +63,27 @@ def _advice(
         )
     if all(same == found.rows for same in found.identical.values()):
         return "All answers are the same: take the cheaper one."
-    edge = max((max(-each.result.low, each.result.high) for each in figures), default=1.0)
+    largest = {
+        (each.figure, each.judge, each.systems): each for each in sorted(figures, key=lambda each: each.result.n)
+    }
+    edge = max(max(-each.result.low, each.result.high) for each in largest.values())
     room = f"these {found.rows} rows, which leave room for one of up to {100 * edge:.0f} points"
     return f"No difference is shown by {room}: take the cheaper one, or compare on more rows."
 
 
 def comparison_table(found: Comparison) -> Table:
-    """The figures as rows of cells; the first row is the head."""
+    """The figures that changed as rows of cells; the first row is the head."""
     first, second = _names(found)
     head = ["set", "figure", "by", "system", "rows", f"{first}, %", f"{second}, %", "difference, points"]
     head += [f"only {first} / only {second}", "p, corrected", f"{second} is"]
     body = []
-    for each in found.figures:
+    for each in found.changed:
         result = each.result
         rows = f"{result.n} ({each.missing} missing)" if each.missing else str(result.n)
         rates = [f"{100 * result.first:.1f}", f"{100 * result.second:.1f}"]
         change = f"{100 * result.difference:+.1f} [{100 * result.low:+.1f}, {100 * result.high:+.1f}]"
         counts = f"{result.only_first} / {result.only_second}" if each.figure != "AUROC" else ""
-        verdict = each.verdict if each.p < CHANCE else ""
+        verdict = each.verdict if each.p < CHANCE else "perhaps the same"
         body.append(
             [each.set, each.figure, each.judge, each.systems, rows, *rates, change, counts, f"{each.p:.3g}", verdict]
         )
