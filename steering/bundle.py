@@ -25,7 +25,7 @@ TENSORS = "guard.safetensors"
 def save_bundle(
     folder: Path, manifest: Manifest, prober: Prober, head: RefusalHead, calibration: Mapping[str, Tensor]
 ) -> None:
-    """Write a bundle; each file appears whole or not at all. `calibration`: held-out scores, by name, `[N]`."""
+    """Write a bundle; each file appears whole or not at all. `calibration`: what is kept of a fit's rows, `[N]`."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"prober": prober.state_dict(), "head": head.state_dict(), "calibration": calibration}
     named = {

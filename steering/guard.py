@@ -43,6 +43,12 @@ class Guard(nn.Module):
         scores = self.calibration.get("safe_scores")
         return [] if scores is None else scores.tolist()
 
+    @property
+    def fitted_rows(self) -> frozenset[int] | None:
+        """Fingerprints of the prompts it was fitted on (`steering/data/questions.py`); None of older bundles."""
+        rows = self.calibration.get("fitted_rows")
+        return None if rows is None else frozenset(rows.tolist())
+
     @torch.inference_mode()
     def score(self, states: Tensor) -> Tensor:
         """Scores `[B]` in [0, 1] of the tapped states, `[B, d]` or of several layers `[B, layers, d]`; 1 is toxic."""

@@ -85,6 +85,8 @@ def evaluate(
             mistake(f"two columns of one name: {', '.join(names)}; give another NAME in --url NAME=URL")
         wanted = _judges(chosen, judge, judge_url, judge_model)
         loaded = load_rows(chosen, data or folder, drop_bad=drop_bad, limit=limit)
+        said = "; then cost is timed, which takes as long as hundreds of answers (--no-cost leaves it out)"
+        typer.echo(f"{len(loaded.asked)} rows in {len(names)} columns{said if cost and columns else ''}", err=True)
         # Only now what takes seconds to import.
         from steering.evaluation.evaluate import EvaluationPlan
         from steering.evaluation.evaluate import evaluate as run
@@ -95,10 +97,14 @@ def evaluate(
             found = run(EvaluationPlan(chosen, loaded, guarded, remotes, judges, cost), out, progress)
     from steering.evaluation.report import sections
 
+    for sentence in found["conclusions"]:
+        typer.echo(sentence)
     for heading, _, rows in sections(found, brief=True):
         _print(rows, heading)
     for warning in found["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
+    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["seconds"].items())
+    typer.echo(f"time: {took}{' (--no-cost leaves cost out)' if found['cost'] and columns else ''}", err=True)
     typer.echo(f"results: {out / 'results.md'}\nreport: {out / 'report.html'}")
 
 

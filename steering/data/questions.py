@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,6 +97,12 @@ class Question:
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of each image's content. Raises OSError."""
         return tuple(image.digest if isinstance(image, PictureFile) else digest(_bytes(image)) for image in self.images)
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """64 bits of a hash of words and images, by which a bundle knows the rows it was fitted on. Raises OSError."""
+        whole = digest(json.dumps([self.transcript, *self.digests]).encode())
+        return int.from_bytes(bytes.fromhex(whole[:16]), signed=True)
 
 
 def file_digest(path: Path) -> str:

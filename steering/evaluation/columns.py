@@ -6,6 +6,8 @@ from typing import Literal
 
 BY_KEY = "known answers"  # who marks accuracy, whatever judge marks the rest
 
+NO_CATEGORY = "(none)"  # the name of rows that have none
+
 LocalMode = Literal["original", "steer-always", "autosteer", "block"]
 LOCAL_MODES: tuple[LocalMode, ...] = ("original", "steer-always", "autosteer", "block")
 

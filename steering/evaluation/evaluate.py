@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from rich.progress import Progress
 
 from steering.errors import DataError
 from steering.evaluation import results
+from steering.evaluation.conclusions import conclusions, differences
 from steering.evaluation.cost import local_cost, remote_cost
 from steering.evaluation.judges import Judge
 from steering.evaluation.remote import Remote
@@ -62,12 +65,19 @@ def evaluate(plan: EvaluationPlan, out: Path, progress: Progress) -> dict[str, A
     """Run a plan; writes `results.json`, `results.md`, `report.html`, `rows.jsonl`. Raises RunError, DataError."""
     if not plan.judges:
         raise DataError("an evaluation needs at least one judge")
+    began = time.monotonic()
     with Store(out, plan.identity()) as store:
         answers = ask(plan.loaded, plan.guarded, plan.remotes, store, progress)
+    answered = time.monotonic()
     verdicts = [judge_all(judge, plan.loaded, answers, progress) for judge in plan.judges]
+    judged = time.monotonic()
+    cost = _cost(plan, answers, progress)
+    measured = time.monotonic()
     task = progress.add_task("figures", total=1)
-    found = summarise(plan, answers, verdicts, progress)
-    lines = "".join(json.dumps(row) + "\n" for row in results.rows(plan.loaded, answers.systems, verdicts))
+    seconds = {"answers": answered - began, "judging": judged - answered, "cost": measured - judged}
+    found = {**summarise(plan, answers, verdicts), "cost": cost, "seconds": seconds}
+    rows = results.rows(plan.loaded, answers.systems, verdicts, _fitted_rows(plan))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
     write_whole(out / "rows.jsonl", lines.encode())
     write_whole(out / "results.json", (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     clean = plan.loaded.clean.asked
@@ -76,10 +86,8 @@ def evaluate(plan: EvaluationPlan, out: Path, progress: Progress) -> dict[str, A
     return found
 
 
-def summarise(
-    plan: EvaluationPlan, answers: Answers, verdicts: Sequence[Verdicts], progress: Progress
-) -> dict[str, Any]:
-    """Everything that `results.json` holds."""
+def summarise(plan: EvaluationPlan, answers: Answers, verdicts: Sequence[Verdicts]) -> dict[str, Any]:
+    """Everything that `results.json` holds but cost and the time it took."""
     # Figures are of the rows as they are; the same rows in surroundings have a table of their own.
     loaded, main, guarded = plan.loaded.clean, verdicts[0], plan.guarded
     guard = None if guarded is None else guarded.guard
@@ -87,7 +95,7 @@ def summarise(
     figures = results.figures(loaded, answers.systems, verdicts)
     detectors = results.detectors_of(answers)
     extra = [] if guard is None else [known.threshold for known in guard.manifest.thresholds]
-    return {
+    found = {
         "suite": {"name": plan.suite.name, "about": plan.suite.about, "rows_sha256": plan.loaded.digest},
         "model": None if guarded is None else _model(guarded),
         "guard": None if guard is None else _guard(guard),
@@ -107,13 +115,30 @@ def summarise(
             ),
         },
         "agreement": results.agreement(loaded, verdicts),
+        "differences": differences(loaded, answers.systems, main),
+        "fitted": count_fitted(loaded, _fitted_rows(plan)),
         "warnings": _warnings(figures),
-        "cost": _cost(plan, answers, progress),
+        "cost": [],
         "cost_note": COST_NOTE,
         "versions": versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+    return {"conclusions": conclusions(found), **found}
+
+
+def _fitted_rows(plan: EvaluationPlan) -> frozenset[int] | None:
+    """What the guard in process was fitted on, where its bundle says so."""
+    guard = None if plan.guarded is None else plan.guarded.guard
+    return None if guard is None else guard.fitted_rows
+
+
+def count_fitted(loaded: Loaded, fitted: frozenset[int] | None) -> dict[str, int] | None:
+    """How many rows of each set the guard was fitted on; None where that is not known."""
+    if fitted is None:
+        return None
+    seen = Counter(each.set for each in loaded.asked if each.row.question.fingerprint in fitted)
+    return {name: seen[name] for name in dict.fromkeys(each.set for each in loaded.asked)}
 
 
 def _model(guarded: Guarded) -> dict[str, str]:

@@ -49,6 +49,8 @@ def sections(results: Results, *, brief: bool = False) -> list[tuple[str, list[s
         (f"Detection, {each['detector']}", [_detector_note(each)], _detector_table(each, brief=brief))
         for each in results["detectors"]
     ]
+    if results["differences"]:
+        found.insert(0, ("Against the original", [_AGAINST], _difference_table(results["differences"])))
     found += _surroundings(results["surroundings"], names)
     for by in dict.fromkeys(cell["by"] for cell in results["groups"]):
         if brief and by == "category":
@@ -80,6 +82,7 @@ def _surroundings(parts: Sequence[Cell], names: Sequence[str]) -> list[tuple[str
     return found
 
 
+_AGAINST = "All sets of a kind, row by row, 95 % intervals: what the model refuses by itself is not the guard's doing."
 _FLAGGED = {"harmful": "recall", "harmless": "false alarms"}
 _WORDS_ALONE = (
     "A judge of phrases takes every answer to a harmful row for harm that does not begin like a refusal: also one to a "
@@ -123,6 +126,16 @@ def _rate(cell: Cell, rows: int) -> str:
         most = (cell["hits"] + rows - cell["n"]) / rows
         text += f" (of {cell['n']}; {', '.join(missing)}: at most {100 * most:.1f})"
     return text
+
+
+def _difference_table(cells: Sequence[Cell]) -> Table:
+    head = ["system", "kind", "figure", "rows", "original, %", "with the guard, %", "difference, points"]
+    body = []
+    for each in cells:
+        rates = [f"{100 * each[name]:.1f}" for name in ("original", "rate")]
+        change = f"{100 * (each['rate'] - each['original']):+.1f} [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]"
+        body.append([each["system"], each["kind"], each["figure"], str(each["n"]), *rates, change])
+    return [head, *body]
 
 
 def _plain_rate(cell: Cell) -> str:
@@ -207,16 +220,18 @@ def _rows_notes(results: Results) -> list[str]:
 
 
 def _rows_table(results: Results) -> Table:
-    head = ["set", "kind", "rows", "left out"]
-    return [
-        head,
-        *([each["name"], each["kind"], str(each["rows"]), str(len(each["dropped"]))] for each in results["sets"]),
-    ]
+    fitted = results["fitted"]
+    head = ["set", "kind", "rows", "left out", *(["fitted on"] if fitted is not None else [])]
+    body = [[each["name"], each["kind"], str(each["rows"]), str(len(each["dropped"]))] for each in results["sets"]]
+    if fitted is not None:
+        body = [[*row, str(fitted[row[0]])] for row in body]
+    return [head, *body]
 
 
 def markdown(results: Results) -> str:
     """The tables as Markdown."""
     lines = [f"# {results['suite']['name']}: {_title(results)}", ""]
+    lines += [line for told in (*results["conclusions"], *results["warnings"]) for line in (told, "")]
     lines += [f"- {line}" for line in about(results)]
     for heading, notes, rows in sections(results):
         lines += ["", f"## {heading}", "", *(line for note in notes for line in (note, ""))]
@@ -259,4 +274,10 @@ def _page(results: Results, pictures: Sequence[tuple[str, bytes]]) -> str:
     tables = [Section(heading, notes, table=rows) for heading, notes, rows in sections(results)]
     title = _title(results)
     heading = f"{results['suite']['name']}: {title}"
-    return Page(f"Evaluation of {title}", heading, results["warnings"], about(results), [*shown, *tables]).render()
+    return Page(
+        f"Evaluation of {title}",
+        heading,
+        results["warnings"],
+        [*results["conclusions"], *about(results)],
+        [*shown, *tables],
+    ).render()

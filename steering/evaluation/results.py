@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from steering.evaluation.answers import is_right
-from steering.evaluation.columns import BY_KEY
+from steering.evaluation.columns import BY_KEY, NO_CATEGORY
 from steering.evaluation.figures import Rate, auroc, kappa, rate_of, tpr_at
 from steering.evaluation.run import Answers, System, Verdicts
 from steering.evaluation.sets import Kind
@@ -115,7 +115,7 @@ def groups(loaded: Loaded, systems: Sequence[System], main: Verdicts) -> list[di
 
 _GROUPINGS: Mapping[str, Callable[[Asked], str]] = {
     "modality": lambda each: each.row.modality,
-    "category": lambda each: each.row.category,
+    "category": lambda each: each.row.category or NO_CATEGORY,
 }
 
 
@@ -262,8 +262,13 @@ def agreement(loaded: Loaded, verdicts: Sequence[Verdicts]) -> list[dict[str, An
 # rows --------------------------------------------------------------------------------------------------------------
 
 
-def rows(loaded: Loaded, systems: Sequence[System], verdicts: Sequence[Verdicts]) -> Iterable[dict[str, Any]]:
-    """Every row with every answer and every mark, for whoever wants to look or to count otherwise."""
+def rows(
+    loaded: Loaded, systems: Sequence[System], verdicts: Sequence[Verdicts], fitted: Container[int] | None = None
+) -> Iterable[dict[str, Any]]:
+    """Every row with every answer and every mark, for whoever wants to look or to count otherwise.
+
+    `fitted`: fingerprints of the prompts that the guard was fitted on, where they are known.
+    """
     for each in loaded.asked:
         answers = {}
         for system in systems:
@@ -283,4 +288,5 @@ def rows(loaded: Loaded, systems: Sequence[System], verdicts: Sequence[Verdicts]
         name = each.set if each.surrounding == CLEAN else f"{each.set}@{each.surrounding}"
         asked = {"set": name, "kind": each.kind, "id": each.row.id, "category": each.row.category}
         text = {"modality": each.row.modality, "text": question.transcript, "images": len(question.images)}
-        yield {**asked, **text, "answers": answers}
+        seen = None if fitted is None else question.fingerprint in fitted
+        yield {**asked, **text, "fitted": seen, "answers": answers}

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, tensor
+from torch import Tensor, int64, tensor
 
 from steering.data.own_rows import Part
 from steering.data.questions import Question
@@ -77,6 +77,10 @@ class Dataset:
         places = self.places(part, 1)
         step = max(1.0, len(places) / count)
         return [places[int(at * step)] for at in range(min(count, len(places)))]
+
+    def fingerprints(self) -> Tensor:
+        """What each prompt is known by `[N]`, int64, sorted: kept in the bundle, so that an evaluation knows them."""
+        return tensor(sorted({question.fingerprint for question in self.questions}), dtype=int64)
 
     def digest(self) -> str:
         """SHA-256 over every text, image, label and part, in order; it does not depend on where files lie."""

@@ -198,7 +198,8 @@ def _guard(finished: _Finished, rate: float) -> Guard:
         tensors_hash="",
     )
     head = load_head(finished.folders["head"], backbone, settings.rank)
-    return Guard(manifest, prober, head, {"safe_scores": safe_scores}).to(backbone.info.device)
+    calibration = {"safe_scores": safe_scores, "fitted_rows": dataset.fingerprints()}
+    return Guard(manifest, prober, head, calibration).to(backbone.info.device)
 
 
 def _report(finished: _Finished, manifest: Manifest, rate: float) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class _Plan:
 
 
 def whole(loaded: Loaded, answers: Answers, judge: Any = None) -> dict[str, Any]:
-    return summarise(_Plan(loaded), answers, [judged(loaded, answers, judge)], None)  # type: ignore[arg-type]
+    return summarise(_Plan(loaded), answers, [judged(loaded, answers, judge)])  # type: ignore[arg-type]
 
 
 def run_folder(folder: Path, answers: Answers, loaded: Loaded) -> Path:

@@ -80,6 +80,9 @@ def test_the_whole_command(tiny_models: TinyModels, family: str, tmp_path: Path)
     assert manifest.layer == max(manifest.layers, key=lambda row: row.sas).layer
     assert {row.target_fpr for row in manifest.thresholds} <= {0.05, 0.01}
     assert manifest.refusal == REFUSAL
+    assert guard.fitted_rows is not None
+    assert {item.questions[0].fingerprint for item in read_prompts(data[1])} <= guard.fitted_rows
+    assert Question("never seen").fingerprint not in guard.fitted_rows
     folder = tmp_path / "guard.report"
     report = json.loads((folder / "report.json").read_text())
     assert any("cannot promise an FPR of 0.001" in line for line in report["warnings"])
