@@ -28,7 +28,7 @@ def found(program: str) -> str | None:
 
 
 class PostgreSql:
-    """A server of its own in a folder, on loopback; started by another user where the tests run as root."""
+    """A server of its own in a folder, with a socket there and no port; another user's where the tests run as root."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -36,9 +36,6 @@ class PostgreSql:
         if os.geteuid() == 0:
             os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
             self._as = ["setpriv", "--reuid=postgres", "--clear-groups", "--"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
         self._run("initdb", "-A", "trust", "-U", "audit", "--no-sync")
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -46,7 +43,7 @@ class PostgreSql:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, cwd=self._folder)
 
     def start(self) -> None:
-        options = f"-h 127.0.0.1 -p {self.port} -k {self._folder} -c fsync=off"
+        options = f"-h '' -k {self._folder} -c fsync=off"
         self._run("pg_ctl", "-w", "-l", str(self._folder / "log"), "-o", options, "start")
 
     def stop(self) -> None:
@@ -54,7 +51,7 @@ class PostgreSql:
 
     @property
     def url(self) -> str:
-        return f"postgresql://audit@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://audit@/postgres?host={self._folder}"
 
 
 @pytest.fixture(scope="module")
