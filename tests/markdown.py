@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
-def fenced(page: Path, language: str = "sh") -> list[str]:
-    """The text of each block of a language."""
-    return [text for name, text in FENCE.findall(page.read_text()) if name == language]
+@dataclass(frozen=True)
+class Block:
+    """Commands, and why they are not run, if they are not: a comment before the block says so."""
+
+    text: str
+    not_run: str | None
+
+
+def commands(page: Path) -> list[Block]:
+    """The blocks of a page that are fenced as shell."""
+    found = BLOCK.finditer(page.read_text())
+    return [Block(each["text"], each["why"]) for each in found if each["language"] == "sh"]
+
+
+def script(page: Path) -> str:
+    """All commands of a page that are run, one block after another, as one reader's shell would have them."""
+    return "".join(block.text for block in commands(page) if block.not_run is None)

@@ -20,7 +20,7 @@ from models import demo
 from tests.end_to_end.commands import run as autosteer
 from tests.end_to_end.processes import clean_environment
 from tests.hub import hub
-from tests.markdown import fenced
+from tests.markdown import commands
 from tests.operating.programs import ROOT
 from tests.operating.test_shipped_files import CRDS, check
 
@@ -173,7 +173,7 @@ def test_every_command_of_the_page_runs_as_far_as_there_is_no_cluster(checkout: 
         (programs / name).chmod(0o755)
     calls = checkout / "calls"
     environment = {"PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}", "CALLS": str(calls)}
-    blocks = fenced(PAGE)
+    blocks = [block.text for block in commands(PAGE)]
     for block in blocks:
         done = in_shell(checkout, block, environment)
         assert done.returncode == 0, f"{block}\n{done.stderr}"
@@ -184,12 +184,12 @@ def test_every_command_of_the_page_runs_as_far_as_there_is_no_cluster(checkout: 
 
 
 def test_other_settings_have_another_checksum_by_the_pages_command(checkout: Path) -> None:
-    (block,) = [each for each in fenced(PAGE) if each.startswith("sum=")]
-    commands = "\n".join(line for line in block.splitlines() if "kubectl" not in line)
+    (block,) = [each.text for each in commands(PAGE) if each.text.startswith("sum=")]
+    lines = "\n".join(line for line in block.splitlines() if "kubectl" not in line)
     file = checkout / "deploy.yaml"
 
     def checksum() -> str:
-        assert in_shell(checkout, commands, {}).returncode == 0
+        assert in_shell(checkout, lines, {}).returncode == 0
         found: str = pod(file=file)["metadata"]["annotations"]["checksum/config"]
         return found
 
