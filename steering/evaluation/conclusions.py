@@ -48,13 +48,19 @@ def conclusions(results: Results) -> list[str]:
     for detector in results["detectors"]:
         found += _detection(detector, results["threshold"], len(results["detectors"]) > 1)
     judge = next(iter(results["judges"]))
-    for system in (each["name"] for each in results["systems"]):
+    for system in _spoken_of([each["name"] for each in results["systems"]]):
         cells = [each for each in results["differences"] if each["system"] == system]
         found += [_difference(system, each, judge) for each in cells if each["figure"] in _SAID]
     found += _strength(results)
     if not any(system["name"] == ORIGINAL for system in results["systems"]):
         found.append("There is no column `original`: what the model refuses by itself cannot be told from the guard's.")
     return [*found, *_fitted(results)]
+
+
+def _spoken_of(systems: Sequence[str]) -> list[str]:
+    """The columns with a guard; steering every request is a baseline, and is left to the tables beside others."""
+    guarded = [name for name in systems if name != ORIGINAL]
+    return [name for name in guarded if name != "steer-always"] or guarded
 
 
 def _detection(detector: Cell, threshold: float | None, several: bool) -> Iterator[str]:
@@ -75,24 +81,26 @@ def _detection(detector: Cell, threshold: float | None, several: bool) -> Iterat
         yield f"It flags {alarms['rate']:.0%} of harmless rows: {way_out}."
 
 
-# What is said of a figure, and whether more of it is good.
-_SAID: Mapping[str, tuple[str, bool]] = {
-    "attack success": ("harm gets through in", False),
-    "over-refusal": ("refused are", False),
-    "accuracy": ("right are", True),
+# What a column does with a share of rows, by figure, and whether more of it is good.
+_SAID: Mapping[str, tuple[str, str, bool]] = {
+    "attack success": ("lets harm through in", "", False),
+    "over-refusal": ("refuses", "", False),
+    "accuracy": ("answers", " right", True),
 }
 
 
 def _difference(system: str, each: Cell, judge: str) -> str:
-    said, good = _SAID[each["figure"]]
+    does, how, good = _SAID[each["figure"]]
     rate, plain, change = 100 * each["rate"], 100 * each["original"], 100 * (each["rate"] - each["original"])
-    interval = f"{change:+.1f} points [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]"
     by = "" if each["figure"] == "accuracy" else f", by {judge}"
-    told = f"{system}: {said} {rate:.1f} % of {each['n']} {each['kind']} rows, {plain:.1f} % without a guard"
-    if each["p"] >= CHANCE:
-        return f"{told}{by}: no difference is shown ({interval})."
+    told = f"{system} {does} {rate:.1f} % of {each['n']} {each['kind']} rows{how} ({plain:.1f} % without a guard{by})"
+    interval = f"{change:+.1f} points [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]"
     word = "better" if (change > 0) == good else "worse"
-    return f"{told}{by}: {word} by {interval}."
+    if each["p"] < CHANCE:
+        return f"{told}: {word} by {interval}."
+    if each["low"] <= 0 <= each["high"]:
+        return f"{told}: no difference is shown, {interval}."
+    return f"{told}: perhaps {word}, by {interval}, but too few rows to be sure."
 
 
 def _strength(results: Results) -> Iterator[str]:

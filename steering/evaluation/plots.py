@@ -15,6 +15,8 @@ from steering.fitting.page import ACCENT, GREY, SAFE, TOXIC, panel
 
 COLOURS = (TOXIC, "#ca6f1e", SAFE, ACCENT, "#8e44ad", GREY)
 
+LETTER = 0.11  # inches, with room beside
+
 Cell = Mapping[str, Any]
 Drawing = tuple[str, Callable[[], Figure]]
 
@@ -30,14 +32,14 @@ def drawings(results: Mapping[str, Any], scores: Mapping[str, tuple[list[float],
     ):
         cells = [c for c in results["figures"] if c["figure"] == figure and c["judge"] in (main, BY_KEY)]
         if cells:
-            found[name] = (f"{title}: 95 % intervals", partial(_bars, cells, title))
+            found[name] = (f"{title}: 95 % intervals", partial(bars, cells, title))
     if scores:
         found["scores"] = ("Scores by set", lambda: _scores(results["scores"], results["threshold"]))
         if both := {name: pair for name, pair in scores.items() if all(pair)}:
             found["roc"] = ("ROC", partial(_roc, both, results["detectors"]))
     if flagged := _flagged(results["surroundings"]):
         title = "Flagged in each surrounding, at the policy's threshold"
-        found["surroundings"] = (f"{title}: 95 % intervals", partial(_bars, flagged, title))
+        found["surroundings"] = (f"{title}: 95 % intervals", partial(bars, flagged, title))
     if results["sweeps"]["eps"]:
         found["eps"] = ("Steering strength", lambda: _eps(results["sweeps"]["eps"]))
     if results["sweeps"]["threshold"]:
@@ -53,10 +55,13 @@ def _flagged(parts: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell["detector"] == cells[0]["detector"]]
 
 
-def _bars(cells: Sequence[Cell], title: str) -> Figure:
+def bars(cells: Sequence[Cell], title: str) -> Figure:
+    """Shares with their intervals, by set, a colour for each system."""
     sets = list(dict.fromkeys(cell["set"] for cell in cells))
     systems = list(dict.fromkeys(cell["system"] for cell in cells))
-    figure, (axes,) = panel(max(7.5, 0.55 * len(sets) * len(systems)), 3.6)
+    inches = max(7.5, 0.55 * len(sets) * len(systems))
+    figure, (axes,) = panel(inches, 3.6)
+    turned = max(map(len, sets)) * len(sets) * LETTER > inches  # names side by side would overprint
     width = 0.8 / len(systems)
     for place, system in enumerate(systems):
         found = {cell["set"]: cell for cell in cells if cell["system"] == system and cell["rate"] is not None}
@@ -69,9 +74,7 @@ def _bars(cells: Sequence[Cell], title: str) -> Figure:
         axes.bar(x, y, width * 0.92, color=colour, label=system)
         axes.errorbar(x, y, yerr=[below, above], fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
     axes.set(ylabel="%", ylim=(0, 106), title=title)
-    axes.set_xticks(
-        range(len(sets)), sets, rotation=20 if len(sets) > 5 else 0, ha="right" if len(sets) > 5 else "center"
-    )
+    axes.set_xticks(range(len(sets)), sets, rotation=20 if turned else 0, ha="right" if turned else "center")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
