@@ -61,7 +61,6 @@ def test_what_is_not_run_says_why_and_is_little(page: Path) -> None:
     assert f"](docs/{page.name})" in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.xdist_group("first-hour")
 def test_the_page_about_fitting_ends_with_a_guard_that_is_served_and_watched(tmp_path: Path) -> None:
     output = run_page(PAGES[0], tmp_path, {"--scale 0.1": "--scale 0.03", "--limit 10": "--limit 1"})
     assert "The rows are enough" in output
@@ -72,7 +71,6 @@ def test_the_page_about_fitting_ends_with_a_guard_that_is_served_and_watched(tmp
     assert (tmp_path / "first-hour" / "eval" / "results.md").is_file()
 
 
-@pytest.mark.xdist_group("first-hour")
 def test_the_page_about_operating_ends_with_a_server_that_was_asked_watched_and_changed(tmp_path: Path) -> None:
     output = run_page(PAGES[1], tmp_path, {})
     folder = tmp_path / "first-server"
