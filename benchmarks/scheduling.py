@@ -132,18 +132,29 @@ class Clients:
 
 def simulate(clients: Clients, costs: Costs, max_gap: float | None) -> tuple[float, list[list[float]]]:
     """Seconds until all have their answers, and of each answer when it was asked for and when its tokens came."""
+    seconds, (marks,) = simulate_keys([clients], costs, max_gap)
+    return seconds, marks
+
+
+def simulate_keys(
+    keys: Sequence[Clients], costs: Costs, max_gap: float | None, *, turns: bool = True
+) -> tuple[float, list[list[list[float]]]]:
+    """The same of several keys' clients, until those of the last have all their answers; keys take turns, or not."""
     scheduler, rows, chance = Scheduler(ROWS, 4096, max_gap), Boundless(), random.Random(1)
-    marks: dict[OwnRequest, list[float]] = {}
+    marks: list[dict[OwnRequest, list[float]]] = [{} for _ in keys]
+    whose: dict[OwnRequest, int] = {}
     now = 0.0
-    while clients.left or not scheduler.idle:
-        if scheduler.idle and clients.due:
-            now = max(now, clients.due[0])
-        for at, length in clients.come(now):
-            prompt = Prompt(ids=[0] * length, features={}, image_tokens=0)
-            ask = Ask(str(len(marks)), prompt, SamplingParams.GREEDY, ANSWER, OFF)
-            request = OwnRequest(ask, sampler=cast(Any, None))
-            marks[request] = [at]
-            scheduler.add(request)
+    while keys[-1].left or any(whose[request] == len(keys) - 1 for request in scheduler.live()):
+        if scheduler.idle:
+            now = max(now, min(clients.due[0] for clients in keys if clients.due))
+        for key, clients in enumerate(keys):
+            for at, length in clients.come(now):
+                prompt = Prompt(ids=[0] * length, features={}, image_tokens=0)
+                tenant = key if turns else 0
+                ask = Ask(str(len(whose)), prompt, SamplingParams.GREEDY, ANSWER, OFF, tenant=tenant)
+                request = OwnRequest(ask, sampler=cast(Any, None))
+                marks[key][request], whose[request] = [at], key
+                scheduler.add(request)
         plan = scheduler.schedule(rows)
         seconds = costs.of(plan.decoding, plan.prompt_tokens) * chance.lognormvariate(0.0, SCATTER)
         scheduler.budget.observe(seconds, plan.decoding, plan.prompt_tokens)
@@ -153,13 +164,13 @@ def simulate(clients: Clients, costs: Costs, max_gap: float | None) -> tuple[flo
             row.length, row.pending = row.length + count, row.pending - count
             if row.pending:
                 continue
-            marks[request].append(now)
+            marks[whose[request]][request].append(now)
             request.output_ids.append(0)
             row.pending = 1
             if len(request.output_ids) == ANSWER:
                 scheduler.finish(request)
-                clients.ended(now)
-    return now, [*marks.values()]
+                keys[whose[request]].ended(now)
+    return now, [[*each.values()] for each in marks]
 
 
 def _varied(seed: int) -> Iterator[int]:
@@ -187,6 +198,14 @@ def loads(costs: Costs) -> dict[str, Clients]:
         "16 clients, 16 to 2,000 tokens": Clients(_varied(0), COUNT, [0.0] * 16, closed=True),
         "Poisson, 80 % of capacity, 16 to 2,000": Clients(_varied(0), COUNT, at),
     }
+
+
+def quiet_key(costs: Costs, max_gap: float, *, turns: bool) -> list[float]:
+    """First tokens of a key with one client beside a key with 48 that never stop asking."""
+    crowd = Clients(_varied(0), 10**6, [0.0] * 48, closed=True)
+    quiet = Clients(_varied(3), 60, [5.0], closed=True)
+    _, (_, marks) = simulate_keys([crowd, quiet], costs, max_gap, turns=turns)
+    return [times[1] - times[0] for times in marks]
 
 
 class Figures(NamedTuple):
@@ -228,6 +247,12 @@ def main(
             shown = "none" if gap is None else f"{1000 * gap:.0f}"
             table.add_row(shown, *_row(figures(*simulate(loads(costs)[name], costs, gap))))
         console.print(table)
+    for turns in (False, True):
+        first = quiet_key(costs, 0.3, turns=turns)
+        shown = ", ".join(f"p{share} {percentile(first, share):.2f} s" for share in (50, 99))
+        console.print(
+            f"First token of a key with 1 client beside one with 48, {'in' if turns else 'no'} turns: {shown}"
+        )
 
 
 if __name__ == "__main__":
