@@ -25,7 +25,7 @@ from server.record.access_log import log_access
 from server.record.audit.sink import Sink
 from server.record.call import Call, call_of
 from server.record.tracing import Tracing
-from server.routes import chat, completions, models, moderations, operations, tokens
+from server.routes import chat, completions, models, moderations, operations, responses, tokens
 from server.routes.authentication import authentication
 from server.service import Service
 from server.settings.schema import Settings
@@ -81,7 +81,7 @@ def create_app(
     app.state.service = service
     add_error_handlers(app)
     app.include_router(operations.routes(service))
-    for router in (chat, completions, moderations, models, tokens):
+    for router in (chat, completions, responses, moderations, models, tokens):
         app.include_router(router.routes(service), dependencies=[Depends(authentication(service))])
     app.add_middleware(Tolerant)
     if settings.cors_origins:

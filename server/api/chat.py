@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from server.answer.calls import CallOfOne, CallOfSeveral
 from server.answer.choices import Choices
-from server.answer.delta import Kind
-from server.answer.parser import Parser, PlainText
+from server.answer.parser import Parser
 from server.api.answer_fields import GuardOptions
 from server.api.chat_answer import ChatAnswer
 from server.api.chat_request import ChatCompletionRequest, Moderation, parse_chat_request
@@ -19,7 +17,8 @@ from server.api.prepare import answer_limit, asks_of, sampling_params
 from server.api.prompts import Conversation
 from server.api.schemas import WantedSchema
 from server.api.served import Served
-from server.api.tools import Tools, tools_of
+from server.api.tool_use import check_tools, ignored_tools, parser_of, told_tools
+from server.api.tools import Tools, forces_call, tools_of
 from server.errors import BadRequest
 from server.media.images import RequestImages
 from server.request import Ask
@@ -44,8 +43,6 @@ class ChatJob:
         ignored = {*chat.ignored()}
         if chat.moderation is not None and is_openai_moderator(chat.moderation.model):
             ignored.add("moderation.model")
-        if tools is not None and not tools.forced:
-            ignored.add("tools")
         return cls(chat, tools, ignored)
 
     @property
@@ -74,7 +71,7 @@ class ChatJob:
     @property
     def schema(self) -> WantedSchema | None:
         """What a forced call or `response_format` binds the answer to."""
-        if self._forced and self.tools is not None:
+        if self.tools is not None and self.tools.forced:
             return WantedSchema(self.tools.schema, "tools")
         wanted = self.chat.answer_schema
         if wanted is None:
@@ -85,18 +82,11 @@ class ChatJob:
 
     def parser(self) -> Parser:
         """What takes the answer for a call, or for itself."""
-        if self.tools is None or not self.tools.forced:
-            return PlainText(Kind.TEXT)
-        only = self.tools.only
-        return CallOfSeveral() if only is None else CallOfOne(only.name)
+        return parser_of(self.tools)
 
     def check(self, intake: Intake) -> None:
         """Raise BadRequest for tools that the model may call or not, where the settings say so."""
-        if self.tools is not None and not self.tools.forced and intake.settings.optional_tools == "refuse":
-            raise BadRequest(
-                "'tools' is only supported where one must be called: 'tool_choice' is 'required', or names a function.",
-                param="tools",
-            )
+        check_tools(self.tools, intake.settings)
 
     def images(self, served: Served, settings: Settings) -> Mapping[str, str]:
         """The URLs of the images in all messages. Raises BadRequest if they are too many, or not read."""
@@ -107,7 +97,7 @@ class ChatJob:
         chat, served, settings = self.chat, intake.served, intake.settings
         sampling = sampling_params(chat, served)
         policy = moderated_policy(intake.policy, chat.moderation, guarded=served.layer is not None)
-        prompt = Conversation(chat.messages).prompt(served, settings, images, self._told(served))
+        prompt = Conversation(chat.messages).prompt(served, settings, images, told_tools(self.tools, served))
         limit = answer_limit(chat, prompt, served, settings.default_max_tokens, "messages")
         return asks_of(replace(intake, policy=policy), [(prompt, limit)], chat.choices, sampling)
 
@@ -115,20 +105,8 @@ class ChatJob:
         """As a `chat.completion`, or its chunks."""
         # What is long would stay in memory until the answer's end.
         bare = self.chat.model_copy(update={"messages": [], "tools": None})
-        ignored = {*self.ignored}
-        if self._forced and not intake.served.inputs.reads.tools:
-            ignored.add("tools.function.description")
-        return ChatAnswer(intake.answer_id, choices, bare, intake.served, ignored, calls=self._forced)
-
-    @property
-    def _forced(self) -> bool:
-        return self.tools is not None and self.tools.forced
-
-    def _told(self, served: Served) -> Sequence[Mapping[str, Any]]:
-        """The tools that the prompt describes: those that will be called, where the chat template knows them."""
-        if self.tools is None or not self.tools.forced or not served.inputs.reads.tools:
-            return ()
-        return [*self.tools.for_template()]
+        ignored = {*self.ignored, *ignored_tools(self.tools, intake.served)}
+        return ChatAnswer(intake.answer_id, choices, bare, intake.served, ignored, calls=forces_call(self.tools))
 
 
 def moderated_policy(policy: Policy, moderation: Moderation | None, *, guarded: bool) -> Policy:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, JsonValue, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import Field, JsonValue
 
 from server.api.answer_fields import AnswerFields, check_least_tokens
 from server.api.fields import (
-    NO_NUL,
     HintFlag,
     HintObject,
     HintText,
@@ -19,17 +17,15 @@ from server.api.fields import (
     NotSupported,
     Positive,
     Strict,
-    Text,
     only,
-    unless_null,
 )
 from server.api.formats import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
 from server.api.messages import MAX_MESSAGES, Message
+from server.api.metadata import Metadata
 from server.api.tools import MAX_TOOLS, Tool, ToolChoice, forces_call, tools_of
 from server.api.validation import parse
 from server.errors import BadRequest
 
-MAX_METADATA = 16
 MAX_LOGPROBS = 20
 _USE_TOOLS: Final = "this server does not support it; use 'tools' and 'tool_choice'"
 _NoItems = Annotated[list[JsonValue], Field(max_length=0)]
@@ -60,29 +56,6 @@ class Moderation(Strict):
         return self.policy is not None and self.policy.input is not None and self.policy.input.mode == "block"
 
 
-def _metadata(value: object) -> object:
-    if not isinstance(value, dict):
-        raise PydanticCustomError("metadata", "must be an object of strings")
-    if len(value) > MAX_METADATA:
-        raise PydanticCustomError("metadata", f"at most {MAX_METADATA} pairs are allowed, not {len(value)}")
-    for key, text in value.items():
-        if len(key) > 64 or not isinstance(text, str) or len(text) > 512:
-            raise PydanticCustomError(
-                "metadata", "keys have at most 64 characters and values are strings of at most 512"
-            )
-    return value
-
-
-_METADATA_SCHEMA = WithJsonSchema(
-    {
-        "type": ["object", "null"],
-        "propertyNames": {"maxLength": 64},
-        "additionalProperties": {"type": "string", "maxLength": 512, **NO_NUL},
-        "maxProperties": MAX_METADATA,
-    }
-)
-
-
 class ChatCompletionRequest(AnswerFields):
     """The body of `POST /v1/chat/completions`."""
 
@@ -93,7 +66,7 @@ class ChatCompletionRequest(AnswerFields):
     top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     moderation: Moderation | None = None
-    metadata: Annotated[dict[str, Text] | None, unless_null(_metadata), _METADATA_SCHEMA] = None
+    metadata: Metadata = None
 
     modalities: Annotated[list[Literal["text"]] | None, only(["text"], why="only ['text'] is supported")] = None
     parallel_tool_calls: bool | None = None

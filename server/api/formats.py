@@ -8,6 +8,8 @@ from pydantic import Field, JsonValue
 
 from server.api.fields import HintValue, Strict
 
+SCHEMA_NAME = r"^[A-Za-z0-9_-]{1,64}$"
+
 
 class TextFormat(Strict):
     """Any text."""
@@ -25,7 +27,7 @@ class JsonObjectFormat(Strict):
 class JsonSchema(Strict):
     """A schema that the answer satisfies, whether or not `strict` is asked for."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    name: Annotated[str, Field(pattern=SCHEMA_NAME)]
     schema_: Annotated[dict[str, JsonValue], Field(alias="schema")]
     strict: bool | None = None
     description: HintValue = None

@@ -36,6 +36,7 @@ class Conversation:
 
     messages: Sequence[Message]
     field: str = "messages"
+    places: Sequence[str] | None = None  # the path of each message, where it is not its number
 
     @classmethod
     def of_input(cls, parts: Sequence[TextPart | ImagePart]) -> Conversation:
@@ -50,6 +51,8 @@ class Conversation:
 
     def path(self, message: int, part: int) -> str:
         """Where a part stands in the request."""
+        if self.places is not None:
+            return f"{self.places[message]}.content.{part}"
         return f"messages.{message}.content.{part}" if self.field == "messages" else f"{self.field}.{part}"
 
     def image_urls(self, served: Served, settings: Settings) -> dict[str, str]:

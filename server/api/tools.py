@@ -142,19 +142,22 @@ def _moved(schema: Any, root: str) -> Any:  # noqa: ANN401  JSON of any shape
     }
 
 
-def tools_of(tools: Sequence[Tool] | None, choice: object) -> Tools | None:
-    """What a request's tools and its choice of them come to; None where nothing is to be called. Raises BadRequest."""
+def tools_of(tools: Sequence[Tool] | None, choice: object, within: str = "function.") -> Tools | None:
+    """What a request's tools and its choice of them come to; None where nothing is to be called. Raises BadRequest.
+
+    `within`: where in a tool the fields of its function stand.
+    """
     known: dict[str, Tool] = {}
     for place, tool in enumerate(tools or ()):
         if tool.function.name in known:
-            raise _wrong(f"tools.{place}.function.name", f"there are two tools of the name {tool.function.name!r}")
-        _check_object(tool.function, f"tools.{place}.function.parameters.type")
+            raise _wrong(f"tools.{place}.{within}name", f"there are two tools of the name {tool.function.name!r}")
+        _check_object(tool.function, f"tools.{place}.{within}parameters.type")
         known[tool.function.name] = tool
     if not known and choice not in (None, "none", "auto"):
         raise _wrong("tool_choice", "there are no tools to choose from")
     match choice:
         case NamedTool(function=function):
-            return Tools([_found(known, function.name, "tool_choice.function.name")], forced=True)
+            return Tools([_found(known, function.name, f"tool_choice.{within}name")], forced=True)
         case AllowedChoice(allowed_tools=allowed):
             path = "tool_choice.allowed_tools.tools"
             named = [_found(known, each.function.name, path) for each in allowed.tools]

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 from openai.types import Completion
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from PIL import Image
+from pydantic import BaseModel
 
 from models.demo.dialogue import pairs
 from models.demo.judge import refused
@@ -343,6 +344,66 @@ def test_a_refused_call_is_a_refusal(client: OpenAI, model: str, harmful: list[C
     ).choices[0]  # fmt: skip
     assert (answer.finish_reason, answer.message.content, answer.message.tool_calls) == ("stop", None, None)
     assert refused(answer.message.refusal or "")
+
+
+# responses ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_response_whole_and_streamed(client: OpenAI, model: str) -> None:
+    picture: Any = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "input_text", "text": "what is in the picture?"},
+                {"type": "input_image", "image_url": data_url(APPLE), "detail": "auto"},
+            ],
+        }
+    ]
+    for given in ("hello", picture):
+        whole = client.responses.create(model=model, input=given, temperature=0)
+        with client.responses.stream(model=model, input=given, temperature=0) as stream:
+            text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+            last = stream.get_final_response()
+        assert whole.output_text == text == last.output_text != ""
+        assert whole.usage is not None
+        assert last.usage is not None
+        assert whole.usage.total_tokens == last.usage.total_tokens
+
+
+def test_a_loop_of_a_function_by_responses(client: OpenAI, model: str) -> None:
+    function = WEATHER["function"]
+    tools: Any = [{"type": "function", **function}]
+    items: list[Any] = [{"role": "user", "content": "hello"}]
+    for _ in range(3):
+        answer = client.responses.create(model=model, input=items, tools=tools, tool_choice="required", store=False)
+        [call] = answer.output
+        assert call.type == "function_call"
+        assert json.loads(call.arguments).keys() == {"place", "days"}
+        items += [call, {"type": "function_call_output", "call_id": call.call_id, "output": "It is sunny."}]
+    assert client.responses.create(model=model, input=items, max_output_tokens=8).output[0].type == "message"
+
+
+def test_a_response_that_is_refused_and_one_that_is_json(
+    client: OpenAI, model: str, harmful: list[ChatCompletionMessageParam]
+) -> None:
+    class Seen(BaseModel):
+        colour: Literal["red", "green"]
+
+    parsed = client.responses.parse(model=model, input="hello", text_format=Seen)
+    assert parsed.output_parsed is not None
+    content: Any = harmful[0].get("content")
+    parts = [
+        {"type": "input_text", "text": part["text"]}
+        if part["type"] == "text"
+        else {"type": "input_image", "image_url": part["image_url"]["url"], "detail": "auto"}
+        for part in content
+    ]
+    asked: Any = [{"role": "user", "content": parts}]
+    answer = client.responses.create(model=model, input=asked)
+    [message] = answer.output
+    assert message.type == "message"
+    assert message.content[0].type == "refusal"
+    assert refused(message.content[0].refusal)
 
 
 def test_what_load_generators_send(client: OpenAI, model: str) -> None:

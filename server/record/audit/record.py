@@ -13,7 +13,7 @@ import orjson
 
 from server.media.files import MediaError, read_data_url
 
-CONTENT_FIELDS = ("messages", "tools", "prompt", "input")
+CONTENT_FIELDS = ("messages", "tools", "prompt", "input", "instructions")
 TEXT_FIELDS = (
     "content",
     "text",

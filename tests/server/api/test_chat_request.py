@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api.answer_fields import MAX_BIASES, MAX_CHOICES, MAX_STOP_CHARACTERS, MAX_STOPS
-from server.api.chat_request import MAX_METADATA, ChatCompletionRequest, parse_chat_request
+from server.api.chat_request import ChatCompletionRequest, parse_chat_request
 from server.api.fields import MAX_FIELDS
 from server.api.messages import MAX_MESSAGES, MAX_PARTS
+from server.api.metadata import MAX_METADATA
 from server.errors import BadRequest
 from tests.server.scripted import body
 

@@ -1,0 +1,102 @@
+"""`/v1/responses`, stateless: a validated request -> a prompt for the engine, and the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from server.answer.choices import Choices
+from server.answer.parser import Parser
+from server.api.answer_fields import GuardOptions
+from server.api.job import Intake
+from server.api.prepare import answer_limit, asks_of, sampling_params
+from server.api.prompts import Conversation
+from server.api.response_items import Turns, turns_of
+from server.api.responses_answer import ResponsesAnswer
+from server.api.responses_request import MOOT, ResponsesRequest
+from server.api.schemas import WantedSchema
+from server.api.served import Served
+from server.api.tool_use import check_tools, ignored_tools, parser_of, told_tools
+from server.api.tools import Tools, tools_of
+from server.api.validation import parse
+from server.errors import BadRequest
+from server.media.images import RequestImages
+from server.request import Ask
+from server.settings.schema import Settings
+
+
+@dataclass(frozen=True)
+class ResponsesJob:
+    """A response."""
+
+    prefix: ClassVar[str] = "resp_"
+    stops: ClassVar[Sequence[str]] = ()
+    asked: ResponsesRequest
+    turns: Turns
+    tools: Tools | None
+    ignored: Collection[str]
+
+    @classmethod
+    def of(cls, body: object) -> ResponsesJob:
+        """A decoded JSON body as a job. Raises BadRequest naming the first field that is wrong."""
+        asked = parse(ResponsesRequest, body)
+        for number, each in enumerate(asked.include or ()):
+            if each not in MOOT:
+                param = f"include.{number}"
+                raise BadRequest(f"Invalid value for '{param}': this server does not support it.", param=param)
+        turns = turns_of(asked.instructions, asked.input)
+        return cls(asked, turns, tools_of(asked.chat_tools, asked.chat_choice, within=""), {*asked.ignored()})
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """The model that answers."""
+        return {"model": self.asked.model}
+
+    @property
+    def guard(self) -> GuardOptions | None:
+        """What the request wishes its guard to be."""
+        return self.asked.guard
+
+    @property
+    def places(self) -> tuple[int, str]:
+        """One generation."""
+        return 1, "input"
+
+    @property
+    def schema(self) -> WantedSchema | None:
+        """What a forced call or `text.format` binds the answer to."""
+        if self.tools is not None and self.tools.forced:
+            return WantedSchema(self.tools.schema, "tools")
+        wanted = self.asked.answer_schema
+        return None if wanted is None else WantedSchema(wanted, "text.format.schema")
+
+    def parser(self) -> Parser:
+        """What takes the answer for a call, or for itself."""
+        return parser_of(self.tools)
+
+    def check(self, intake: Intake) -> None:
+        """Raise BadRequest for tools that the model may call or not, where the settings say so."""
+        check_tools(self.tools, intake.settings)
+
+    @property
+    def _conversation(self) -> Conversation:
+        return Conversation(self.turns.messages, "input", self.turns.places)
+
+    def images(self, served: Served, settings: Settings) -> Mapping[str, str]:
+        """The URLs of the images in all items. Raises BadRequest if they are too many, or not read."""
+        return self._conversation.image_urls(served, settings)
+
+    def prepare(self, intake: Intake, images: RequestImages) -> list[Ask]:
+        """The one request. Raises BadRequest naming the field and the limit."""
+        sampling = self.asked.sampling
+        told = told_tools(self.tools, intake.served)
+        prompt = self._conversation.prompt(intake.served, intake.settings, images, told)
+        limit = answer_limit(sampling, prompt, intake.served, intake.settings.default_max_tokens, "input")
+        return asks_of(intake, [(prompt, limit)], 1, sampling_params(sampling, intake.served))
+
+    def answer(self, intake: Intake, choices: Choices) -> ResponsesAnswer:
+        """As a `response`, or its events."""
+        bare = self.asked.model_copy(update={"input": ""})  # what is long would stay in memory until the answer's end
+        ignored = {*self.ignored, *ignored_tools(self.tools, intake.served)}
+        return ResponsesAnswer(intake.answer_id, choices, bare, intake.served, ignored)
