@@ -29,7 +29,7 @@ sets:
   - {name: twin, kind: harmless, format: demo, harm: cross, count: 12, seed: 7}
   - {name: utility, kind: utility, format: demo, count: 28, seed: 7}
 """
-TIMED = ("cost", "date")
+TIMED = ("cost", "seconds", "date")
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 
