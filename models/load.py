@@ -58,7 +58,25 @@ def load_backbone(
     text = config.get_text_config()
     shape = cache_shape(text, chosen_dtype, chosen_device)
     cache = PagedCache(shape, _blocks(shape, text, max_rows, cache_bytes), keep=keep_prefixes)
-    info = BackboneInfo(
+    info = _info(name, revision, config, model, inputs, tokenizer, cache)
+    _rearrange(model, info, cpu, int8=int8)
+    return Backbone(
+        model, family, inputs, tokenizer, info, family.image_token_id(config), max_rows, cache, image_memory_bytes
+    )
+
+
+def _info(
+    name: str,
+    revision: str | None,
+    config: Any,  # noqa: ANN401
+    model: Any,  # noqa: ANN401
+    inputs: InputBuilder,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: PagedCache,
+) -> BackboneInfo:
+    """What is told of a loaded model."""
+    text = config.get_text_config()
+    return BackboneInfo(
         name=name,
         revision=revision or getattr(config, "_commit_hash", None),
         architecture=type(model).__name__,
@@ -67,16 +85,12 @@ def load_backbone(
         num_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
         context_length=min(text.max_position_embeddings, cache.pool.count * cache.block_size),
-        dtype=chosen_dtype,
-        device=chosen_device,
+        dtype=cache.shape.dtype,
+        device=cache.shape.device,
         eos_ids=_eos_ids(model, config, tokenizer),
         template_hash=inputs.template_hash,
         parameters=sum(each.numel() for each in model.get_decoder().parameters()),
         weights_hash=weights_hash(model),
-    )
-    _rearrange(model, info, cpu, int8=int8)
-    return Backbone(
-        model, family, inputs, tokenizer, info, family.image_token_id(config), max_rows, cache, image_memory_bytes
     )
 
 
