@@ -10,7 +10,7 @@ from typing import Any
 from llguidance import LLMatcher, LLTokenizer
 
 from models.sampling import GrammarError
-from models.schema import check_schema, compile_schema, read_vocabulary, reason_of
+from models.schema import compile_schema, read_vocabulary, reason_of
 
 
 class GrammarCompiler:
@@ -24,11 +24,10 @@ class GrammarCompiler:
         self._vocabulary: LLTokenizer | None = None
 
     def compile(self, schema: Mapping[str, Any]) -> JsonGrammar:
-        """A grammar of the JSON texts that satisfy a schema. Raises SchemaError. Blocks, without the GIL.
+        """A grammar of the JSON texts that satisfy a schema. Raises SchemaError. Blocks, mostly without the GIL.
 
-        Nothing ends it: for schemas that have been compiled within limits before, or that are the caller's own.
+        Nothing ends it: for schemas that were checked and compiled within limits before, or that are the caller's own.
         """
-        check_schema(schema)
         return JsonGrammar(compile_schema(self._read_vocabulary(), schema))
 
     def _read_vocabulary(self) -> LLTokenizer:
