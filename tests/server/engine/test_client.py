@@ -28,6 +28,7 @@ from steering.policy import Mode, PolicyError
 from steering.shadow import Shadow
 from tests.server.fakes import REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, as_any, ask, next_token, request
 from tests.server.in_thread import InThread, engine_client
+from tests.server.scripted import byte_tokenizer
 
 
 class Inbox:
@@ -286,7 +287,9 @@ async def test_a_prompt_larger_than_the_sockets_buffers() -> None:
 
 
 async def test_a_request_that_cannot_be_made_of_what_arrives_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = await started(FakeBackbone())
+    backbone = FakeBackbone()
+    backbone.tokenizer = as_any(byte_tokenizer())
+    runner = await started(backbone)
     bad, odd, good = Inbox(), Inbox(), Inbox()
     constrained = ask("bad", [1], schema=Schema(json.dumps({"enum": []})))
     broken = [replace(each, params=as_any(None)) for each in (ask("odd", [1]), ask("even", [2]))]
