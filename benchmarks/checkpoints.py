@@ -200,4 +200,4 @@ def _make_guard(model: Path, folder: Path) -> None:
     info = load_backbone(model, device="cpu", dtype=serving_dtype(), max_rows=1).info
     guard = random_guard(info, seed=1, layer=info.num_layers // 2)
     manifest = guard.manifest.model_copy(update={"threshold": 1.0})
-    save_bundle(folder, manifest, guard.prober, guard.head, {})
+    save_bundle(folder, manifest, guard.reader, guard.head, {})

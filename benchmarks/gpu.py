@@ -35,6 +35,7 @@ from steering.guard import Guard
 from steering.head import RefusalHead
 from steering.policy import Mode, Policy
 from steering.prober import Prober
+from steering.readers import LastToken
 
 EOS, PAD, IMAGE = 0, 1, 2  # ids; the head's first rows are zero, so that no answer ends early
 UNFLAGGED = Policy("default", Mode.STEER, threshold=1.0, eps=1.0, refusal="No.")
@@ -173,7 +174,7 @@ def make_guard(backbone: Backbone) -> Guard:
     info = backbone.info
     torch.manual_seed(1)
     manifest = cast(Any, SimpleNamespace(layer=info.num_layers // 2, probe_layers=[]))
-    guard = Guard(manifest, Prober(info.hidden_size), RefusalHead(info.hidden_size), {})
+    guard = Guard(manifest, LastToken(Prober(info.hidden_size)), RefusalHead(info.hidden_size), {})
     return guard.to(info.device).requires_grad_(requires_grad=False)
 
 

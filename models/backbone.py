@@ -24,6 +24,7 @@ from models.inputs import InputBuilder
 from models.passes import Passes
 from models.positions import Positions
 from models.prompt import Prompt
+from models.reading import PromptReader, Reading
 from models.rows import Row
 from models.tap import Tap
 from models.uncached import UncachedPrefill
@@ -65,6 +66,7 @@ class Backbone:
         )
         self._passes = Passes(model, info, cache, self._encoder, self._positions, image_token_id)
         self._taps: list[Tap] = []
+        self._reading: Reading | None = None
         banned = family.banned(model) if family.banned else ()
         self._banned = torch.tensor(list(banned), dtype=torch.long, device=info.device)
 
@@ -195,7 +197,8 @@ class Backbone:
         assert len(rows) == len(counts) > 0, f"{len(rows)} rows, {len(counts)} counts"
         for row, count in zip(rows, counts, strict=True):
             self.reserve(row, count)
-        hidden = self._passes.run(rows, counts, self._taps)
+        reading = self._reading if any(row.prompt is not None for row in rows) else None
+        hidden = self._passes.run(rows, counts, self._taps, reading)
         for row, count in zip(rows, counts, strict=True):
             row.length += count
             if row.prompt is not None:
@@ -213,11 +216,28 @@ class Backbone:
             row.append(token)
         return self.prefill(rows)
 
-    def prefill_uncached(self, groups: Sequence[Sequence[Prompt]], last: int = 1) -> None:
+    def read_prompts(self, reader: PromptReader | None) -> None:
+        """Read every prompt token that is computed from now on, for `notes`, or none. Earlier prompts are forgotten."""
+        if reader is (self._reading and self._reading.reader):
+            return
+        assert not self.open_rows, f"{self.open_rows} rows are open, which were not read from their beginning"
+        self.cache.keep_notes(None if reader is None else reader.width)
+        self._reading = None if reader is None else Reading(reader, self._decoder, self.cache)
+
+    def notes(self, row: Row, tokens: int) -> Tensor:
+        """What was read of a row's first tokens, `[tokens, width]`, wherever they were computed; NaN where nothing."""
+        return self.cache.noted(row.table, tokens)
+
+    @property
+    def reading_seconds(self) -> float:
+        """What reading has taken so far; on a GPU, launching it."""
+        return 0.0 if self._reading is None else self._reading.seconds
+
+    def prefill_uncached(self, groups: Sequence[Sequence[Prompt]], last: int | None = 1) -> None:
         """Compute prompts for the taps alone, group by group: no rows, no cache, `max_rows` groups in a pass.
 
         The prompts of a group have the same images, or none; where the family allows it, what they begin with is
-        computed once. The taps get the states of the `last` tokens of each prompt, one after the other.
+        computed once. The taps get the states of the `last` tokens of each prompt, or of all, one after the other.
         """
         self._uncached.run(groups, last, self._taps)
 

@@ -58,6 +58,7 @@ class PagedCache:
         self.pool = BlockPool(blocks, self._move, dense=self.dense, keep=keep)
         self.tables: list[Table] = []
         self._closed = False  # a row, since its blocks were last looked at
+        self._notes: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -90,6 +91,30 @@ class PagedCache:
         places = (found // BLOCK * self.shape.kv_heads + torch.arange(self.shape.kv_heads)) * BLOCK + found % BLOCK
         return places.view(-1).to(self.shape.device)
 
+    def keep_notes(self, width: int | None) -> None:
+        """Keep `width` numbers with each token from now on, or none; blocks without them are forgotten.
+
+        A token's numbers are NaN until they are noted.
+        """
+        self.pool.forget_all()
+        self._notes = None
+        if width is not None:
+            with torch.inference_mode(mode=False):
+                shape = (self.pool.count + 1, BLOCK, width)
+                self._notes = torch.full(shape, torch.nan, dtype=torch.float32, device=self.shape.device)
+
+    def note(self, slots: Sequence[int], values: Tensor) -> None:
+        """Keep values `[N, width]` with the tokens at these slots, see `slots`."""
+        assert self._notes is not None, "the cache keeps no notes"
+        places = torch.tensor(slots, device=self._notes.device)
+        self._notes.view(-1, self._notes.shape[-1]).index_copy_(0, places, values.to(self._notes))
+
+    def noted(self, table: Table, tokens: int) -> Tensor:
+        """What was noted of a row's first tokens, `[tokens, width]`."""
+        assert self._notes is not None, "the cache keeps no notes"
+        blocks = torch.tensor(table.blocks[: self.blocks_for(tokens)], device=self._notes.device)
+        return self._notes.index_select(0, blocks).flatten(0, 1)[:tokens]
+
     def row(self, layer: int, table: Table, tokens: int) -> tuple[Tensor, Tensor]:
         """Copies of a row's first keys and values in order, `[kv_heads, tokens, D]` each."""
         blocks = torch.tensor(table.blocks[: self.blocks_for(tokens)], device=self.shape.device)
@@ -121,7 +146,10 @@ class PagedCache:
         """Let a row have room for `tokens` in all. Raises OutOfBlocks, and changes nothing."""
         blocks = self.blocks_for(tokens)
         if blocks > len(table.blocks):
+            before = len(table.blocks)
             self.pool.extend(table, blocks)
+            if self._notes is not None:
+                self._notes[table.blocks[before:]] = torch.nan
             if self.dense:
                 self._storage[:, :, table.blocks[-1]] = 0  # it is read before it is full
 
@@ -145,6 +173,8 @@ class PagedCache:
     def _move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         if sources:
             self._storage[:, :, list(targets)] = self._storage[:, :, list(sources)]
+            if self._notes is not None:
+                self._notes[list(targets)] = self._notes[list(sources)]
 
 
 def cache_room(device: torch.device) -> int:

@@ -13,6 +13,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -24,6 +25,7 @@ from models.errors import PromptError, PromptTooLong
 from models.families import Detail, Family
 from models.image_counts import least_tokens
 from models.images import pictures_of
+from models.layout import Layout, LayoutFinder
 from models.pieces import SENTINELS, PieceTokenizer, SentinelTokenizer, SpecialTokens
 from models.pixels import ImageFile
 from models.processed import NOTHING, ImageProcessor, ProcessedMemory, PromptImages
@@ -73,6 +75,19 @@ class InputBuilder:
     def details(self) -> frozenset[str]:
         """The levels of detail that images may be read at."""
         return frozenset({"auto", *self._family.details})
+
+    def layout(self, ids: Sequence[int]) -> Layout:
+        """Where the turns of a prompt end, and what of it is content."""
+        return self._layouts.of(ids)
+
+    @cached_property
+    def _layouts(self) -> LayoutFinder:
+        return LayoutFinder.learn(
+            lambda chat: self.build(chat, []).ids,
+            lambda token: self._tokenizer.decode([token]).isspace(),
+            self._pieces.control_ids,
+            self._image_token_id,
+        )
 
     def build(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from models.graphs import DecodeGraphs
 from models.image_tokens import embed_pictures
 from models.info import BackboneInfo
 from models.positions import Positions
+from models.reading import Reading
 from models.rows import Row, Steps, spans_of
 from models.tap import Tap
 from models.vision import VisionEncoder
@@ -54,18 +55,20 @@ class Passes:
         self._graphs = DecodeGraphs(self._cache, self._decode_pass, max_rows, self._info, mrope)
         self._graphs.capture()
 
-    def run(self, rows: Sequence[Row], counts: Sequence[int], taps: Sequence[Tap]) -> Tensor:
+    def run(
+        self, rows: Sequence[Row], counts: Sequence[int], taps: Sequence[Tap], reading: Reading | None = None
+    ) -> Tensor:
         """One pass over the next `counts` tokens of each row -> hidden state `[B, d]` of each one's last.
 
-        `taps` read the states of the same tokens.
+        `taps` read the states of the same tokens, `reading` those of all tokens.
         """
         if self._cache.compact():
             self._steps = None
         if all(count == 1 and row.length for row, count in zip(rows, counts, strict=True)):
-            return self._decode_rows(rows, taps)
-        return self._mix(rows, counts, taps)
+            return self._decode_rows(rows, taps, reading)
+        return self._mix(rows, counts, taps, reading)
 
-    def _decode_rows(self, rows: Sequence[Row], taps: Sequence[Tap]) -> Tensor:
+    def _decode_rows(self, rows: Sequence[Row], taps: Sequence[Tap], reading: Reading | None) -> Tensor:
         """A pass over one token of each row."""
         spans = spans_of(rows, [1] * len(rows))
         steps = self._steps
@@ -75,17 +78,18 @@ class Passes:
             self._steps = steps = Steps(self._cache, rows, self._positions.of_spans(rows, spans))
         tokens = [row.tokens[row.length] for row in rows]
         pictured = any(row.pictures for row in rows)
-        if self._graphs is not None and not taps and not pictured:
+        if self._graphs is not None and not taps and reading is None and not pictured:
             return self._graphs.step(steps, tokens)
         embedded = self._embed(torch.tensor([tokens], device=self._info.device))
         deep = self._embed_pictures(embedded, rows, spans) if pictured else {}
         paged = DecodePass(self._cache, steps.slots, steps.decode)
-        return self._decode(embedded, steps.positions, paged, deep=deep, taps=taps)
+        with self._read(reading, spans):
+            return self._decode(embedded, steps.positions, paged, deep=deep, taps=taps)
 
     def _decode_pass(self, ids: Tensor, positions: Tensor, paged: Pass) -> Tensor:
         return self._decode(self._embed(ids), positions, paged)
 
-    def _mix(self, rows: Sequence[Row], counts: Sequence[int], taps: Sequence[Tap]) -> Tensor:
+    def _mix(self, rows: Sequence[Row], counts: Sequence[int], taps: Sequence[Tap], reading: Reading | None) -> Tensor:
         """A pass over any tokens: rows that add one come first, then chunks, equally long ones side by side."""
         spans = spans_of(rows, counts)
         order = sorted(range(len(rows)), key=lambda at: (not spans[at].decodes, spans[at].start > 0, spans[at].count))
@@ -99,16 +103,22 @@ class Passes:
             end += span.count
             last[place] = end - 1
         positions = self._positions.of_spans(rows, ordered)
-        return self._decode(embedded, positions, self._mixed(ordered), torch.tensor(last), deep, taps)
+        with self._read(reading, ordered):
+            return self._decode(embedded, positions, self._mixed(ordered), torch.tensor(last), deep, taps)
+
+    def _read(self, reading: Reading | None, spans: Sequence[Span]) -> AbstractContextManager[None]:
+        return nullcontext() if reading is None else reading.during(self._slots(spans))
+
+    def _slots(self, spans: Sequence[Span]) -> list[int]:
+        return [slot for span in spans for slot in self._cache.slots(span.table, span.start, span.end)]
 
     def _mixed(self, spans: Sequence[Span]) -> MixedPass:
         """The storage and the attention of a pass; spans that add one token come first."""
         decoding = [span for span in spans if span.decodes]
         tables, ends = [span.table for span in decoding], [span.end for span in decoding]
-        slots = [slot for span in spans for slot in self._cache.slots(span.table, span.start, span.end)]
         return MixedPass(
             self._cache,
-            self._cache.targets(slots),
+            self._cache.targets(self._slots(spans)),
             make_decode(self._cache, tables, ends) if decoding else None,
             spans[len(decoding) :],
         )

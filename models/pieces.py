@@ -67,13 +67,16 @@ class SpecialTokens:
 
 
 class PieceTokenizer:
-    """Tokenises a piece of a prompt: the template's words with special tokens, a user's words without."""
+    """Tokenises a piece of a prompt: the template's words with special tokens, a user's words without.
+
+    `control_ids`: tokens that no user's words turn into.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._plain = _backend(tokenizer, inert=False)
         self._inert = _backend(tokenizer, inert=True)
         self._special = SpecialTokens(tokenizer)
-        self._special_ids = _control_ids(tokenizer)
+        self.control_ids = _control_ids(tokenizer)
         self._newline = {id(each): _ids(each, "\n") for each in (self._plain, self._inert)}
         self.prefix, self.suffix = _frame(tokenizer)
 
@@ -84,7 +87,7 @@ class PieceTokenizer:
     def user(self, text: str, *, first: bool) -> list[int]:
         """Ids of a user's words, none of them special."""
         ids = _ids(self._inert, text) if first else self._inside(self._inert, text)
-        if self._special_ids.isdisjoint(ids):
+        if self.control_ids.isdisjoint(ids):
             return ids
         return self._broken(text)
 
@@ -112,7 +115,7 @@ class PieceTokenizer:
             last = end
         pieces.append(text[last:])
         ids = [number for piece in pieces if piece for number in self._inside(self._inert, piece)]
-        if not self._special_ids.isdisjoint(ids):
+        if not self.control_ids.isdisjoint(ids):
             raise PromptError("a text holds a special token of the model that cannot be written as plain text")
         return ids
 

@@ -43,15 +43,13 @@ class UncachedPrefill:
         self._shares = not (family.mrope or family.token_types or _windowed(body.get_decoder().config))
 
     @torch.no_grad()
-    def run(self, groups: Sequence[Sequence[Prompt]], last: int, taps: Sequence[Tap]) -> None:
-        """Leave in each tap the states of the `last` tokens of each prompt, in the order of the prompts.
+    def run(self, groups: Sequence[Sequence[Prompt]], last: int | None, taps: Sequence[Tap]) -> None:
+        """Leave in each tap the states of the `last` tokens of each prompt, or of all, in the order of the prompts.
 
         The prompts of a group have the same images, or none; where the family allows it, what they begin with is
         computed once.
         """
-        packs = [
-            pack for group in groups for pack in Packed.of(group, self._image_token_id, share=self._shares, last=last)
-        ]
+        packs = [pack for group in groups for pack in self._packed(group, last)]
         starts = [0]
         for pack in packs:
             starts.append(starts[-1] + len(pack.ends))
@@ -66,6 +64,11 @@ class UncachedPrefill:
                     states.append(tap.states)
         for states, tap in zip(found, taps, strict=True):
             tap.put(_restored(torch.cat(states), order))
+
+    def _packed(self, group: Sequence[Prompt], last: int | None) -> list[Packed]:
+        if last is None:  # what prompts share would be read once
+            return [Packed([prompt], 0, len(prompt.ids)) for prompt in group]
+        return Packed.of(group, self._image_token_id, share=self._shares, last=last)
 
     def _pass(self, packs: Sequence[Packed], taps: Sequence[Tap]) -> None:
         """One pass over packed rows, padded on the right."""

@@ -18,16 +18,23 @@ from steering.guard import Guard
 from steering.head import RefusalHead
 from steering.manifest import MANIFEST, Manifest, load_manifest, read_part
 from steering.prober import Prober
+from steering.readers import Cell, Conversation, LastToken
 
 TENSORS = "guard.safetensors"
 
 
 def save_bundle(
-    folder: Path, manifest: Manifest, prober: Prober, head: RefusalHead, calibration: Mapping[str, Tensor]
+    folder: Path,
+    manifest: Manifest,
+    reader: LastToken | Conversation,
+    head: RefusalHead,
+    calibration: Mapping[str, Tensor],
 ) -> None:
     """Write a bundle; each file appears whole or not at all. `calibration`: what is kept of a fit's rows, `[N]`."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {"prober": prober.state_dict(), "head": head.state_dict(), "calibration": calibration}
+    read = {"prober": reader.prober} if isinstance(reader, LastToken) else {"conversation": reader}
+    parts = {name: module.state_dict() for name, module in {**read, "head": head}.items()}
+    parts["calibration"] = dict(calibration)
     named = {
         f"{part}.{name}": t.detach().cpu().contiguous() for part, state in parts.items() for name, t in state.items()
     }
@@ -54,15 +61,27 @@ def load_guard(folder: Path, info: BackboneInfo) -> Guard:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{folder / TENSORS}: {name} holds values that are no numbers")
-    prober = Prober(info.hidden_size * (len(manifest.probe_layers) or 1), manifest.prober_hidden)
+    reader = make_reader(manifest)
     head = RefusalHead(info.hidden_size, manifest.head_rank)
     try:
-        prober.load_state_dict(_part(tensors, "prober"))
+        if isinstance(reader, LastToken):
+            reader.prober.load_state_dict(_part(tensors, "prober"))
+        else:
+            reader.load_state_dict(_part(tensors, "conversation"))
         head.load_state_dict(_part(tensors, "head"))
     except RuntimeError as error:
         raise BundleError(f"{folder / TENSORS}: {' '.join(str(error).split())}") from error
-    guard = Guard(manifest, prober, head, _part(tensors, "calibration"))
+    guard = Guard(manifest, reader, head, _part(tensors, "calibration"))
     return guard.to(info.device).requires_grad_(requires_grad=False)
+
+
+def make_reader(manifest: Manifest) -> LastToken | Conversation:
+    """The reader that a manifest describes, not fitted."""
+    inputs = manifest.model.hidden_size * (len(manifest.probe_layers) or 1)
+    if manifest.conversation is None:
+        return LastToken(Prober(inputs, manifest.prober_hidden))
+    cells = [Cell(cell.has_image, cell.most_tokens, cell.samples) for cell in manifest.conversation.cells]
+    return Conversation(inputs, cells, manifest.conversation.window)
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

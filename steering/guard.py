@@ -1,4 +1,4 @@
-"""The guard: one bundle's prober and Refusal Head on the backbone's device."""
+"""The guard: one bundle's reader and Refusal Head on the backbone's device."""
 
 from __future__ import annotations
 
@@ -8,34 +8,44 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from models.layout import Layout
 from steering.head import RefusalHead
-from steering.prober import Prober
+from steering.readers import Conversation, LastToken
 
 if TYPE_CHECKING:
     from steering.manifest import Manifest
 
 
 class Guard(nn.Module):
-    """Scores states of one layer and steers hidden states. Per-row in, per-row out; it keeps nothing of a request."""
+    """Reads tokens, scores prompts and steers hidden states. It keeps nothing of a request."""
 
     def __init__(
-        self, manifest: Manifest, prober: Prober, head: RefusalHead, calibration: Mapping[str, Tensor]
+        self,
+        manifest: Manifest,
+        reader: LastToken | Conversation,
+        head: RefusalHead,
+        calibration: Mapping[str, Tensor],
     ) -> None:
         super().__init__()
         self.manifest = manifest
-        self.prober = prober
+        self.reader = reader
         self.head = head
         self.calibration = dict(calibration)
 
     @property
     def layer(self) -> int:
-        """The layer that the prober reads; of several, the one with the highest SAS."""
+        """The layer that is read; of several, the one with the highest SAS."""
         return self.manifest.layer
 
     @property
-    def tapped(self) -> int | Sequence[int]:
-        """What to tap for `score`."""
-        return self.manifest.probe_layers or self.manifest.layer
+    def layers(self) -> Sequence[int]:
+        """All layers that are read."""
+        return self.manifest.probe_layers or [self.manifest.layer]
+
+    @property
+    def width(self) -> int:
+        """How many numbers it keeps of a token."""
+        return self.reader.width
 
     @property
     def calibration_scores(self) -> list[float]:
@@ -50,9 +60,13 @@ class Guard(nn.Module):
         return None if rows is None else frozenset(rows.tolist())
 
     @torch.inference_mode()
-    def score(self, states: Tensor) -> Tensor:
-        """Scores `[B]` in [0, 1] of the tapped states, `[B, d]` or of several layers `[B, layers, d]`; 1 is toxic."""
-        return self.prober.score(states.flatten(1))
+    def read(self, states: Tensor) -> Tensor:
+        """What is kept of tokens, `[N, width]`, of their states at `layers`, `[N, layers, d]`."""
+        return self.reader.read(states)
+
+    def score(self, notes: Tensor, layout: Layout) -> float:
+        """The score in [0, 1] of a prompt, 1 is toxic, of what was read of all its tokens `[T, width]`."""
+        return self.reader.score(notes.double().cpu().numpy(), layout)
 
     @torch.inference_mode()
     def steer(self, hidden: Tensor, eps: Tensor) -> Tensor:

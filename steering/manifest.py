@@ -7,9 +7,17 @@ and a fingerprint of the weights. The name is kept for people; a model may be se
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from steering.errors import BundleError
 from steering.files import digest
@@ -87,15 +95,46 @@ class Threshold(_Frozen):
     samples: int = Field(ge=0)
 
 
-class Manifest(_Frozen):
-    """Everything of a bundle but its tensors."""
+class CellSpec(_Frozen):
+    """Prompts that were calibrated together, and how many harmless ones."""
 
-    format_version: Literal[1] = 1
+    has_image: bool
+    most_tokens: int | None  # None: any number
+    samples: int = Field(ge=0)
+
+
+class ConversationSpec(_Frozen):
+    """How a whole conversation is read: every turn's end, and windows of tokens."""
+
+    window: int = Field(gt=0)
+    cells: list[CellSpec] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_cells(self) -> Self:
+        """Each kind of prompt ends with a cell that takes any length."""
+        for kind in (True, False):
+            lengths = [cell.most_tokens for cell in self.cells if cell.has_image is kind]
+            *bounded, last = lengths or [None]
+            if last is not None or None in bounded or bounded != sorted(set(map(int, filter(None, bounded)))):
+                raise ValueError(
+                    f"cells {'with' if kind else 'without'} images have lengths {lengths}, not rising ones"
+                )
+        return self
+
+
+class Manifest(_Frozen):
+    """Everything of a bundle but its tensors.
+
+    Format 1 reads the last prompt token alone; format 2 has `conversation`.
+    """
+
+    format_version: Literal[1, 2] = 1
     model: ModelBinding
     layer: int = Field(ge=0)
     probe_layers: list[Annotated[int, Field(ge=0)]] = []  # what the prober reads side by side; empty: `layer` alone
-    probe_position: Literal["last_prompt_token"] = "last_prompt_token"
-    prober_hidden: int = Field(ge=0)
+    probe_position: Literal["last_prompt_token", "conversation"] = "last_prompt_token"
+    conversation: ConversationSpec | None = None
+    prober_hidden: int = Field(ge=0)  # 0: linear
     head_rank: int | None = Field(default=None, gt=0)
     layers: list[LayerFigures]
     thresholds: list[Threshold]
@@ -108,6 +147,29 @@ class Manifest(_Frozen):
     versions: dict[str, str]
     date: str
     tensors_hash: str
+
+    @model_validator(mode="after")
+    def _check_format(self) -> Self:
+        whole = self.conversation is not None
+        if whole != (self.format_version == 2) or whole != (self.probe_position == "conversation"):
+            named = "with" if whole else "without"
+            raise ValueError(f"format_version {self.format_version} at {self.probe_position} {named} conversation")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what its format does not have, so that a bundle's id stays what it was."""
+        data: dict[str, Any] = serialize(self)
+        if self.format_version == 1:
+            del data["conversation"]
+        return data
+
+    @property
+    def readers(self) -> str:
+        """What is read of a prompt, in words."""
+        if self.conversation is None:
+            return "last token"
+        return f"turn ends, windows of {self.conversation.window} tokens"
 
     @property
     def recall(self) -> float:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from models.reading import PromptReader
 from steering.guard import Guard
-from steering.policy import Mode, ShadowDecision, Verdict, is_flagged
+from steering.policy import ShadowDecision, Verdict, is_flagged
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,27 +23,36 @@ class Shadow:
     guard: Guard
     threshold: float
 
-    def tapped_with(self, acting: Guard) -> int | Sequence[int]:
-        """What to tap for both, the acting guard's layers first."""
-        return acting.tapped if self.guard is acting else [*_layers(acting), *_layers(self.guard)]
-
-    def apart(self, states: Tensor, acting: Guard) -> tuple[Tensor, Tensor]:
-        """The tapped states apart: the acting guard's, bit for bit as they are without a shadow, and the shadow's."""
-        if self.guard is acting:
-            return states, states
-        at = len(_layers(acting))
-        return states[:, :at].flatten(1).contiguous(), states[:, at:].flatten(1).contiguous()
-
-    def judge(self, scores: Sequence[float], modes: Sequence[Mode]) -> list[ShadowDecision | None]:
-        """What this would flag; None for a row whose policy has it not scored. A score that is no number is flagged."""
-        return [
-            None if mode is Mode.OFF else ShadowDecision(self._verdict(score), score, 0.0, self.name)
-            for score, mode in zip(scores, modes, strict=True)
-        ]
-
-    def _verdict(self, score: float) -> Verdict:
-        return Verdict.MONITORED if is_flagged(score, self.threshold) else Verdict.PASS
+    def judge(self, score: float) -> ShadowDecision:
+        """What this would do about a score. One that is no number is flagged."""
+        verdict = Verdict.MONITORED if is_flagged(score, self.threshold) else Verdict.PASS
+        return ShadowDecision(verdict, score, 0.0, self.name)
 
 
-def _layers(guard: Guard) -> list[int]:
-    return [guard.tapped] if isinstance(guard.tapped, int) else list(guard.tapped)
+class Beside:
+    """Reads tokens for an acting guard, and for a shadow's own beside it; a `PromptReader` itself.
+
+    What the acting guard reads is bit for bit what it reads alone, and a shadow that fails leaves no numbers.
+    """
+
+    def __init__(self, acting: PromptReader, shadow: PromptReader) -> None:
+        self._acting, self._shadow = acting, shadow
+        self.layers = [*acting.layers, *shadow.layers]
+        self.width = acting.width + shadow.width
+
+    def read(self, states: Tensor) -> Tensor:
+        """The numbers `[N, width]` of N tokens, of their states `[N, layers, d]`: the acting guard's first."""
+        at = len(self._acting.layers)
+        own = self._acting.read(states[:, :at].contiguous())
+        try:
+            shadowed = self._shadow.read(states[:, at:].contiguous())
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            logger.exception("the shadow failed to read %d tokens", len(states))
+            shadowed = own.new_full((len(states), self._shadow.width), torch.nan)
+        return torch.cat([own, shadowed], dim=1)
+
+    def apart(self, notes: Tensor) -> tuple[Tensor, Tensor]:
+        """The acting guard's numbers and the shadow's."""
+        return notes[:, : self._acting.width], notes[:, self._acting.width :]

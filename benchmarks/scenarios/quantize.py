@@ -151,10 +151,15 @@ class _Answers:
 
     def __init__(self, backbone: Backbone, guard: Guard, prompts: Sequence[Prompt]) -> None:
         self._backbone = backbone
+        backbone.read_prompts(guard)
         self._rows = [backbone.open_row(prompt, TOKENS) for prompt in prompts]
-        with backbone.tap(guard.tapped) as tap:
-            hidden = backbone.prefill(self._rows)
-        self.scores = guard.score(tap.states).float()
+        hidden = backbone.prefill(self._rows)
+        self.scores = torch.tensor(
+            [
+                guard.score(backbone.notes(row, len(prompt.ids)), backbone.inputs.layout(prompt.ids))
+                for row, prompt in zip(self._rows, prompts, strict=True)
+            ]
+        )
         self.logits = backbone.logits(hidden)
 
     def go_on(self, tokens: Tensor) -> None:

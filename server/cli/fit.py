@@ -34,6 +34,9 @@ def fit(
     images: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for finished stages. Default: OUT.work.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the report. Default: OUT.report.")] = None,
+    reader: Annotated[
+        str, typer.Option(help="conversation: every turn and stretch of a prompt. last: its last token (the paper's).")
+    ] = "conversation",
     select: Annotated[str, typer.Option(help="Layer: sas (the paper's argmax), sas-among-best or auroc.")] = "sas",
     layer: Annotated[int | None, typer.Option(help="This layer, whatever --select says.")] = None,
     layers: Annotated[str | None, typer.Option(help="Several layers read side by side, such as 12,16,20.")] = None,
@@ -68,12 +71,14 @@ def fit(
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with mistakes():
-        from steering.fitting.choices import SELECTS
+        from steering.fitting.choices import READERS, SELECTS
 
         if select not in SELECTS:
             mistake(f"--select {select} is not one of {', '.join(SELECTS)}")
         if prober not in ("mlp", "linear"):
             mistake(f"--prober {prober} is neither mlp nor linear")
+        if reader not in READERS:
+            mistake(f"--reader {reader} is not one of {', '.join(READERS)}")
         given = _layers(layer, layers)
         beside = out.parent / out.name
         to = writable("--out", out)
@@ -94,6 +99,7 @@ def fit(
         settings = Settings(
             refusals=tuple(refusal or [REFUSAL]),
             select=SELECTS[select],
+            reader=READERS[reader],
             layers=given,
             target_fpr=target_fpr,
             prober_hidden=64 if prober == "mlp" else 0,
@@ -218,6 +224,7 @@ def _show_manifest(manifest: Manifest, console: Console) -> None:
         "model": f"{model.name} ({model.architecture}, {model.num_layers} layers of {model.hidden_size})",
         "fitted": f"{manifest.date} on {manifest.data_size} prompts, {model.dtype}",
         "layer": ", ".join(map(str, manifest.probe_layers or [manifest.layer])),
+        "reads": manifest.readers,
         "prober": f"{manifest.prober_hidden} hidden units" if manifest.prober_hidden else "linear",
         "head": f"rank {manifest.head_rank}" if manifest.head_rank else "full rank",
         "threshold": f"{manifest.threshold:.6g}",

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 import torch
 from torch import Tensor
 
+from models.layout import Layout
+from models.reading import PromptReader
 from server.engine.own_request import OwnRequest
 from server.engine.stopwatch import Stopwatch
 from steering.guard import Guard
 from steering.policy import Decision, Mode, Verdict, decide
-from steering.shadow import Shadow
+from steering.shadow import Beside, Shadow
 
 logger = logging.getLogger(__name__)
+
+
+Read = Callable[[OwnRequest], tuple[Tensor, Layout]]  # what was read of a request's prompt, and how that is laid out
 
 
 class Judge:
@@ -25,28 +30,35 @@ class Judge:
         assert shadow is None or guard is not None, "a shadow needs a guard to stand beside"
         self.guard = guard
         self.shadow = shadow
+        self._beside = None if guard is None or shadow is None or shadow.guard is guard else Beside(guard, shadow.guard)
 
     @property
-    def layers(self) -> int | Sequence[int] | None:
-        """What it has to read of a prompt; None: nothing."""
-        if self.guard is None:
-            return None
-        return self.guard.tapped if self.shadow is None else self.shadow.tapped_with(self.guard)
+    def reader(self) -> PromptReader | None:
+        """What is to be read of prompts; None: nothing."""
+        return self._beside or self.guard
 
-    def judge(self, requests: Sequence[OwnRequest], states: Tensor | None) -> None:
-        """Decide on requests by the tapped states `[B, ...]` of their prompts' last tokens."""
+    def judge(self, requests: Sequence[OwnRequest], read: Read, spent: float) -> None:
+        """Decide on requests whose prompts are computed. `spent`: seconds that reading them took in this step."""
         if self.guard is None:
             self._set_prefilled(requests, monotonic())
             self._set_decisions(requests, [Decision(Verdict.PASS, None, 0.0)] * len(requests))
             return
-        # A prompt is never let through because nothing was read.
-        assert states is not None, f"{len(requests)} prompts were computed without a tap"
-        if self.shadow is None:
-            self._act(self.guard, requests, states)
-            return
-        own, shadowed = self.shadow.apart(states, self.guard)
-        scores = self._act(self.guard, requests, own)
-        self._watch(self.shadow, requests, scores if self.shadow.guard is self.guard else shadowed)
+        scored = [request for request in requests if request.policy.mode is not Mode.OFF]
+        found = {request: read(request) for request in scored}
+        watch = Stopwatch(found[scored[0]][0].device) if scored else None
+        scores = {request: self._score(self.guard, *found[request]) for request in scored}
+        seconds = 0.0 if watch is None else spent + watch.stop()
+        self._set_prefilled(requests, monotonic() - seconds)
+        policies = [request.policy for request in requests]
+        self._set_decisions(requests, decide([scores.get(request, 0.0) for request in requests], policies))
+        for request in requests:
+            request.timings.guard_seconds = seconds
+        if self.shadow is not None:
+            self._watch(self.shadow, found, scores)
+
+    def _score(self, guard: Guard, notes: Tensor, layout: Layout) -> float:
+        """The acting guard's score."""
+        return guard.score(notes if self._beside is None else self._beside.apart(notes)[0], layout)
 
     def follow(self, request: OwnRequest, follower: OwnRequest) -> None:
         """Decide on a request as on that which has computed its prompt: rounding differs, a verdict must not."""
@@ -61,35 +73,25 @@ class Judge:
             return hidden
         return self.guard.steer(hidden, torch.tensor(eps, device=hidden.device, dtype=hidden.dtype))
 
-    def _act(self, guard: Guard, requests: Sequence[OwnRequest], states: Tensor) -> list[float]:
-        """Score every prompt and keep the decisions; the scores."""
-        watch = Stopwatch(states.device)  # from where the prompts are computed, which on a GPU is still to come
-        policies = [request.policy for request in requests]
-        if all(policy.mode is Mode.OFF for policy in policies):
-            scores = [0.0] * len(requests)
-        else:
-            scores = guard.score(states).tolist()
-        seconds = watch.stop()
-        self._set_prefilled(requests, monotonic() - seconds)
-        self._set_decisions(requests, decide(scores, policies))
-        for request in requests:
-            request.timings.guard_seconds = seconds
-        return scores
-
-    def _watch(self, shadow: Shadow, requests: Sequence[OwnRequest], found: list[float] | Tensor) -> None:
-        """Keep what the shadow would have decided, from the acting scores or states of its own; it fails by itself."""
-        modes = [request.policy.mode for request in requests]
-        if all(mode is Mode.OFF for mode in modes):
-            return
-        try:
-            scores = found if isinstance(found, list) else shadow.guard.score(found).tolist()
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            logger.exception("the shadow %s failed on a batch of %d rows", shadow.name, len(requests))
-            return
-        for request, own in zip(requests, shadow.judge(scores, modes), strict=True):
-            request.shadow = own
+    def _watch(
+        self,
+        shadow: Shadow,
+        found: Mapping[OwnRequest, tuple[Tensor, Layout]],
+        scores: Mapping[OwnRequest, float],
+    ) -> None:
+        """Keep what the shadow would have decided, from the acting scores or its own; it fails by itself."""
+        if self._beside is not None:
+            try:
+                own = {request: (self._beside.apart(notes)[1], layout) for request, (notes, layout) in found.items()}
+                # What it could not read it does not judge, which the log has told.
+                scores = {at: shadow.guard.score(*read) for at, read in own.items() if read[0].isfinite().all()}
+            except torch.AcceleratorError:
+                raise
+            except Exception:
+                logger.exception("the shadow %s failed on a batch of %d rows", shadow.name, len(found))
+                return
+        for request, score in scores.items():
+            request.shadow = shadow.judge(score)
 
     def _set_prefilled(self, requests: Sequence[OwnRequest], at: float) -> None:
         """The prompts were computed then."""

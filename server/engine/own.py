@@ -27,36 +27,30 @@ from steering.shadow import Shadow
 
 if TYPE_CHECKING:
     from models.backbone import Backbone
+    from models.layout import Layout
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Computed:
-    """What a pass found: requests, the hidden states `[B, d]` of their last tokens, and the tapped states of these."""
+    """What a pass found: requests, and the hidden states `[B, d]` of their last tokens."""
 
     requests: list[OwnRequest]
     hidden: Tensor
-    tapped: Tensor | None
 
     def of(self, kept: Sequence[bool]) -> Computed:
         """That of some of the requests."""
         if all(kept):
             return self
         places = torch.tensor([*compress(range(len(kept)), kept)], dtype=torch.long, device=self.hidden.device)
-        tapped = None if self.tapped is None else self.tapped[places]
-        return Computed(list(compress(self.requests, kept)), self.hidden[places], tapped)
+        return Computed(list(compress(self.requests, kept)), self.hidden[places])
 
     @staticmethod
     def joined(parts: Sequence[Computed]) -> Computed:
-        """Those of passes one after the other, all of which were tapped, or none."""
-        tapped = [part.tapped for part in parts if part.tapped is not None]
-        assert len(tapped) in (0, len(parts)), f"{len(tapped)} of {len(parts)} passes were tapped"
-        return Computed(
-            [request for part in parts for request in part.requests],
-            torch.cat([part.hidden for part in parts]),
-            torch.cat(tapped) if tapped else None,
-        )
+        """Those of passes one after the other."""
+        requests = [request for part in parts for request in part.requests]
+        return Computed(requests, torch.cat([part.hidden for part in parts]))
 
 
 class OwnEngine:
@@ -69,6 +63,7 @@ class OwnEngine:
         self.scheduler = scheduler
         self.failure: EngineFailed | None = None
         self._judge = Judge(guard, shadow)
+        backbone.read_prompts(self._judge.reader)
         self._rows = BackboneRows(backbone)
         info = backbone.info
         self._grammars = Grammars(GrammarCompiler(backbone.tokenizer, info.vocab_size, info.eos_ids))
@@ -131,12 +126,12 @@ class OwnEngine:
         began, encoded = monotonic(), self.backbone.encoded
         plan = self.scheduler.schedule(self._rows)
         events = [self._fail(request, error) for request, error in plan.refused]
-        # Decided for the whole step: where its rows are run one by one, all of them are tapped or none.
-        tapping = any(request.decision is None and request.pending == count for request, count in plan.work)
-        computed = self._run(plan.work, events, tapping=tapping)
+        read = self.backbone.reading_seconds
+        computed = self._run(plan.work, events)
         if computed is None:
             return events
-        computed = self._judged(computed.of([request.pending == 0 for request in computed.requests]), events)
+        computed = computed.of([request.pending == 0 for request in computed.requests])
+        computed = self._judged(computed, events, self.backbone.reading_seconds - read)
         if computed.requests:
             logits = self.backbone.logits(self._judge.steer(computed.requests, computed.hidden))
             tokens, logprobs = sample(logits, [request.sampler for request in computed.requests])
@@ -148,12 +143,12 @@ class OwnEngine:
         self.scheduler.budget.observe(monotonic() - began, plan.decoding, plan.prompt_tokens, *encoded)
         return events
 
-    def _run(self, work: Sequence[Work], events: list[Event], *, tapping: bool) -> Computed | None:
+    def _run(self, work: Sequence[Work], events: list[Event]) -> Computed | None:
         """One batched pass; where it raises, each row alone, so that one bad request fails by itself."""
         if not work:
             return None
         try:
-            return self._forward(work, tapping=tapping)
+            return self._forward(work)
         except torch.AcceleratorError:
             raise  # after an error of the device itself, nothing that it computes can be trusted
         except Exception as error:  # noqa: BLE001  any other failure of a model's forward is contained here
@@ -161,33 +156,33 @@ class OwnEngine:
                 events.append(self._fail(work[0].request, error))
                 return None
             logger.warning("a batch of %d rows failed, running them one by one: %s", len(work), error)
-        alone = [computed for each in work if (computed := self._run([each], events, tapping=tapping)) is not None]
+        alone = [computed for each in work if (computed := self._run([each], events)) is not None]
         if alone:
             return Computed.joined(alone)
         self.failure = EngineFailed(f"every row of a batch of {len(work)} failed")
         return None
 
-    def _forward(self, work: Sequence[Work], *, tapping: bool) -> Computed:
+    def _forward(self, work: Sequence[Work]) -> Computed:
         requests = [each.request for each in work]
-        rows, counts = [row_of(request) for request in requests], [each.tokens for each in work]
-        layers = self._judge.layers
-        if layers is None or not tapping:
-            return Computed(requests, self.backbone.forward(rows, counts), None)
-        with self.backbone.tap(layers) as tap:
-            hidden = self.backbone.forward(rows, counts)
-        return Computed(requests, hidden, tap.states)
+        hidden = self.backbone.forward([row_of(request) for request in requests], [each.tokens for each in work])
+        return Computed(requests, hidden)
 
-    def _judged(self, computed: Computed, events: list[Event]) -> Computed:
+    def _judged(self, computed: Computed, events: list[Event], spent: float) -> Computed:
         """Decide on the prompts that are computed now; those that want no token, or get none, end here."""
         new = computed.of([request.decision is None for request in computed.requests])
         if not new.requests:
             return computed
-        self._judge.judge(new.requests, new.tapped)
+        self._judge.judge(new.requests, self._read, spent)
         for request in new.requests:
             self._lead(request, events)
         ends = {request: end for request in new.requests if (end := _end_of_judged(request)) is not None}
         events.extend(self._end(request, end) for request, end in ends.items())
         return computed.of([request not in ends for request in computed.requests])
+
+    def _read(self, request: OwnRequest) -> tuple[Tensor, Layout]:
+        """What was read of a request's prompt, and how that is laid out."""
+        ids = request.prompt.ids
+        return self.backbone.notes(row_of(request), len(ids)), self.backbone.inputs.layout(ids)
 
     def _lead(self, request: OwnRequest, events: list[Event]) -> None:
         """What is decided on a prompt holds for its other requests; those that want no token, or get none, end here."""

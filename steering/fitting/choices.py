@@ -1,4 +1,4 @@
-"""What the layer of a guard can be chosen by. Holds no torch, so that a wrong choice is told at once."""
+"""What can be chosen of a fit. Holds no torch, so that a wrong choice is told at once."""
 
 from __future__ import annotations
 
@@ -6,3 +6,6 @@ from typing import Literal
 
 Select = Literal["sas", "sas-among-best", "auroc"]
 SELECTS: dict[str, Select] = {"sas": "sas", "sas-among-best": "sas-among-best", "auroc": "auroc"}
+
+Reader = Literal["conversation", "last"]  # turn ends and windows of a whole prompt; or its last token alone
+READERS: dict[str, Reader] = {"conversation": "conversation", "last": "last"}

@@ -7,10 +7,11 @@ images read them once. Memory does not grow with the number of prompts. An inter
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,9 @@ NOT_FINITE = "holds values that are no numbers"
 Groups = Sequence[Sequence[Question]]  # each of questions about the same images
 Work = Callable[[Backbone, Groups], Tensor]
 Tick = Callable[[int], None]  # called with the number of prompts that are done
+Bar = Callable[[str, int], Tick]  # of a piece of work, by its name and how much of it there is
+
+T = TypeVar("T")
 
 
 def collect_states(
@@ -63,7 +67,7 @@ class StateError(ValueError):
         self.layer = layer
 
 
-def _check_finite(states: Tensor, start: int, layers: Sequence[int]) -> None:
+def check_finite(states: Tensor, start: int, layers: Sequence[int]) -> None:
     """Raise StateError for states `[n, layers, d]` of the prompts from index `start` on."""
     wrong = (~states.isfinite()).any(-1).nonzero()
     if len(wrong):
@@ -81,9 +85,29 @@ def _collect(
     *,
     sharing: int,
 ) -> Chunks:
+    def piece(backbone: Backbone, number: int, chunk: Sequence[Question]) -> dict[str, Tensor]:
+        states = _chunk(backbone, chunk, tick, work, sharing)
+        check_finite(states, number * CHUNK, layers)
+        return {"x": states}
+
     chunks = Chunks(folder)
-    todo: queue.SimpleQueue[tuple[int, Sequence[Question]]] = queue.SimpleQueue()
-    for number, chunk in enumerate(batches(questions, CHUNK)):
+    share_chunks(backbones, chunks, questions, piece, tick)
+    return chunks
+
+
+def share_chunks(
+    backbones: Sequence[Backbone],
+    chunks: Chunks,
+    things: Sequence[T],
+    piece: Callable[[Backbone, int, Sequence[T]], Mapping[str, Tensor]],
+    tick: Tick,
+) -> None:
+    """Make the pieces that are not there yet, of CHUNK things each; one backbone per device shares the work.
+
+    `piece`: of a backbone, the piece's number and its things. `tick` is told of those that are there.
+    """
+    todo: queue.SimpleQueue[tuple[int, Sequence[T]]] = queue.SimpleQueue()
+    for number, chunk in enumerate(batches(things, CHUNK)):
         if chunks.has(number):
             tick(len(chunk))
         else:
@@ -95,16 +119,13 @@ def _collect(
                 number, chunk = todo.get_nowait()
             except queue.Empty:  # another device took the last one
                 return
-            states = _chunk(backbone, chunk, tick, work, sharing)
-            _check_finite(states, number * CHUNK, layers)
-            chunks.put(number, states)
+            chunks.put(number, piece(backbone, number, chunk))
 
     if len(backbones) == 1:
         worker(backbones[0])
     else:
         with ThreadPoolExecutor(len(backbones)) as pool:
             list(pool.map(worker, backbones))
-    return chunks
 
 
 def _chunk(backbone: Backbone, chunk: Sequence[Question], tick: Tick, work: Work, sharing: int) -> Tensor:

@@ -20,6 +20,7 @@ from steering.bundle import save_bundle
 from steering.errors import FitError
 from steering.fitting.choices import SELECTS
 from steering.fitting.confound import words_auroc
+from steering.fitting.conversation import ConversationSteps, spread_around
 from steering.fitting.dataset import Dataset
 from steering.fitting.enough import check_enough
 from steering.fitting.figures import (
@@ -34,6 +35,7 @@ from steering.fitting.figures import (
 from steering.fitting.items import Item
 from steering.fitting.layers import auroc, choose_layer
 from steering.fitting.lengths import Parts, find_long, length_warnings, without_long
+from steering.fitting.reading import Reading, by_surrounding, read_conversations, read_last
 from steering.fitting.stages import Chunks, Stages, load_json, load_state
 from steering.fitting.steps import Settings, Steps, load_head
 from steering.fitting.sweep import EPS_SWEEP, EpsPoint, choose_eps, refusal_ids
@@ -52,6 +54,7 @@ class Fitted:
     report: Mapping[str, Any]
     folders: Mapping[str, Path]  # of the stages
     dataset: Dataset
+    scores: Tensor  # of all prompts `[N]`; NaN where they were fitted on and not scored
 
 
 @dataclass(frozen=True)
@@ -62,20 +65,19 @@ class _Finished:
     dataset: Dataset
     data_hash: str
     settings: Settings
-    layers: Sequence[int]  # that the prober reads
     figures: Sequence[LayerFigures]
     folders: Mapping[str, Path]
+    reading: Reading
 
     @property
-    def scores(self) -> Tensor:
-        """Scores of all prompts `[N]`."""
-        return load_state(self.folders["prober"] / "scores.safetensors")["scores"]
+    def layer(self) -> int:
+        """The layer that is read; of several, the one with the highest SAS."""
+        return max((row for row in self.figures if row.layer in self.reading.layers), key=lambda row: row.sas).layer
 
     @property
     def states(self) -> Tensor:
-        """States of all prompts at the first of the prober's layers `[N, d]`."""
-        collected = self.settings.layers or range(self.backbone.info.num_layers + 1)
-        return Chunks(self.folders["states"]).column(list(collected).index(self.layers[0]))
+        """States of all prompts at that layer `[N, d]`."""
+        return Chunks(self.folders["states"]).column([row.layer for row in self.figures].index(self.layer))
 
     @property
     def sweep(self) -> list[EpsPoint]:
@@ -101,7 +103,7 @@ def fit(
     dataset = Dataset.of(parts)
     layers = _layers(settings, backbones[0].info.num_layers)
     rate = check_enough(parts, settings.target_fpr)
-    finished = _run(stages, Steps(backbones, dataset, settings, progress), backbones[0], dataset, settings, layers)
+    finished = _run(stages, Steps(backbones, dataset, settings, progress), backbones, dataset, settings, layers)
     guard = _guard(finished, rate)
     report = {**_report(finished, guard.manifest, rate), "stages": stages.summary}
     report["warnings"] += length_warnings(left_out, backbones[0].info.context_length)
@@ -110,8 +112,8 @@ def fit(
             f"the guard catches {guard.manifest.recall:.1%} of harm at its default threshold, and --require-tpr asks "
             f"for {settings.require_tpr:.1%}: no bundle is written to {out}"
         )
-    save_bundle(out, guard.manifest, guard.prober, guard.head, guard.calibration)
-    return Fitted(guard, report, finished.folders, dataset)
+    save_bundle(out, guard.manifest, guard.reader, guard.head, guard.calibration)
+    return Fitted(guard, report, finished.folders, dataset, finished.reading.scores)
 
 
 def _within_context(
@@ -139,9 +141,15 @@ def _layers(settings: Settings, num_layers: int) -> list[int]:
 
 
 def _run(
-    stages: Stages, steps: Steps, backbone: Backbone, dataset: Dataset, settings: Settings, layers: Sequence[int]
+    stages: Stages,
+    steps: Steps,
+    backbones: Sequence[Backbone],
+    dataset: Dataset,
+    settings: Settings,
+    layers: Sequence[int],
 ) -> _Finished:
     """Run the stages that are not there yet; a stage depends on what its inputs name, and on nothing else."""
+    backbone = backbones[0]
     data_hash = dataset.digest()
     base = {"model": ModelBinding.of(backbone.info).model_dump(exclude={"name", "revision"}), "data": data_hash}
     # What the numbers of a stage depend on but that no model's description holds.
@@ -152,11 +160,14 @@ def _run(
     fitting = {"hidden": settings.prober_hidden, "optimisation": asdict(settings.prober), "seed": settings.seed}
     table = stages.run("layers", {"states": states.name, **fitting}, lambda to: steps.layers(layers, states, to))
     figures = [LayerFigures(**row) for row in load_json(table / "layers.json")]
-    chosen = settings.layers or (choose_layer(figures, settings.select),)
+    whole = settings.reader == "conversation"
+    one = (choose_layer(figures, settings.select),)
+    chosen = one if whole else settings.layers or one
     places = [layers.index(layer) for layer in chosen]
     probed = stages.run(
         "prober", {"states": states.name, "layers": chosen, **fitting}, lambda to: steps.prober(states, places, to)
     )
+    reading = _reading(stages, {**base, **machine}, steps, dataset, settings, probed, chosen)
     forcing = {**base, **machine, "refusals": settings.refusals, "count": settings.head_prompts}
     forced = stages.run("refusals", forcing, steps.refusals)
     heading = {"refusals": forced.name, "rank": settings.rank, "optimisation": asdict(settings.head)}
@@ -167,30 +178,52 @@ def _run(
         "data": begun, "states": states, "layers": table, "prober": probed, "refusals": forced, "head": headed,
         "eps": swept,
     }  # fmt: skip
-    return _Finished(backbone, dataset, data_hash, settings, chosen, figures, folders)
+    return _Finished(backbone, dataset, data_hash, settings, figures, folders, reading)
+
+
+def _reading(
+    stages: Stages,
+    base: Mapping[str, Any],
+    steps: Steps,
+    dataset: Dataset,
+    settings: Settings,
+    probed: Path,  # the folder of the prober's stage
+    chosen: Sequence[int],  # its layers
+) -> Reading:
+    """The reader that is asked for; that of conversations has the prober as its baseline."""
+    info = steps.backbones[0].info
+    prober = Prober(info.hidden_size * len(chosen), settings.prober_hidden)
+    prober.load_state_dict(load_state(probed / "prober.safetensors"))
+    if settings.reader == "last":
+        return read_last(dataset, prober, load_state(probed / "scores.safetensors")["scores"], chosen)
+    layers = settings.layers or spread_around(chosen[0], info.num_layers)
+    conversations = ConversationSteps(steps.backbones, dataset, layers, steps.bar)
+    prober_at = chosen[0], probed
+    return read_conversations(stages, base, dataset, conversations, layers, settings.seed, prober, prober_at)
 
 
 def _guard(finished: _Finished, rate: float) -> Guard:
     """The guard of the finished stages, with a default threshold for a false-positive rate of `rate`."""
     backbone, dataset, settings = finished.backbone, finished.dataset, finished.settings
-    prober = Prober(backbone.info.hidden_size * len(finished.layers), settings.prober_hidden)
-    prober.load_state_dict(load_state(finished.folders["prober"] / "prober.safetensors"))
-    scores = finished.scores
-    safe_scores = scores[dataset.places("calibration", 0)]
-    thresholds = calibrated_thresholds(safe_scores)
+    reading = finished.reading
+    thresholds = calibrated_thresholds(reading.safe_scores)
     default = default_threshold(thresholds, rate)
+    whole = reading.spec is not None
     manifest = Manifest(
+        format_version=2 if whole else 1,
         model=ModelBinding.of(backbone.info),
-        layer=max((row for row in finished.figures if row.layer in finished.layers), key=lambda row: row.sas).layer,
-        probe_layers=list(finished.layers) if len(finished.layers) > 1 else [],
-        prober_hidden=settings.prober_hidden,
+        layer=finished.layer,
+        probe_layers=list(reading.layers) if len(reading.layers) > 1 else [],
+        probe_position="conversation" if whole else "last_prompt_token",
+        conversation=reading.spec,
+        prober_hidden=0 if whole else settings.prober_hidden,
         head_rank=settings.rank,
         layers=list(finished.figures),
         thresholds=thresholds,
         threshold=default,
         eps=choose_eps(finished.sweep),
         refusal=settings.refusals[0],
-        validation=validation_figures(dataset, scores, default),
+        validation=validation_figures(dataset, reading.scores, default),
         data_hash=finished.data_hash,
         data_size=len(dataset.questions),
         versions=versions(),
@@ -198,13 +231,13 @@ def _guard(finished: _Finished, rate: float) -> Guard:
         tensors_hash="",
     )
     head = load_head(finished.folders["head"], backbone, settings.rank)
-    calibration = {"safe_scores": safe_scores, "fitted_rows": dataset.fingerprints()}
-    return Guard(manifest, prober, head, calibration).to(backbone.info.device)
+    calibration = {"safe_scores": reading.safe_scores, "fitted_rows": dataset.fingerprints()}
+    return Guard(manifest, reading.reader, head, calibration).to(backbone.info.device)
 
 
 def _report(finished: _Finished, manifest: Manifest, rate: float) -> dict[str, Any]:
     """The figures of the report."""
-    dataset, figures, scores = finished.dataset, finished.figures, finished.scores
+    dataset, figures, scores = finished.dataset, finished.figures, finished.reading.scores
     by_words = words_auroc(dataset)
     places = dataset.places("calibration")
     by_guard = auroc(scores[places], dataset.labels[places])
@@ -218,13 +251,14 @@ def _report(finished: _Finished, manifest: Manifest, rate: float) -> dict[str, A
         "choices": {select: choose_layer(figures, select) for select in SELECTS.values()},
         "chosen_by": "given" if finished.settings.layers else finished.settings.select,
         "categories": categories,
+        "surroundings": by_surrounding(finished.reading, dataset, manifest.threshold, rate),
         "sweep": [asdict(point) for point in finished.sweep],
         "losses": {name: load_json(finished.folders[name] / "losses.json") for name in ("prober", "head")},
         "words_auroc": by_words,
         "warnings": [
             *swapped_warning(dataset, finished.states),
             *words_warning(by_guard, by_words),
-            *warnings(dataset, scores, figures, finished.layers, rate, by_words),
+            *warnings(dataset, scores, figures, finished.reading.layers, rate, by_words),
             *unmeasured_warning(categories),
         ],
     }

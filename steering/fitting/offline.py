@@ -87,6 +87,7 @@ def forced_states(backbone: Backbone, questions: Sequence[Question], ids: Sequen
 @torch.no_grad()
 def score_batch(backbone: Backbone, guard: Guard, questions: Sequence[Question]) -> list[float]:
     """The guard's scores of a batch."""
+    backbone.read_prompts(guard)
     with open_rows(backbone, questions, 1) as rows:
         return _scored(backbone, rows, guard)[0]
 
@@ -165,6 +166,7 @@ def reply(
 
     `steer` chooses each row's eps from the scores (with a guard); `tick` is called with the rows of each step.
     """
+    backbone.read_prompts(guard)
     with open_rows(backbone, questions, max_tokens) as rows:
         scores, hidden = _scored(backbone, rows, guard)
         strengths = [0.0] * len(rows) if guard is None else list(steer(scores))
@@ -188,8 +190,12 @@ def reply(
 
 def _scored(backbone: Backbone, rows: Sequence[Row], guard: Guard | None) -> tuple[list[float], Tensor]:
     """Prefill rows; their scores (none without a guard) and last hidden states `[B, d]`."""
+    hidden = backbone.prefill(rows)
     if guard is None:
-        return [], backbone.prefill(rows)
-    with backbone.tap(guard.tapped) as tap:
-        hidden = backbone.prefill(rows)
-    return guard.score(tap.states).tolist(), hidden
+        return [], hidden
+    prompts = [row.tokens for row in rows]  # nothing is generated yet
+    scores = [
+        guard.score(backbone.notes(row, len(ids)), backbone.inputs.layout(ids))
+        for row, ids in zip(rows, prompts, strict=True)
+    ]
+    return scores, hidden

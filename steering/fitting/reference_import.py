@@ -17,6 +17,7 @@ from steering.files import digest
 from steering.head import RefusalHead
 from steering.manifest import Manifest, ModelBinding
 from steering.prober import Prober
+from steering.readers import LastToken
 
 
 def import_checkpoints(
@@ -50,7 +51,7 @@ def import_checkpoints(
         date=datetime.now(UTC).date().isoformat(),
         tensors_hash="",
     )
-    save_bundle(out, manifest, ours, matrix, {})
+    save_bundle(out, manifest, LastToken(ours), matrix, {})
 
 
 def read_prober(path: Path, hidden_size: int) -> Prober:

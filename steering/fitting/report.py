@@ -19,7 +19,7 @@ from steering.fitting.fit import Fitted
 from steering.fitting.page import ACCENT, GREY, SAFE, TOXIC, Page, Section, panel, png
 from steering.fitting.problems import Problem
 from steering.fitting.sas import unit_differences
-from steering.fitting.stages import Chunks, load_state
+from steering.fitting.stages import Chunks
 from steering.manifest import Manifest
 
 HEAT_PAIRS = 80
@@ -31,7 +31,7 @@ def write_report(fitted: Fitted, leaks: Sequence[Problem], folder: Path) -> Path
     """Write the report; returns its page."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest, dataset = fitted.guard.manifest, fitted.dataset
-    scores = load_state(fitted.folders["prober"] / "scores.safetensors")["scores"]
+    scores = fitted.scores
     fresh = dataset.places("calibration")
     drawings: dict[str, tuple[str, Callable[[], Figure]]] = {
         "layers": ("SAS with its 95 % bootstrap interval, and how a prober separates", lambda: _layers(manifest)),
@@ -51,6 +51,11 @@ def write_report(fitted: Fitted, leaks: Sequence[Problem], folder: Path) -> Path
         "losses": ("Held-out loss per epoch", lambda: _losses(fitted.report["losses"])),
         "eps": ("What is said at each steering strength", lambda: _sweep(fitted.report["sweep"], manifest.eps)),
     }
+    if fitted.report["surroundings"]:
+        drawings["surroundings"] = (
+            "What is flagged in each surrounding, fresh prompts; hollow: by the last token's prober alone",
+            lambda: _surroundings(fitted.report["surroundings"]),
+        )
     pictures = []
     for name, (title, draw) in drawings.items():
         data = png(draw())
@@ -182,6 +187,23 @@ def _losses(losses: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
+def _surroundings(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Shares flagged: filled by the guard, hollow by the prober at the last token."""
+    figure, (axes,) = panel(7.5, 0.4 * len(rows) + 1.4)
+    for label, colour, name in (("toxic", TOXIC, "harmful"), ("safe", SAFE, "harmless")):
+        for suffix, fill in (("_flagged_by_last", "none"), ("_flagged", colour)):
+            points = [(row[f"{label}{suffix}"], at) for at, row in enumerate(rows) if f"{label}{suffix}" in row]
+            shown = f"{name}, last token" if fill == "none" else name
+            if points:
+                shares, places = zip(*points, strict=True)
+                axes.scatter(shares, places, facecolors=fill, edgecolors=colour, s=45, label=shown)
+    axes.set_yticks(range(len(rows)), [row["surrounding"] for row in rows])
+    axes.set(xlim=(-0.03, 1.03), ylim=(len(rows) - 0.5, -0.5), xlabel="share flagged")
+    axes.grid(axis="y", linewidth=0.3)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8)
+    return figure
+
+
 def _sweep(points: Sequence[Mapping[str, float]], chosen: float) -> Figure:
     figure, (axes,) = panel()
     eps = [point["eps"] for point in points]
@@ -204,6 +226,11 @@ def _page(report: Mapping[str, Any], manifest: Manifest, pictures: Sequence[tupl
     leaks = report["leaks"]
     sections = [
         Section("By category, on fresh prompts", table=_category_rows(report["categories"])),
+        *(
+            [Section("By surrounding, on fresh prompts", table=_surrounding_rows(report["surroundings"]))]
+            if report["surroundings"]
+            else []
+        ),
         Section("Thresholds", table=_threshold_rows(manifest)),
         *(Section(title, picture=data) for title, data in pictures),
         *([Section(f"{len(leaks)} leaks between the parts", points=leaks[:LEAKS_SHOWN])] if leaks else []),
@@ -248,6 +275,17 @@ def _category_rows(categories: Mapping[str, Mapping[str, float]]) -> list[list[s
             for label in ("toxic", "safe")
         ]
         rows.append([name, *cells[0], *cells[1]])
+    return rows
+
+
+def _surrounding_rows(surroundings: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    rows = [["surrounding", "toxic", "flagged", "by last token", "safe", "flagged", "by last token"]]
+    for row in surroundings:
+        cells = [row["surrounding"]]
+        for label in ("toxic", "safe"):
+            shares = (row.get(f"{label}_flagged"), row.get(f"{label}_flagged_by_last"))
+            cells += [str(row[label]), *("" if share is None else f"{share:.1%}" for share in shares)]
+        rows.append(cells)
     return rows
 
 

@@ -83,15 +83,20 @@ class Chunks:
         path.unlink()
         return False
 
-    def put(self, number: int, tensor: Tensor) -> None:
-        """Write a piece, whole or not at all."""
-        data = save_tensors({"x": tensor.contiguous()})
+    def put(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write a piece, whole or not at all: `x`, and what goes with it."""
+        data = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
         write_whole(self.folder / f"{number:06d}-{digest(data)[:16]}.safetensors", data)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The pieces in order, one in memory at a time."""
+        """`x` of the pieces in order, one in memory at a time."""
+        for tensors in self.tensors():
+            yield tensors["x"]
+
+    def tensors(self) -> Iterator[dict[str, Tensor]]:
+        """All tensors of the pieces in order, one piece in memory at a time."""
         for path in self._paths():
-            yield load_file(path)["x"]
+            yield load_file(path)
 
     def column(self, place: int) -> Tensor:
         """`x[:, place]` of all pieces, in fp32, without reading the other columns."""

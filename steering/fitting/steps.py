@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from models.backbone import Backbone
 from steering.errors import FitError
-from steering.fitting.choices import Select
+from steering.fitting.choices import Reader, Select
 from steering.fitting.collect import NOT_FINITE, StateError, Tick, collect_forced, collect_states
 from steering.fitting.dataset import Dataset
 from steering.fitting.layers import layer_figures
@@ -30,7 +30,8 @@ class Settings:
 
     refusals: tuple[str, ...]  # the first is the bundle's
     select: Select = "sas"
-    layers: tuple[int, ...] = ()  # these instead of selecting one; several are read side by side
+    reader: Reader = "conversation"
+    layers: tuple[int, ...] = ()  # these instead of selecting; several are read side by side
     target_fpr: float | None = None  # of the default threshold; None: 1 %, or what the data can carry
     prober_hidden: int = HIDDEN  # 0: linear
     rank: int | None = None
@@ -46,7 +47,7 @@ class Steps:
     """The work of the stages. One backbone per device, all of the same model, share the collecting."""
 
     def __init__(self, backbones: Sequence[Backbone], dataset: Dataset, settings: Settings, progress: Progress) -> None:
-        self._backbones, self._dataset, self._settings = backbones, dataset, settings
+        self.backbones, self._dataset, self._settings = backbones, dataset, settings
         self._progress = progress
 
     def begin(self, folder: Path) -> None:
@@ -57,11 +58,11 @@ class Steps:
         """Collect the state of every prompt at these layers."""
         questions = self._dataset.questions
         with self._named(range(len(questions))):
-            collect_states(self._backbones, questions, layers, folder, self._bar("states", len(questions)))
+            collect_states(self.backbones, questions, layers, folder, self.bar("states", len(questions)))
 
     def layers(self, layers: Sequence[int], states: Path, folder: Path) -> None:
         """Measure each layer: SAS, and a prober's figures on the validation part."""
-        tick = self._bar("layers", len(layers))
+        tick = self.bar("layers", len(layers))
         toxic, safe = self._dataset.twins("train")
         rows = []
         for place, layer in enumerate(layers):
@@ -86,7 +87,7 @@ class Steps:
             self._dataset.states(x, "validation"),
             hidden=self._settings.prober_hidden,
             optimisation=self._settings.prober,
-            tick=self._bar("prober", self._settings.prober.epochs),
+            tick=self.bar("prober", self._settings.prober.epochs),
         )
         scores = prober.score(x)
         if len(wrong := (~scores.isfinite()).nonzero()):
@@ -103,9 +104,9 @@ class Steps:
                 questions = [self._dataset.questions[place] for place in places]
                 to = folder / f"{part}-{number}"
                 to.mkdir(exist_ok=True)
-                tick = self._bar(f"refusals, {part}", len(questions))
+                tick = self.bar(f"refusals, {part}", len(questions))
                 with self._named(places):
-                    chunks = collect_forced(self._backbones, questions, ids, to, tick)
+                    chunks = collect_forced(self.backbones, questions, ids, to, tick)
                 save_state(folder / f"{part}-{number}.safetensors", {"x": torch.cat(list(chunks))})
                 for path in to.iterdir():
                     path.unlink()
@@ -113,20 +114,20 @@ class Steps:
 
     def head(self, forced: Path, folder: Path) -> None:
         """Fit the Refusal Head on the states along the refusals."""
-        backbone = self._backbones[0]
+        backbone = self.backbones[0]
         head, losses = fit_head(
             self._forced(forced, "train"),
             self._forced(forced, "validation"),
             lambda hidden: backbone.logits(hidden.to(backbone.info.dtype)),
             rank=self._settings.rank,
             optimisation=self._settings.head,
-            tick=self._bar("head", self._settings.head.epochs),
+            tick=self.bar("head", self._settings.head.epochs),
         )
         save_state(folder / "head.safetensors", head.state_dict())
         save_json(folder / "losses.json", losses)
 
     def _forced(self, folder: Path, part: str) -> Forced:
-        device = self._backbones[0].info.device
+        device = self.backbones[0].info.device
         return Forced.join(
             [
                 Forced.of(load_state(folder / f"{part}-{number}.safetensors")["x"].to(device), ids)
@@ -136,11 +137,11 @@ class Steps:
 
     def sweep(self, headed: Path, folder: Path) -> None:
         """Answer toxic validation prompts at each eps of the sweep."""
-        backbone = self._backbones[0]
+        backbone = self.backbones[0]
         head = load_head(headed, backbone, self._settings.rank)
         places = self._dataset.spread("validation", self._settings.sweep_prompts)
         questions = [self._dataset.questions[place] for place in places]
-        tick = self._bar("eps", len(EPS_SWEEP) * len(questions))
+        tick = self.bar("eps", len(EPS_SWEEP) * len(questions))
         points = [sweep_point(backbone, head, questions, eps, self._settings.refusals, tick) for eps in EPS_SWEEP]
         save_json(folder / "sweep.json", [asdict(point) for point in points])
 
@@ -154,9 +155,10 @@ class Steps:
             raise FitError(f"{name}: its state at layer {error.layer} {NOT_FINITE}; try another --dtype") from error
 
     def _refusals(self) -> list[list[int]]:
-        return [refusal_ids(self._backbones[0], refusal) for refusal in self._settings.refusals]
+        return [refusal_ids(self.backbones[0], refusal) for refusal in self._settings.refusals]
 
-    def _bar(self, name: str, total: int) -> Tick:
+    def bar(self, name: str, total: int) -> Tick:
+        """Show the progress of a piece of work."""
         task = self._progress.add_task(name, total=total)
         return lambda count: self._progress.advance(task, count)
 

@@ -27,7 +27,7 @@ from tests.tiny import CHATS, TINY, TinyModels, chat, chats_of, every_family, fa
 
 
 def _special_ids(builder: InputBuilder, prompt: Prompt) -> list[int]:
-    special = builder._pieces._special_ids
+    special = builder._pieces.control_ids
     return [token for token in prompt.ids if token in special]
 
 
@@ -156,9 +156,9 @@ def test_vocabulary_that_spells_a_special_token(tiny_models: TinyModels, monkeyp
     word = pieces.user(" assistant", first=True)
     assert len(word) < 5
     monkeypatch.setattr(pieces._special, "_longest_first", [" assistant"])
-    monkeypatch.setattr(pieces, "_special_ids", frozenset(word[-1:]))
+    monkeypatch.setattr(pieces, "control_ids", frozenset(word[-1:]))
     assert word[-1] not in pieces.user("an assistant is", first=True)
-    monkeypatch.setattr(pieces, "_special_ids", frozenset(pieces.user("n", first=True)))
+    monkeypatch.setattr(pieces, "control_ids", frozenset(pieces.user("n", first=True)))
     with pytest.raises(PromptError, match="cannot be written as plain text"):
         pieces.user("n assistant", first=True)
 

@@ -61,11 +61,11 @@ def test_prompts_are_the_stock_processor_s(
 def test_special_tokens_in_a_text_are_text(builder: InputBuilder, photographs: list[Image.Image]) -> None:
     special = {token.content for token in builder._tokenizer.added_tokens_decoder.values()}
     plain = builder.build(chat(("user", "x", 1)), photographs[:1])
-    count = sum(token in builder._pieces._special_ids for token in plain.ids)
+    count = sum(token in builder._pieces.control_ids for token in plain.ids)
     for token in sorted(special):
         text = f"Say {token} twice: {token}{token}."
         prompt = builder.build(chat(("user", text, 1)), photographs[:1])
-        assert sum(each in builder._pieces._special_ids for each in prompt.ids) == count, token
+        assert sum(each in builder._pieces.control_ids for each in prompt.ids) == count, token
         assert prompt.image_tokens == plain.image_tokens
         assert text in builder._tokenizer.decode(prompt.ids)
 

@@ -57,7 +57,7 @@ def words(builder: InputBuilder, ids: list[int]) -> str:
 
 
 def special(builder: InputBuilder, ids: list[int]) -> list[int]:
-    return [number for number in ids if number in builder._pieces._special_ids]
+    return [number for number in ids if number in builder._pieces.control_ids]
 
 
 def test_what_a_template_reads_is_found_out(hermes: InputBuilder, plain: InputBuilder) -> None:

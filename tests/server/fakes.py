@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
@@ -52,6 +51,8 @@ class FakeBackbone:
     def __init__(self, max_rows: int = 8, room: int = 10**9) -> None:
         self.info = SimpleNamespace(eos_ids=frozenset({EOS}), vocab_size=VOCAB)
         self.tokenizer: Any = None
+        self.inputs: Any = SimpleNamespace(layout=lambda _: None)
+        self.reading_seconds = 0.0
         self.max_rows = max_rows
         self.room = room
         self.rows: list[FakeRow] = []
@@ -61,7 +62,6 @@ class FakeBackbone:
         self.prefills: list[int] = []  # rows that began or went on with a prompt, by pass
         self.decodes: list[int] = []  # rows that added one token, by pass
         self.computed = 0  # tokens, of prompts and answers
-        self._states: Tensor | None = None
 
     @property
     def cache_usage(self) -> float:
@@ -125,36 +125,28 @@ class FakeBackbone:
         self.computed += sum(counts)
         for row, count in zip(rows, counts, strict=True):
             row.length += count
-        self._states = torch.tensor(
-            [[float(next_token(row.tokens[: row.length])), row.tokens[0] / VOCAB] for row in rows]
-        )
-        return self._states
+        return torch.tensor([[float(next_token(row.tokens[: row.length])), row.tokens[0] / VOCAB] for row in rows])
 
     def logits(self, hidden: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(hidden[:, 0].long(), VOCAB).float()
 
-    @contextlib.contextmanager
-    def tap(self, layer: int) -> Iterator[Any]:
-        yield _LazyTap(self)
+    def read_prompts(self, reader: object) -> None:
+        self.reader = reader
 
-
-class _LazyTap:
-    def __init__(self, backbone: FakeBackbone) -> None:
-        self._backbone = backbone
-
-    @property
-    def states(self) -> Tensor:
-        assert self._backbone._states is not None
-        return self._backbone._states
+    def notes(self, row: FakeRow, tokens: int) -> Tensor:
+        assert row.length >= tokens
+        return torch.full((tokens, 1), row.tokens[0] / VOCAB)
 
 
 class FakeGuard:
     """Reads the score from the state; steering makes the row say REFUSAL_TOKEN."""
 
-    layer = tapped = 1
+    layer = 1
+    layers = (1,)
+    width = 1
 
-    def score(self, states: Tensor) -> Tensor:
-        return states[:, 1]
+    def score(self, notes: Tensor, layout: object) -> float:
+        return float(notes[-1, 0])
 
     def steer(self, hidden: Tensor, eps: Tensor) -> Tensor:
         steered = hidden.clone()

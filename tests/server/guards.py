@@ -7,6 +7,7 @@ from steering.guard import Guard
 from steering.head import RefusalHead
 from steering.manifest import Manifest, ModelBinding, Threshold
 from steering.prober import Prober
+from steering.readers import LastToken
 
 
 def manifest(info: BackboneInfo, layer: int = 2) -> Manifest:
@@ -32,4 +33,5 @@ def random_guard(info: BackboneInfo, seed: int = 0, layer: int = 2) -> Guard:
     torch.manual_seed(seed)
     head = RefusalHead(info.hidden_size)
     torch.nn.init.normal_(head.weight, std=info.hidden_size**-0.5)
-    return Guard(manifest(info, layer), Prober(info.hidden_size), head, {}).requires_grad_(requires_grad=False)
+    reader = LastToken(Prober(info.hidden_size))
+    return Guard(manifest(info, layer), reader, head, {}).requires_grad_(requires_grad=False)

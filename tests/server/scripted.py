@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from models.errors import PromptError
 from models.grammar import plain_json
+from models.layout import Layout
 from models.pixels import ImageFile
 from models.processed import PromptImages
 from models.progress import Stage
@@ -38,6 +39,7 @@ from server.request import Ask, EngineError, Event, Finish, Request
 from server.settings.schema import Settings
 from steering.policy import Decision, Mode, Policy, Verdict
 from tests.exposition import metric_of
+from tests.layouts import layout_of
 from tests.server.fakes import as_any
 
 MODEL = "scripted"
@@ -104,6 +106,11 @@ class ScriptedInputs:
         self.gate.set()
 
     sees = True
+
+    def layout(self, ids: Sequence[int]) -> Layout:
+        """One turn."""
+        return layout_of(len(ids))
+
     details = frozenset({"auto", "low", "high"})
     reads = Reads(tools=True, turns=True)
     tools: Sequence[Mapping[str, Any]] = ()

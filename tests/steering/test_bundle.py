@@ -19,6 +19,8 @@ from steering.head import RefusalHead
 from steering.manifest import MANIFEST, LayerFigures, Manifest, ModelBinding, Threshold, load_manifest
 from steering.policy import Mode
 from steering.prober import Prober
+from steering.readers import LastToken
+from tests.layouts import layout_of
 
 INFO = BackboneInfo(
     name="someone/model",
@@ -69,7 +71,8 @@ def write(folder: Path, *, hidden: int = 64, rank: int | None = None) -> tuple[P
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     prober.temperature.fill_(1.3)
-    save_bundle(folder, manifest(prober_hidden=hidden, head_rank=rank), prober, head, {"safe_scores": torch.rand(200)})
+    reader = LastToken(prober)
+    save_bundle(folder, manifest(prober_hidden=hidden, head_rank=rank), reader, head, {"safe_scores": torch.rand(200)})
     return prober, head
 
 
@@ -84,7 +87,8 @@ def test_what_is_saved_is_loaded(tmp_path: Path, hidden: int, rank: int | None) 
     prober, head = write(tmp_path, hidden=hidden, rank=rank)
     guard = load_guard(tmp_path, INFO)
     states, eps = torch.randn(5, 16), torch.rand(5)
-    assert torch.equal(guard.score(states), prober.score(states))
+    scores = [guard.score(note[None], layout_of(1)) for note in guard.read(states[:, None])]
+    torch.testing.assert_close(torch.tensor(scores), prober.score(states))
     assert torch.equal(guard.steer(states, eps), head.steer(states, eps))
     assert guard.manifest.model_dump(exclude={"tensors_hash"}) == manifest(
         prober_hidden=hidden, head_rank=rank
@@ -95,22 +99,28 @@ def test_what_is_saved_is_loaded(tmp_path: Path, hidden: int, rank: int | None) 
 
 def test_a_bundle_of_before_there_were_several_layers_is_loaded(bundle: Path) -> None:
     edit(bundle, lambda data: data.pop("probe_layers"))
-    assert load_guard(bundle, INFO).tapped == 2
+    assert load_guard(bundle, INFO).layers == [2]
 
 
 def test_several_layers_are_read_side_by_side(tmp_path: Path) -> None:
     torch.manual_seed(0)
     prober = Prober(48, 64)
-    save_bundle(tmp_path, manifest(probe_layers=[3, 2, 4]), prober, RefusalHead(16), {})
+    save_bundle(tmp_path, manifest(probe_layers=[3, 2, 4]), LastToken(prober), RefusalHead(16), {})
     guard, states = load_guard(tmp_path, INFO), torch.randn(5, 3, 16)
-    assert (guard.layer, guard.tapped) == (2, [3, 2, 4])
-    assert torch.equal(guard.score(states), prober.score(states.reshape(5, 48)))
+    assert (guard.layer, guard.layers) == (2, [3, 2, 4])
+    assert torch.equal(guard.read(states)[:, 0], prober(states.reshape(5, 48)))
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         torch.manual_seed(5)
-        save_bundle(tmp_path / name, manifest(), Prober(16), RefusalHead(16), {"b": torch.ones(2), "a": torch.ones(1)})
+        save_bundle(
+            tmp_path / name,
+            manifest(),
+            LastToken(Prober(16)),
+            RefusalHead(16),
+            {"b": torch.ones(2), "a": torch.ones(1)},
+        )
     for file in (MANIFEST, TENSORS):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
@@ -167,7 +177,7 @@ def unknown_field(folder: Path) -> None:
 
 
 def newer_format(folder: Path) -> None:
-    edit(folder, lambda data: data.update(format_version=2))
+    edit(folder, lambda data: data.update(format_version=3))
 
 
 def eps_zero(folder: Path) -> None:

@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
-from steering.policy import Mode, Verdict
-from steering.shadow import Shadow
+from steering.policy import Verdict
+from steering.shadow import Beside, Shadow
 from tests.server.fakes import as_any
 
 
-def guard(*layers: int) -> SimpleNamespace:
-    return SimpleNamespace(tapped=layers[0] if len(layers) == 1 else layers)
+class Sums:
+    """Reads the sum of each layer's state."""
+
+    def __init__(self, *layers: int) -> None:
+        self.layers = layers
+        self.width = len(layers)
+
+    def read(self, states: Tensor) -> Tensor:
+        assert states.is_contiguous()
+        return states.sum(-1)
 
 
-def shadow_of(reader: SimpleNamespace, threshold: float = 0.5) -> Shadow:
-    return Shadow("candidate", as_any(reader), threshold)
-
-
-def test_every_row_is_judged_by_its_own_score_unless_its_policy_scores_nothing() -> None:
-    found = shadow_of(guard(1)).judge([0.4, 0.5, float("nan"), 0.9], [Mode.STEER, Mode.BLOCK, Mode.MONITOR, Mode.OFF])
-    assert [None if each is None else each.verdict for each in found] == [
-        Verdict.PASS,
-        Verdict.MONITORED,
-        Verdict.MONITORED,
-        None,
-    ]
-    assert {each.shadow for each in found if each is not None} == {"candidate"}
-    assert {each.eps for each in found if each is not None} == {0.0}
+@pytest.mark.parametrize(
+    ("score", "verdict"),
+    [(0.4, Verdict.PASS), (0.5, Verdict.MONITORED), (float("nan"), Verdict.MONITORED), (0.9, Verdict.MONITORED)],
+)
+def test_a_score_is_judged_by_the_shadows_own_threshold(score: float, verdict: Verdict) -> None:
+    found = Shadow("candidate", as_any(SimpleNamespace()), 0.5).judge(score)
+    assert (found.verdict, found.shadow, found.eps) == (verdict, "candidate", 0.0)
 
 
 @pytest.mark.parametrize("acting", [(2,), (2, 4)])
 @pytest.mark.parametrize("own", [(1,), (2,), (1, 3)])
-def test_each_of_two_bundles_gets_the_states_of_its_layers(acting: tuple[int, ...], own: tuple[int, ...]) -> None:
-    first = guard(*acting)
-    shadow = shadow_of(guard(*own))
-    tapped = shadow.tapped_with(as_any(first))
-    assert list(tapped if not isinstance(tapped, int) else [tapped]) == [*acting, *own]
+def test_each_of_two_bundles_reads_the_states_of_its_layers(acting: tuple[int, ...], own: tuple[int, ...]) -> None:
+    first, second = Sums(*acting), Sums(*own)
+    beside = Beside(as_any(first), as_any(second))
+    assert (beside.layers, beside.width) == ([*acting, *own], len(acting) + len(own))
     layers = torch.randn(5, 3, 8)
     states = torch.stack([layers[layer] for layer in (*acting, *own)], dim=1)
-    for found, wanted in zip(shadow.apart(states, as_any(first)), (acting, own), strict=True):
-        assert torch.equal(found, torch.cat([layers[layer] for layer in wanted], dim=1))
-        assert found.is_contiguous()
+    for found, wanted in zip(beside.apart(beside.read(states)), (acting, own), strict=True):
+        assert torch.equal(found, torch.stack([layers[layer].sum(-1) for layer in wanted], dim=1))
 
 
-def test_a_second_threshold_taps_nothing_more() -> None:
-    acting = guard(3)
-    shadow = replace(shadow_of(acting), threshold=0.1)
-    states = torch.randn(2, 8)
-    assert shadow.tapped_with(as_any(acting)) == 3
-    assert all(found is states for found in shadow.apart(states, as_any(acting)))
+def test_a_shadow_that_fails_to_read_leaves_the_acting_guard_its_numbers() -> None:
+    failing = SimpleNamespace(layers=(1,), width=2, read=lambda _: 1 / 0)
+    beside, states = Beside(as_any(Sums(0)), as_any(failing)), torch.randn(3, 2, 8)
+    own, shadowed = beside.apart(beside.read(states))
+    assert torch.equal(own, states[:, :1].sum(-1))
+    assert shadowed.shape == (3, 2)
+    assert shadowed.isnan().all()

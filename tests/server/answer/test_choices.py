@@ -157,12 +157,13 @@ def test_without_a_seed_choices_have_none() -> None:
 
 def test_all_choices_of_a_prompt_have_the_decision_of_the_first() -> None:
     class Wavering(FakeGuard):
-        """Scores the rows of a batch differently, as rounding may."""
+        """Scores equal prompts differently, as rounding may."""
 
-        def score(self, states: Any) -> Any:
-            scores = super().score(states)
-            scores[0] = 0.9
-            return scores
+        scored = 0
+
+        def score(self, notes: Any, layout: object) -> float:
+            self.scored += 1
+            return 0.9 if self.scored == 1 else super().score(notes, layout)
 
     backbone = FakeBackbone()
     engine = OwnEngine(as_any(backbone), as_any(Wavering()), Scheduler(2, 1000))

@@ -168,11 +168,12 @@ def test_a_shadow_scores_as_it_would_if_it_acted(
         assert watched.shadow.score == judged.decision.score
 
 
+@pytest.mark.parametrize("failing", ["read", "score"])
 def test_a_shadow_that_fails_is_no_failure_of_the_request(
-    backbone: Backbone, guard: Guard, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, guard: Guard, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     own = random_guard(backbone.info, seed=1)
-    monkeypatch.setattr(own.prober, "score", lambda _: 1 / 0)
+    monkeypatch.setattr(own.reader, failing, lambda *_: 1 / 0)
     watched = chat_request(backbone, next(iter(CHATS)), policy(Mode.MONITOR))
     serve(backbone, guard, monkeypatch, [(0, watched)], Shadow("candidate", own, 0.5))
     assert watched.output_ids

@@ -32,7 +32,7 @@ def write(folder: Path, backbone: RealBackbone, **changes: Any) -> Path:
     guard = random_guard(backbone.info, seed=1, layer=1)
     model = guard.manifest.model.model_copy(update=changes)
     manifest = guard.manifest.model_copy(update={"model": model, "threshold": 0.25})
-    save_bundle(folder, manifest, guard.prober, guard.head, {})
+    save_bundle(folder, manifest, guard.reader, guard.head, {})
     return folder
 
 

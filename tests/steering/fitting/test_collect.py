@@ -159,7 +159,7 @@ def test_columns_are_read_without_the_rest(tmp_path: Path) -> None:
     chunks = Chunks(tmp_path)
     x = torch.randn(10, 3, 4).bfloat16()
     for number in range(5):
-        chunks.put(number, x[2 * number : 2 * number + 2])
+        chunks.put(number, {"x": x[2 * number : 2 * number + 2]})
     assert torch.equal(chunks.column(1), x[:, 1].float())
     assert torch.equal(torch.cat(list(chunks)), x)
     assert chunks.has(3)

@@ -37,6 +37,7 @@ from steering.fitting.parts import split
 from steering.fitting.steps import Settings
 from steering.fitting.sweep import EpsPoint, choose_eps
 from steering.manifest import MANIFEST
+from steering.readers import LastToken
 from tests.tiny import TinyModels, picture
 
 REFUSAL = "I can't help with that."
@@ -87,7 +88,10 @@ def test_the_whole_command(tiny_models: TinyModels, family: str, tmp_path: Path)
     report = json.loads((folder / "report.json").read_text())
     assert any("cannot promise an FPR of 0.001" in line for line in report["warnings"])
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png"))) == 7
+    assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png"))) == 8
+    kinds = {row["surrounding"]: row for row in report["surroundings"]}
+    assert {"alone", "suffix", "earlier turn", "answer begun", "retry"} <= {*kinds}
+    assert kinds["alone"]["toxic"] == report["sizes"]["calibration"]["toxic"]
     assert "src='http" not in page
     assert 'src="http' not in page
     inspected = CliRunner().invoke(app, ["inspect", str(out)])
@@ -125,7 +129,8 @@ def test_a_guard_reads_scores_as_it_was_fitted(tiny_models: TinyModels, tmp_path
 @pytest.mark.parametrize("more", [("--prober", "linear"), ("--rank", "4"), ("--select", "auroc"), ("--refusal", "No.")])
 def test_the_options(tiny_models: TinyModels, tmp_path: Path, more: tuple[str, str]) -> None:
     data, out = write_data(tmp_path / "data"), tmp_path / "guard"
-    result = CliRunner().invoke(app, arguments(tiny_models.folder("llava_onevision"), data, out, *more))
+    last = "--reader", "last"
+    result = CliRunner().invoke(app, arguments(tiny_models.folder("llava_onevision"), data, out, *last, *more))
     assert result.exit_code == 0, result.output
     manifest = load_guard(out, tiny_models.backbone("llava_onevision").info).manifest
     assert manifest.prober_hidden == (0 if "linear" in more else 64)
@@ -135,12 +140,13 @@ def test_the_options(tiny_models: TinyModels, tmp_path: Path, more: tuple[str, s
 def test_several_layers_are_read_side_by_side(tiny_models: TinyModels, tmp_path: Path) -> None:
     data, out = write_data(tmp_path / "data"), tmp_path / "guard"
     model, backbone = tiny_models.folder("llava_onevision"), tiny_models.backbone("llava_onevision")
-    result = CliRunner().invoke(app, arguments(model, data, out, "--layers", "3,1"))
+    result = CliRunner().invoke(app, arguments(model, data, out, "--layers", "3,1", "--reader", "last"))
     assert result.exit_code == 0, result.output
     guard = load_guard(out, backbone.info)
-    assert (guard.tapped, [row.layer for row in guard.manifest.layers]) == ([3, 1], [3, 1])
+    assert (guard.layers, [row.layer for row in guard.manifest.layers]) == ([3, 1], [3, 1])
     assert guard.layer == max(guard.manifest.layers, key=lambda row: row.sas).layer
-    assert guard.prober.first.in_features == 2 * backbone.info.hidden_size
+    assert isinstance(guard.reader, LastToken)
+    assert guard.reader.prober.first.in_features == 2 * backbone.info.hidden_size
     questions = [item.questions[0] for item in read_prompts(data[1])]
     scores = score_batch(backbone, guard, questions[:8])
     kept = guard.calibration["safe_scores"]
@@ -194,7 +200,11 @@ def test_bad_rows_are_listed_before_the_model_runs(tmp_path: Path) -> None:
 # killed and started again ------------------------------------------------------------------------------------------
 
 
-STAGES = ("lengths", "data", "states", "layers", "prober", "refusals", "head", "eps")
+STAGES = (
+    *("lengths", "data", "states", "layers", "prober"),
+    *("conversations", "probes", "read"),
+    *("refusals", "head", "eps"),
+)
 
 
 class CutError(Exception):

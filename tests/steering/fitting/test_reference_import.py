@@ -12,6 +12,7 @@ from server.cli.fit import app
 from steering.bundle import load_guard
 from steering.errors import BundleError
 from steering.fitting.reference_import import import_checkpoints
+from tests.layouts import layout_of
 from tests.reference import head as reference
 from tests.steering.test_bundle import INFO
 
@@ -57,7 +58,8 @@ def test_scores_and_logits_are_the_papers(tmp_path: Path, paper: tuple[nn.Sequen
     states, embedding = torch.randn(50, D), torch.randn(90, D)
     with torch.no_grad():
         toxic = prober(states)[:, 0]  # class 0
-    assert torch.allclose(guard.score(states), toxic, atol=1e-6)
+    scores = [guard.score(note[None], layout_of(1)) for note in guard.read(states[:, None])]
+    assert torch.allclose(torch.tensor(scores), toxic, atol=1e-6)
     eps = torch.rand(50) * (torch.arange(50) % 3 > 0)
     logits = guard.steer(states, eps) @ embedding.T
     expected = reference.steered_logits(states, embedding, weight, eps)

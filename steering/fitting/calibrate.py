@@ -1,0 +1,66 @@
+"""From what is read of fresh prompts to the scales of a conversation's reader, and its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from models.layout import Layout
+from steering.readers import Cell, Conversation
+from steering.scale import Scale
+
+CELL = 250  # harmless prompts, from which a cell may be cut in two
+MOST_CELLS = 4  # by length, with images and without
+
+Array = NDArray[np.float64]
+
+
+def make_cells(tokens: NDArray[np.int64], has_image: NDArray[np.bool_]) -> list[Cell]:
+    """Cells of about equally many harmless prompts; `tokens` and `has_image` `[n]` of each."""
+    found = []
+    for kind in sorted({*has_image.tolist()}):
+        lengths = np.sort(tokens[has_image == kind])
+        count = max(1, min(MOST_CELLS, len(lengths) // CELL))
+        places = [len(lengths) * at // count for at in range(1, count)]
+        edges = sorted({int(lengths[place - 1]) for place in places})
+        begin = 0
+        for edge in [*edges, None]:
+            end = len(lengths) if edge is None else int(np.searchsorted(lengths, edge, side="right"))
+            if end > begin:  # the longest may all be of one length
+                found.append(Cell(kind, edge, end - begin))
+            begin = end
+        if found[-1].most_tokens is not None:
+            found[-1] = found[-1]._replace(most_tokens=None)
+    return found
+
+
+def calibrate(reader: Conversation, raw: Array, layouts: Sequence[Layout], labels: Tensor) -> None:
+    """Set a reader's scales by harmless prompts, and its score by both kinds, as likely as each other.
+
+    `raw` `[N, 2]`: what it reads of each prompt. Labels `[N]`, 1 harmful.
+    """
+    cells = np.array([reader.cell(layout) for layout in layouts])
+    harmless = (labels == 0).numpy()
+    scales = []
+    joint = np.zeros(len(raw))
+    for cell in range(len(reader.cells)):
+        inside = raw[harmless & (cells == cell)]
+        own = [Scale.of(inside[:, place]) for place in range(reader.width)]
+        at = np.flatnonzero(cells == cell)
+        joint[at] = [max(scale(value) for scale, value in zip(own, raw[row], strict=True)) for row in at]
+        scales.append([*own, Scale.of(joint[harmless & (cells == cell)])])
+    unusual = [[scales[cell][-1](value)] for cell, value in zip(cells, joint, strict=True)]
+    model = LogisticRegression(class_weight="balanced").fit(unusual, labels.numpy())
+    # What separates perfectly would promise certainty, and what does not separate must still rise.
+    slope = float(np.clip(model.coef_[0, 0], 0.05, 4.0))
+    reader.calibrate(scales, slope, float(model.intercept_[0]))
+
+
+def scores(reader: Conversation, raw: Array, layouts: Sequence[Layout]) -> Tensor:
+    """The scores `[N]` of prompts by what was read of them."""
+    return torch.tensor([reader.score_of(each, layout) for each, layout in zip(raw.tolist(), layouts, strict=True)])

@@ -1,0 +1,168 @@
+"""The steps that fit and calibrate a reader of whole conversations, each one's work in the folder of its stage.
+
+Its probes are fitted on states of the train rows alone and in surroundings. Its scales and thresholds are made of what
+it reads of fresh rows through the cache, as the server does: what is promised is what is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.backbone import Backbone
+from models.errors import PromptError
+from models.layout import Layout
+from models.prompt import Prompt
+from steering.errors import FitError
+from steering.fitting.collect import CHUNK, Bar, check_finite, share_chunks, stopping_after
+from steering.fitting.dataset import Dataset
+from steering.fitting.offline import batches, prompt_of
+from steering.fitting.probes import STEPS, fit_ends, fit_windows
+from steering.fitting.stages import Chunks, save_state
+from steering.fitting.surround import Row
+from steering.prober import Prober
+from steering.readers import WINDOW, Conversation, LastToken
+from steering.shadow import Beside
+
+STRIDE = WINDOW // 2  # between the windows that are fitted on
+SPREAD = 8  # layers that are read side by side lie an 8th of the depth apart
+
+
+def spread_around(layer: int, num_layers: int) -> tuple[int, ...]:
+    """Three layers about one, which are read side by side."""
+    step = max(1, round(num_layers / SPREAD))
+    return tuple(at for at in (layer - step, layer, layer + step) if 0 < at <= num_layers)
+
+
+class ConversationSteps:
+    """The work of the stages. `layers`: those that are read."""
+
+    def __init__(self, backbones: Sequence[Backbone], dataset: Dataset, layers: Sequence[int], bar: Bar) -> None:
+        self._backbones, self._dataset, self._layers, self._bar = backbones, dataset, list(layers), bar
+
+    def collect(self, rows: Sequence[Row], folder: Path) -> None:
+        """Keep the states of rows at every turn's end, and their means over windows."""
+        tick = self._bar("conversations", len(rows))
+
+        def work(backbone: Backbone, number: int, chunk: Sequence[Row]) -> dict[str, Tensor]:
+            with stopping_after(backbone, max(self._layers)):
+                found = self._read_chunk(backbone, chunk)
+            for name in ("ends", "windows"):
+                check_finite(found[name], number * CHUNK, self._layers)
+            tick(len(chunk))
+            return found
+
+        share_chunks(self._backbones, Chunks(folder), rows, work, tick)
+
+    def _read_chunk(self, backbone: Backbone, rows: Sequence[Row]) -> dict[str, Tensor]:
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        order = sorted(range(len(rows)), key=lambda at: len(rows[at].question.transcript))
+        for places in batches(order, backbone.max_rows):
+            prompts = [self._prompt(backbone, rows[at]) for at in places]
+            with backbone.tap(self._layers) as tap:
+                backbone.prefill_uncached([[prompt] for prompt in prompts], last=None)
+                states = torch.split(tap.states, [len(prompt.ids) for prompt in prompts])
+            for at, prompt, of in zip(places, prompts, states, strict=True):
+                layout = backbone.inputs.layout(prompt.ids)
+                end = layout.ends[min(rows[at].turn, len(layout.ends) - 1)]
+                # Of a harmful row that end alone is harmful for certain; of a harmless one all are harmless.
+                ends = [end] if self._dataset.labels[rows[at].place] == 1 else list(layout.ends)
+                found[at] = of[ends].cpu(), _strided_means(of, layout).to(of.dtype).cpu()
+        inside = [found[at] for at in range(len(rows))]
+        return {
+            "ends": torch.cat([ends for ends, _ in inside]),
+            "windows": torch.cat([windows for _, windows in inside]),
+            "counts": torch.tensor([[len(ends), len(windows)] for ends, windows in inside]),
+        }
+
+    def fit(self, rows: Sequence[Row], collected: Path, folder: Path) -> None:
+        """Fit both probes on the collected rows."""
+        labels = self._dataset.labels[[row.place for row in rows]]
+        ends: list[Tensor] = []
+        windows: list[Tensor] = []
+        for chunk in Chunks(collected).tensors():
+            of_ends, of_windows = chunk["counts"].T.tolist()
+            ends += torch.split(chunk["ends"].flatten(1).float(), of_ends)
+            windows += torch.split(chunk["windows"].flatten(1), of_windows)
+        owners = torch.repeat_interleave(labels, torch.tensor([len(each) for each in ends]))
+        at_ends = fit_ends(torch.cat(ends), owners)
+        in_windows = fit_windows(windows, labels, self._bar("windows", STEPS))
+        weight = torch.stack([at_ends.weight, in_windows.weight])
+        bias = torch.stack([at_ends.bias.reshape(()), in_windows.bias.reshape(())])
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise FitError("the reader of conversations is no number: it did not converge")
+        save_state(folder / "probes.safetensors", {"weight": weight, "bias": bias})
+
+    def read(self, rows: Sequence[Row], reader: Conversation, prober: Prober, layer: int, folder: Path) -> None:
+        """Keep what a server would read of rows, and the logit of the prober at the last token of `layer` beside it."""
+        backbone = self._backbones[0]
+        both = Beside(_Served(reader, self._layers), _Served(LastToken(prober), [layer]))
+        tick = self._bar("calibration", len(rows))
+        found: dict[int, list[float]] = {}
+        order = sorted(range(len(rows)), key=lambda at: len(rows[at].question.transcript))
+        backbone.read_prompts(both)
+        try:
+            for places in batches(order, backbone.max_rows):
+                prompts = [self._prompt(backbone, rows[at]) for at in places]
+                for at, prompt, notes in zip(places, prompts, _notes(backbone, prompts), strict=True):
+                    layout = backbone.inputs.layout(prompt.ids)
+                    raw = reader.raw(notes[:, : reader.width], layout)
+                    found[at] = [*raw, float(notes[-1, -1]), layout.tokens, layout.has_image]
+                tick(len(places))
+        finally:
+            backbone.read_prompts(None)
+        kept = torch.tensor([found[at] for at in range(len(rows))], dtype=torch.float64)
+        if len(wrong := (~kept.isfinite()).any(1).nonzero()):
+            raise FitError(f"{self._dataset.name(rows[int(wrong[0])].place)}: what is read of it is no number")
+        save_state(folder / "raw.safetensors", {"raw": kept})
+
+    def _prompt(self, backbone: Backbone, row: Row) -> Prompt:
+        """The prompt of a row; alone, where the model's template or context has no room for what surrounds it."""
+        try:
+            return prompt_of(backbone, row.question)
+        except PromptError:
+            return prompt_of(backbone, self._dataset.questions[row.place])
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A reader at its layers, as a backbone takes it."""
+
+    reader: Conversation | LastToken
+    layers: Sequence[int]
+
+    @property
+    def width(self) -> int:
+        return self.reader.width
+
+    def read(self, states: Tensor) -> Tensor:
+        return self.reader.read(states)
+
+
+def _notes(backbone: Backbone, prompts: Sequence[Prompt]) -> list[NDArray[np.float64]]:
+    """What is read of prompts by the backbone's reader, `[T, width]` each."""
+    with ExitStack() as opened:
+        rows = []
+        for prompt in prompts:
+            rows.append(row := backbone.open_row(prompt, 0))
+            opened.callback(backbone.close_row, row)
+        backbone.prefill(rows)
+        lengths = [len(prompt.ids) for prompt in prompts]
+        return [backbone.notes(row, length).double().cpu().numpy() for row, length in zip(rows, lengths, strict=True)]
+
+
+def _strided_means(states: Tensor, layout: Layout) -> Tensor:
+    """Means of states `[T, layers, d]` over windows of every run, half a window apart, and the run's last."""
+    found = []
+    for begin, end in layout.runs or [(0, layout.tokens)]:
+        size = min(WINDOW, end - begin)
+        starts = {*range(begin, end - size + 1, STRIDE), end - size}
+        found += [states[start : start + size].float().mean(0) for start in sorted(starts)]
+    return torch.stack(found)

@@ -1,0 +1,140 @@
+"""The guard's reader, fitted and calibrated: of the last token alone, or of whole conversations with it as baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.layout import Layout
+from steering.calibration import conformal_threshold
+from steering.files import digest
+from steering.fitting.calibrate import calibrate, make_cells, scores
+from steering.fitting.conversation import STRIDE, ConversationSteps
+from steering.fitting.dataset import Dataset
+from steering.fitting.probes import SHRINKAGE, STEPS
+from steering.fitting.stages import Stages, load_state
+from steering.fitting.surround import ALONE, Row, surrounded
+from steering.manifest import CellSpec, ConversationSpec
+from steering.prober import Prober
+from steering.readers import WINDOW, Conversation, LastToken
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A fitted reader, and what it makes of the fit's own prompts."""
+
+    reader: LastToken | Conversation
+    layers: Sequence[int]  # that are read
+    scores: Tensor  # of all prompts alone `[N]`; NaN where they were fitted on and not scored
+    safe_scores: Tensor  # of harmless calibration prompts, in every surrounding `[n]`
+    rows: Sequence[Row] = ()  # calibration rows, where surroundings were read
+    row_scores: Tensor | None = None  # `[R]`
+    last_scores: Tensor | None = None  # of the prober at their last tokens `[R]`
+
+    @property
+    def spec(self) -> ConversationSpec | None:
+        """What the manifest says of it."""
+        if isinstance(self.reader, LastToken):
+            return None
+        cells = [CellSpec(**cell._asdict()) for cell in self.reader.cells]
+        return ConversationSpec(window=self.reader.window, cells=cells)
+
+
+def read_last(dataset: Dataset, prober: Prober, prober_scores: Tensor, layers: Sequence[int]) -> Reading:
+    """The paper's reader, whose prober has scored all prompts."""
+    return Reading(LastToken(prober), layers, prober_scores, prober_scores[dataset.places("calibration", 0)])
+
+
+def read_conversations(
+    stages: Stages,
+    inputs: Mapping[str, Any],  # what its stages depend on, beside what is named here
+    dataset: Dataset,
+    steps: ConversationSteps,
+    layers: Sequence[int],
+    seed: int,
+    prober: Prober,
+    prober_at: tuple[int, Path],  # its layer, and the folder of its stage
+) -> Reading:
+    """Fit and calibrate a reader of whole conversations."""
+    train, fresh = (surrounded(dataset, parts, seed) for parts in (("train",), ("validation", "calibration")))
+    about = {**inputs, "layers": list(layers)}
+    collected = stages.run(
+        "conversations", {**about, "rows": _digest(train), "stride": STRIDE}, lambda to: steps.collect(train, to)
+    )
+    fitting = {"conversations": collected.name, "shrinkage": SHRINKAGE, "steps": STEPS}
+    fitted = stages.run("probes", fitting, lambda to: steps.fit(train, collected, to))
+    probes = load_state(fitted / "probes.safetensors")
+    reader = _with_probes(probes, [])
+    reading = {"probes": fitted.name, "prober": prober_at[1].name, "rows": _digest(fresh)}
+    read = stages.run("read", reading, lambda to: steps.read(fresh, reader, prober, prober_at[0], to))
+    raw = load_state(read / "raw.safetensors")["raw"]
+    return _calibrated(probes, raw, dataset, fresh, layers)
+
+
+def _calibrated(
+    probes: Mapping[str, Tensor], raw: Tensor, dataset: Dataset, rows: Sequence[Row], layers: Sequence[int]
+) -> Reading:
+    """`raw` `[R, 5]`: end, windows, the prober's logit, tokens, whether there is an image."""
+    labels = dataset.labels[[row.place for row in rows]]
+    harmless = (labels == 0).numpy()
+    tokens, has_image = raw[:, 3].numpy().astype(np.int64), raw[:, 4].numpy().astype(bool)
+    layouts = [Layout(int(count), (), (), bool(image)) for count, image in zip(tokens, has_image, strict=True)]
+    reader = _with_probes(probes, make_cells(tokens[harmless], has_image[harmless]))
+    calibrate(reader, raw[:, :2].numpy(), layouts, labels)
+    found = scores(reader, raw[:, :2].numpy(), layouts)
+    alone = torch.full((len(dataset.questions),), torch.nan, dtype=found.dtype)
+    for row, score in zip(rows, found.tolist(), strict=True):
+        if row.surrounding == ALONE:
+            alone[row.place] = score
+    fresh = torch.tensor([dataset.parts[row.place] == "calibration" for row in rows])
+    return Reading(
+        reader=reader,
+        layers=layers,
+        scores=alone,
+        safe_scores=found[fresh & (labels == 0)].float(),
+        rows=[row for row, kept in zip(rows, fresh.tolist(), strict=True) if kept],
+        row_scores=found[fresh],
+        last_scores=torch.sigmoid(raw[fresh, 2]),
+    )
+
+
+def _with_probes(probes: Mapping[str, Tensor], cells: Sequence[Any]) -> Conversation:
+    reader = Conversation(probes["weight"].shape[1], cells, WINDOW)
+    reader.weight.copy_(probes["weight"])
+    reader.bias.copy_(probes["bias"])
+    return reader
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    return digest(repr([(row.place, row.surrounding, row.question.transcript) for row in rows]).encode())
+
+
+def by_surrounding(reading: Reading, dataset: Dataset, threshold: float, rate: float) -> list[dict[str, Any]]:
+    """Of each surrounding: how many fresh prompts, and the shares flagged, by this reader and by the last token's.
+
+    The last token's threshold is what its prober would be served with: calibrated on harmless prompts alone.
+    """
+    if reading.row_scores is None or reading.last_scores is None:
+        return []
+    labels = dataset.labels[[row.place for row in reading.rows]]
+    kinds = np.array([row.surrounding for row in reading.rows])
+    plain = reading.last_scores[torch.from_numpy(kinds == ALONE) & (labels == 0)].float()
+    last = conformal_threshold(plain, rate)
+    table = []
+    for kind in dict.fromkeys([ALONE, *sorted(kinds)]):
+        row: dict[str, Any] = {"surrounding": kind}
+        for label, name in ((1, "toxic"), (0, "safe")):
+            at = torch.from_numpy(kinds == kind) & (labels == label)
+            row[name] = int(at.sum())
+            if row[name]:
+                row[f"{name}_flagged"] = float((~(reading.row_scores[at] < threshold)).double().mean())
+                if last is not None:
+                    row[f"{name}_flagged_by_last"] = float((~(reading.last_scores[at] < last)).double().mean())
+        table.append(row)
+    return table

@@ -1,0 +1,143 @@
+"""Readers: what a guard reads of each token of a prompt, and how the prompt's one score is made of it.
+
+A reader keeps a few numbers of every token, each of which depends on that token's states alone; the score is a function
+of the whole prompt's numbers and its layout. So a prompt scores the same whether its tokens were computed at once, in
+chunks, or for an earlier request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.layout import Layout
+from steering.prober import Prober
+from steering.scale import GRID, Scale, logistic
+
+WINDOW = 8  # tokens
+HIGHEST = 3  # windows whose mean is the score of all
+
+Notes = NDArray[np.float64]  # `[T, width]`
+
+
+class LastToken(nn.Module):
+    """The paper's reader: the prober at the last prompt token, which alone counts."""
+
+    width = 1
+
+    def __init__(self, prober: Prober) -> None:
+        super().__init__()
+        self.prober = prober
+
+    def read(self, states: Tensor) -> Tensor:
+        """The prober's logit of each token, `[N, 1]`, of states `[N, layers, d]`."""
+        logits: Tensor = self.prober(states.flatten(1)) / self.prober.temperature
+        return logits[:, None]
+
+    def score(self, notes: Notes, layout: Layout) -> float:  # noqa: ARG002
+        """The score in [0, 1] of a prompt with these notes `[T, 1]`."""
+        return logistic(float(notes[-1, 0]), 1.0, 0.0)
+
+
+class Cell(NamedTuple):
+    """Prompts that are calibrated together: with or without an image, and of at most so many tokens."""
+
+    has_image: bool
+    most_tokens: int | None  # None: any number
+    samples: int
+
+
+class Conversation(nn.Module):
+    """Reads the end of every turn, and windows of tokens wherever they stand, against those of harmless prompts.
+
+    Both are linear in the states of several layers. At the ends it is the difference of the distances to the means of
+    harmless and harmful prompts under one covariance (class-conditional Gaussians); over windows of `window` tokens it
+    is their mean, and the mean of the highest windows counts. Each is put on the scale of harmless prompts of the
+    same cell, the more unusual one counts, and is put on such a scale again: the rate of false alarms is spent once.
+    """
+
+    width = 2
+
+    def __init__(self, inputs: int, cells: Sequence[Cell], window: int = WINDOW) -> None:
+        super().__init__()
+        self.cells = tuple(cells)
+        self.window = window
+        scales = len(self.cells), self.width + 1
+        self.register_buffer("weight", torch.zeros(self.width, inputs))
+        self.register_buffer("bias", torch.zeros(self.width))
+        self.register_buffer("knots", torch.zeros((*scales, GRID), dtype=torch.float64))
+        self.register_buffer("heights", torch.zeros((*scales, GRID), dtype=torch.float64))
+        self.register_buffer("slopes", torch.ones(scales, dtype=torch.float64))
+        self.register_buffer("logistic", torch.tensor([1.0, 0.0], dtype=torch.float64))
+
+    weight: Tensor
+    bias: Tensor
+    knots: Tensor
+    heights: Tensor
+    slopes: Tensor
+    logistic: Tensor
+
+    def read(self, states: Tensor) -> Tensor:
+        """Two numbers of each token, `[N, 2]`, of states `[N, layers, d]`: as an end, and as part of a window."""
+        return states.flatten(1).float() @ self.weight.T + self.bias
+
+    def raw(self, notes: Notes, layout: Layout) -> tuple[float, float]:
+        """The highest end, and the mean of the highest windows."""
+        ends = notes[list(layout.ends), 0]
+        windows = window_means(notes[:, 1], layout.runs, self.window)
+        return float(ends.max()), highest_mean(windows if len(windows) else notes[:, 1])
+
+    def score(self, notes: Notes, layout: Layout) -> float:
+        """The score in [0, 1] of a prompt with these notes `[T, 2]`; NaN where one of them is no number."""
+        return self.score_of(self.raw(notes, layout), layout)
+
+    def score_of(self, raw: Sequence[float], layout: Layout) -> float:
+        """The score of a prompt of which this is read, see `raw`."""
+        *own, both = self._scales[self.cell(layout)]
+        unusual = both(float(np.max([scale(value) for scale, value in zip(own, raw, strict=True)])))
+        slope, shift = self.logistic.tolist()
+        return logistic(unusual, slope, shift)
+
+    def cell(self, layout: Layout) -> int:
+        """The number of a prompt's cell; where none has images, or none has not, that of its length."""
+        alike = [n for n, cell in enumerate(self.cells) if cell.has_image == layout.has_image]
+        for number in alike or range(len(self.cells)):
+            most = self.cells[number].most_tokens
+            if most is None or layout.tokens <= most:
+                return number
+        raise AssertionError("the last cell takes any length")
+
+    @cached_property
+    def _scales(self) -> list[list[Scale]]:
+        """Of each cell: one for each number of a token, and one for the more unusual of them."""
+        knots, heights, slopes = (each.cpu().numpy() for each in (self.knots, self.heights, self.slopes))
+        return [[Scale(*of) for of in zip(*cell, strict=True)] for cell in zip(knots, heights, slopes, strict=True)]
+
+    def calibrate(self, scales: Sequence[Sequence[Scale]], slope: float, shift: float) -> None:
+        """Set the scales, as many for each cell as `_scales` names, and what makes a score of the last one's value."""
+        self.__dict__.pop("_scales", None)
+        self.knots.copy_(torch.tensor(np.array([[each.knots for each in cell] for cell in scales])))
+        self.heights.copy_(torch.tensor(np.array([[each.heights for each in cell] for cell in scales])))
+        self.slopes.copy_(torch.tensor([[each.slope for each in cell] for cell in scales]))
+        self.logistic.copy_(torch.tensor([slope, shift]))
+
+
+def window_means(values: NDArray[np.float64], runs: Sequence[tuple[int, int]], window: int) -> NDArray[np.float64]:
+    """Means of all windows of `window` neighbours within a run; a shorter run is one window."""
+    found = []
+    for begin, end in runs:
+        size = min(window, end - begin)
+        sums = np.cumsum(np.concatenate(([0.0], values[begin:end])))
+        found.append((sums[size:] - sums[:-size]) / size)
+    return np.concatenate(found) if found else np.empty(0)
+
+
+def highest_mean(values: NDArray[np.float64], count: int = HIGHEST) -> float:
+    """Mean of the highest `count` values; NaN where one is no number."""
+    return float(np.sort(values)[-count:].mean())  # NaN is sorted to the end

@@ -1,0 +1,51 @@
+"""How unusual a value is among harmless prompts: `-log p`, on one scale for readers whose scores mean different things.
+
+Read off the quantiles of held-out values of harmless prompts. Beyond the highest of them the tail is taken to be
+exponential, so that what is far out still differs from what is farther out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+GRID = 64  # quantiles
+TAIL = 0.05  # the share of values that the exponential tail is fitted to
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A map that rises: lines between knots, and a line with `slope` beyond the last one."""
+
+    knots: NDArray[np.float64]  # values, `[GRID]`
+    heights: NDArray[np.float64]  # `-log p` there, `[GRID]`
+    slope: float
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> Scale:
+        """The scale of harmless values `[n]`."""
+        levels = np.linspace(0.0, 1.0 - TAIL, GRID)
+        knots = np.quantile(values, levels)
+        beyond = values[values > knots[-1]] - knots[-1]
+        mean = float(beyond.mean()) if len(beyond) else 0.0
+        # Values that are all alike have no tail: anything above them is as unusual as can be told.
+        spread = max(mean, 1e-3 * float(values.std()), 1e-6)
+        return cls(knots, -np.log1p(-levels), 1.0 / spread)
+
+    def __call__(self, value: float) -> float:
+        """`-log p` of a value; NaN of what is no number."""
+        if value <= self.knots[-1]:
+            return float(np.interp(value, self.knots, self.heights))
+        return float(self.heights[-1] + self.slope * (value - self.knots[-1]))
+
+
+def logistic(value: float, slope: float, shift: float) -> float:
+    """`sigmoid(slope * value + shift)`, in [0, 1]."""
+    exponent = slope * value + shift
+    if exponent >= 0:
+        return 1.0 / (1.0 + math.exp(-exponent))
+    grown = math.exp(exponent)
+    return grown / (1.0 + grown)

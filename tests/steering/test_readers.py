@@ -1,0 +1,150 @@
+"""What readers make of a prompt's numbers: against slow ones, and where a number is missing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.layout import Layout
+from steering.bundle import load_guard, save_bundle
+from steering.errors import BundleError
+from steering.head import RefusalHead
+from steering.manifest import CellSpec, ConversationSpec, Manifest
+from steering.policy import is_flagged
+from steering.prober import Prober
+from steering.readers import Cell, Conversation, LastToken, highest_mean, window_means
+from steering.scale import Scale
+from tests.layouts import layout_of
+from tests.steering.test_bundle import INFO, edit, manifest
+
+ANY_LENGTH = {"has_image": False, "most_tokens": None, "samples": 1}
+CELLS = [Cell(False, 20, 50), Cell(False, None, 50)]
+
+
+def conversation(inputs: int = 16) -> Conversation:
+    """One with random probes; in its second cell everything is ten times less unusual."""
+    torch.manual_seed(0)
+    made = Conversation(inputs, CELLS)
+    made.weight.normal_()
+    made.bias.normal_()
+    values = np.random.default_rng(0).normal(size=500)
+    near, far = Scale.of(values), Scale.of(10 * values)
+    made.calibrate([[near] * 3, [far] * 3], 1.5, -4.0)
+    return made
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 9))
+def test_windows_are_means_of_neighbours_within_a_run(lengths: list[int], window: int) -> None:
+    values = np.random.default_rng(1).normal(size=sum(lengths) + len(lengths))
+    runs, at = [], 0
+    for length in lengths:
+        runs.append((at, at + length))
+        at += length + 1  # a control token between
+    slow = []
+    for begin, end in runs:
+        size = min(window, end - begin)
+        slow += [values[start : start + size].mean() for start in range(begin, end - size + 1)]
+    np.testing.assert_allclose(window_means(values, runs, window), slow, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_the_highest_windows_count(count: int) -> None:
+    values = np.array([0.5, -1.0, 3.0, 2.0])[:count]
+    assert highest_mean(values) == pytest.approx(np.mean(sorted(values)[-3:]))
+
+
+def test_any_turn_and_any_window_raises_the_score() -> None:
+    reader = conversation()
+    notes = np.zeros((30, 2))
+    layout = layout_of(30, 9)
+    plain = reader.score(notes, layout)
+    for place, number in ((9, 0), (29, 0)):  # ends
+        raised = notes.copy()
+        raised[place, number] = 50.0
+        assert reader.score(raised, layout) > plain
+    raised = notes.copy()
+    raised[12:24, 1] = 50.0
+    assert reader.score(raised, layout) > plain
+    elsewhere = notes.copy()
+    elsewhere[5, 0] = 50.0  # no turn ends there
+    assert reader.score(elsewhere, layout) == plain
+
+
+def test_a_prompt_is_measured_against_its_own_cell() -> None:
+    reader = conversation()
+    short, long = (reader.score(np.full((count, 2), 3.0), layout_of(count)) for count in (20, 21))
+    assert short > long
+    pictured = layout_of(20, has_image=True)  # no cell has pictures: its length alone counts
+    assert reader.score(np.full((20, 2), 3.0), pictured) == short
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("place", [0, 9, 29])
+def test_a_number_that_is_missing_is_flagged_where_it_counts(number: int, place: int) -> None:
+    reader, layout = conversation(), layout_of(30, 9)
+    notes = np.zeros((30, 2))
+    notes[place, number] = math.nan
+    counts = number == 1 or place in layout.ends
+    assert math.isnan(reader.score(notes, layout)) == counts
+    assert is_flagged(reader.score(notes, layout), 0.5) == counts
+    last = LastToken(Prober(4)).score(np.full((3, 1), math.nan), layout_of(3))
+    assert is_flagged(last, 1.0)
+
+
+def test_a_prompt_of_control_tokens_alone_has_a_score() -> None:
+    reader = conversation()
+    assert 0.0 <= reader.score(np.zeros((2, 2)), Layout(2, [1], [], has_image=False)) <= 1.0
+
+
+def whole(**changes: object) -> Manifest:
+    """The manifest of a bundle that reads conversations."""
+    cells = [CellSpec(**cell._asdict()) for cell in CELLS]
+    return manifest(
+        format_version=2,
+        probe_position="conversation",
+        conversation=ConversationSpec(window=8, cells=cells).model_dump(),
+        prober_hidden=0,
+        **changes,
+    )
+
+
+def test_a_bundle_keeps_its_reader(tmp_path: Path) -> None:
+    reader = conversation(48)
+    save_bundle(tmp_path, whole(probe_layers=[1, 2, 3]), reader, RefusalHead(16), {})
+    guard = load_guard(tmp_path, INFO)
+    assert (guard.layers, guard.width) == ([1, 2, 3], 2)
+    assert guard.manifest.readers == "turn ends, windows of 8 tokens"
+    states, layout = torch.randn(25, 3, 16), layout_of(25, 7)
+    notes = guard.read(states)
+    assert torch.equal(notes, reader.read(states))
+    assert guard.score(notes, layout) == reader.score(notes.double().numpy(), layout)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"format_version": 1}, "format_version 1 at conversation with conversation"),
+        ({"conversation": None}, "format_version 2 at conversation without conversation"),
+        ({"probe_position": "last_prompt_token"}, "format_version 2 at last_prompt_token with conversation"),
+        ({"conversation": {"window": 8, "cells": []}}, "at least 1 item"),
+        (
+            {"conversation": {"window": 0, "cells": [{"has_image": False, "most_tokens": None, "samples": 1}]}},
+            "greater",
+        ),
+        (
+            {"conversation": {"window": 8, "cells": [{"has_image": True, "most_tokens": 9, "samples": 1}]}},
+            "with images",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(tmp_path: Path, changes: dict[str, object], told: str) -> None:
+    save_bundle(tmp_path, whole(probe_layers=[1, 2, 3]), conversation(48), RefusalHead(16), {})
+    edit(tmp_path, lambda data: data.update(changes))
+    with pytest.raises(BundleError, match=told):
+        load_guard(tmp_path, INFO)
