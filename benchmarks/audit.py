@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.prompt import Prompt
-from models.sampling import SamplingParams
+from models.row_sampler import SamplingParams
 from server.access.keys import Clients
 from server.answer.choices import Choices
 from server.answer.pipeline import Pipeline

@@ -24,7 +24,7 @@ from benchmarks.inprocess import OFF
 from benchmarks.workloads import picture, words
 from models.backbone import Backbone
 from models.prompt import Prompt
-from models.sampling import SamplingParams
+from models.row_sampler import SamplingParams
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.request import Ask

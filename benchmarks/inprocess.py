@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from models.prompt import Prompt
-from models.sampling import SamplingParams
+from models.row_sampler import SamplingParams
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.request import Ask, Request

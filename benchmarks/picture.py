@@ -24,7 +24,7 @@ from benchmarks.checkpoints import SMALL, checkpoint, load_ours
 from benchmarks.inprocess import OFF
 from benchmarks.workloads import data_url, words
 from models.backbone import Backbone
-from models.sampling import SamplingParams
+from models.row_sampler import SamplingParams
 from server.engine import wire
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler

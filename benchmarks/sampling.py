@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from models.demo import CHECKPOINT
 from models.grammar import GrammarCompiler, JsonGrammar
-from models.sampling import RowSampler, SamplingParams, sample
+from models.row_sampler import RowSampler, SamplingParams
+from models.sampling import sample
 
 ROWS = 16
 STEPS = 60

@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.estimate import percentile
 from benchmarks.inprocess import OFF
 from models.prompt import Prompt
-from models.sampling import SamplingParams
+from models.row_sampler import SamplingParams
 from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Scheduler
 from server.request import Ask

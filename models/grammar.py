@@ -9,7 +9,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
-from models.sampling import GrammarError
+from models.row_sampler import GrammarError
 from models.schema import compile_schema, read_vocabulary, reason_of
 
 

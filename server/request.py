@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from models.prompt import Prompt
-    from models.sampling import Logprobs, SamplingParams
+    from models.row_sampler import SamplingParams
+    from models.sampling import Logprobs
     from steering.policy import Decision, Policy, ShadowDecision
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Discriminator, Field, Tag
 
 from models.prompt import Prompt
-from models.sampling import SamplingParams
+from models.row_sampler import SamplingParams
 from server.answer.choices import Choices
 from server.answer.delta import Kind
 from server.answer.parser import Parser, PlainText

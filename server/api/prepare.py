@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from models.prompt import Prompt
-from models.sampling import SamplingParams
+from models.row_sampler import SamplingParams
 from server.api.answer_fields import AnswerFields
 from server.api.job import Intake
 from server.api.served import Served

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 
 from models.progress import STAGES, Stage
@@ -17,6 +18,7 @@ from server.engine.loading import load_in_thread
 from server.engine.progress import Loading
 from server.engine.protocol import Facts, Load
 from server.engine.restarts import Restarts
+from server.engine.silence import watch
 from server.engine.wire import Kind, Parcel
 from server.request import Ask, EngineFailed, Finish
 
@@ -81,7 +83,8 @@ class EngineClient:
     def start(self) -> None:
         """Begin to load; must be called on the running event loop."""
         self._connect()
-        self._tasks.append(asyncio.create_task(self._watch()))
+        stuck = partial(self._lose, f"a step of the engine did not end within {self._step_seconds:g} seconds")
+        self._tasks.append(asyncio.create_task(watch(self._step_seconds, self._silent, stuck)))
         load_in_thread(self._load_inputs, self._set_inputs, self._fail)
 
     def _connect(self) -> None:
@@ -150,10 +153,9 @@ class EngineClient:
     @property
     def state(self) -> str:
         """One phrase for `/ready`: ready, loading, stopping, or what failed."""
-        if self.failure is not None and self._starts_again:
-            return "starting the engine again: " + self._why
         if self.failure is not None:
-            return "failed: " + self._why
+            why = " ".join(str(self.failure).split())[:MAX_FAILURE_CHARACTERS]
+            return f"{'starting the engine again' if self._starts_again else 'failed'}: {why}"
         if self._stopping:
             return "stopping"
         if self.model is not None:
@@ -164,10 +166,6 @@ class EngineClient:
     def load_shares(self) -> dict[Stage, float]:
         """How much of each stage of loading is done, 0 to 1."""
         return dict.fromkeys(STAGES, 1.0) if self._serving else self._loading.shares
-
-    @property
-    def _why(self) -> str:
-        return " ".join(str(self.failure).split())[:MAX_FAILURE_CHARACTERS]
 
     # requests --------------------------------------------------------------------------------------------------
 
@@ -297,17 +295,6 @@ class EngineClient:
             logger.critical(how)
         self._fail(EngineFailed(how))
 
-    async def _watch(self) -> None:
-        """Give the engine up once it has been silent for too long.
-
-        Only time in which this loop came to read counts: what was told while something held it up has been heard by
-        the next look.
-        """
-        looks = 0
-        while True:
-            await asyncio.sleep(self._step_seconds / 4)
-            heard = self._connection is None or self._connection.heard()
-            looks = 0 if heard or not self._live else looks + 1
-            if looks > 4:
-                self._lose(f"a step of the engine did not end within {self._step_seconds:g} seconds")
-                looks = 0
+    def _silent(self) -> bool:
+        """Whether requests live and nothing was heard since this was last asked."""
+        return self._connection is not None and not self._connection.heard() and bool(self._live)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from models.grammar import GrammarCompiler
-from models.sampling import GrammarError, Logprobs, RowSampler, sample
+from models.row_sampler import GrammarError, RowSampler
+from models.sampling import Logprobs, sample
 from server.engine.grammars import Grammars
 from server.engine.judge import Judge
 from server.engine.own_request import OwnRequest

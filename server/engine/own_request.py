@@ -9,7 +9,7 @@ from server.request import Request
 
 if TYPE_CHECKING:
     from models.backbone import Row
-    from models.sampling import RowSampler
+    from models.row_sampler import RowSampler
 
 
 @dataclass(eq=False)

@@ -6,7 +6,8 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from server.api.completions import CompletionJob, CompletionRequest
+from server.api.completion_request import CompletionRequest
+from server.api.completions import CompletionJob
 from server.api.objects import Completion
 from server.api.openapi import documented
 from server.routes.exchange import exchange

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from models.demo import CHECKPOINT
 from models.grammar import GrammarCompiler
-from models.sampling import GrammarError
+from models.row_sampler import GrammarError
 from models.schema import (
     MAX_PATTERN_CHARACTERS,
     MAX_SCHEMA_CHARACTERS,

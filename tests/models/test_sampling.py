@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.sampling import RowSampler, SamplingParams, sample
+from models.row_sampler import RowSampler, SamplingParams
+from models.sampling import sample
 from tests.reference import sampling as reference
 
 V = 24

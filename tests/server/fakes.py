@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.errors import OutOfRows
 from models.prompt import Prompt
-from models.sampling import RowSampler, SamplingParams
+from models.row_sampler import RowSampler, SamplingParams
 from models.vision import Encoded
 from server.engine.own_request import OwnRequest
 from server.request import Ask, Schema

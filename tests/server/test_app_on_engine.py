@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from models.grammar import JsonGrammar
-from models.sampling import GrammarError
+from models.row_sampler import GrammarError
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.request import Schema

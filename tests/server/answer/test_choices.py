@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from models.sampling import RowSampler, SamplingParams
+from models.row_sampler import RowSampler, SamplingParams
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.request import Finish, RequestFailed

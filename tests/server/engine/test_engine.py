@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import pytest
 
-from models.sampling import SamplingParams
+from models.row_sampler import SamplingParams
 from server.engine.grammars import Grammars
 from server.engine.own import OwnEngine
 from server.engine.own_request import OwnRequest

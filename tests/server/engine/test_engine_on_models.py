@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone
-from models.sampling import RowSampler, Sample, SamplingParams, sample
+from models.row_sampler import RowSampler, SamplingParams
+from models.sampling import Sample, sample
 from server.engine.own import OwnEngine
 from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Scheduler

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.backbone import Backbone
-from models.sampling import SamplingParams
+from models.row_sampler import SamplingParams
 from server.engine.own import OwnEngine
 from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Scheduler

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.backbone import BackboneInfo
-from models.sampling import Logprobs, SamplingParams
+from models.row_sampler import SamplingParams
+from models.sampling import Logprobs
 from server.engine import buffers, wire
 from server.engine.own import OwnEngine
 from server.engine.protocol import Facts, Load

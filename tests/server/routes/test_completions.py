@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from server.access.keys import hash_key
-from server.api.completions import CompletionRequest
+from server.api.completion_request import CompletionRequest
 from server.request import Finish
 from steering.policy import Verdict
 from tests.server.scripted import (
