@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-chance check format lint types bench demo-model demo-guard demo-table real-model clean
+.PHONY: help serve test test-slow test-chance check format lint types bench demo-model demo-guard demo-table real-model real-guard clean
 
 help:
 	@echo "make serve       set up once, then serve the bundled demo model; or MODEL=... GUARD=... HOST=... PORT=..."
@@ -17,6 +17,7 @@ help:
 	@echo "make demo-model  train the bundled demo model from scratch"
 	@echo "make demo-guard  fit the bundled guard"
 	@echo "make real-model  bring SmolLM2-135M-Instruct into runs/smollm2, once"
+	@echo "make real-guard  fit, evaluate and serve a guard for it on public sets; DATA=folder that holds them"
 
 # A stamp per level, so that `make serve` installs no test tools and neither is done twice.
 $(BIN)/python:
@@ -79,6 +80,16 @@ demo-table: $(VENV)/.dev
 
 real-model: $(VENV)/.real
 	@$(BIN)/python -m models.smollm2 --out runs/smollm2
+
+# Interrupted, each step goes on where it was.
+real-guard: real-model $(VENV)/.dev
+	@test -n "$(DATA)" || { echo "make real-guard DATA=FOLDER: where the public sets of docs/real-model.md are"; exit 2; }
+	$(BIN)/python -m steering.fitting.public_data --data "$(DATA)" --out runs/real-data
+	$(BIN)/autosteer fit --model runs/smollm2 --pairs runs/real-data/pairs.jsonl --benign runs/real-data/benign.jsonl \
+		--target-fpr 0.05 --out runs/real-guard
+	$(BIN)/autosteer eval --model runs/smollm2 --guard runs/real-guard --suite runs/real-data/suite.yaml \
+		--surroundings all --modes original,autosteer --no-cost --out runs/real-eval
+	@$(BIN)/autosteer serve --model runs/smollm2 --guard runs/real-guard $(call option,HOST,host) $(call option,PORT,port)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
