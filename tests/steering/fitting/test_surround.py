@@ -1,0 +1,81 @@
+"""Rows in surroundings: both classes alike, every row alone as well, and no part sees the words of another."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from steering.data.own_rows import Part
+from steering.data.questions import Question
+from steering.evaluation.surroundings import SURROUNDINGS
+from steering.fitting.dataset import Dataset
+from steering.fitting.items import Item
+from steering.fitting.surround import ALONE, COPIES, PROSE, Row, surrounded
+
+PARTS: tuple[Part, ...] = ("train", "validation", "calibration")
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return Dataset.of(
+        {
+            part: [
+                Item(f"{part}{n}", Question(f"sharp{part}{n}"), Question(f"round{part}{n}"), split=part)
+                for n in range(60)
+            ]
+            for part in PARTS
+        }
+    )
+
+
+def words_of(row: Row) -> set[str]:
+    return {*row.question.transcript.split()}
+
+
+def test_every_row_is_there_alone_and_in_surroundings(dataset: Dataset) -> None:
+    for part in PARTS:
+        rows = surrounded(dataset, (part,), seed=3)
+        alone = [row for row in rows if row.surrounding == ALONE]
+        assert [row.place for row in alone] == dataset.places(part)
+        assert all(row.question is dataset.questions[row.place] for row in alone)
+        assert {*Counter(row.place for row in rows).values()} == {1 + COPIES[part]}
+        for row in rows:
+            assert dataset.questions[row.place].text in words_of(row)
+
+
+def test_both_classes_are_surrounded_alike(dataset: Dataset) -> None:
+    rows = surrounded(dataset, ("train",), seed=0)
+    kinds = [Counter(row.surrounding for row in rows if dataset.labels[row.place] == label) for label in (0, 1)]
+    assert {*kinds[0]} == {*kinds[1]}
+    assert len(kinds[0]) == 9
+    assert min(min(each.values()) for each in kinds) >= 5
+
+
+def test_no_part_sees_the_words_of_another(dataset: Dataset) -> None:
+    lines = [{*line.split()} for line in PROSE.read_text().splitlines()]
+    seen: dict[Part, set[int]] = {}
+    for part in PARTS:
+        rows = surrounded(dataset, (part,), seed=1)
+        assert not any(f"round{other}" in row.question.transcript for row in rows for other in PARTS if other != part)
+        seen[part] = {number for number, line in enumerate(lines) if any(line <= words_of(row) for row in rows)}
+    assert all(seen.values())
+    assert sum(map(len, seen.values())) == len(set().union(*seen.values()))
+
+
+def test_the_evaluations_words_are_in_no_surrounding_of_a_fit() -> None:
+    asked = Question("")
+    evaluated = " ".join(each.put(asked).transcript for each in SURROUNDINGS.values())
+    assert not [line for line in PROSE.read_text().splitlines() if line in evaluated]
+
+
+def test_a_row_knows_which_turn_asks(dataset: Dataset) -> None:
+    turns = {row.surrounding: row.turn for row in surrounded(dataset, PARTS, seed=0)}
+    assert turns["later turn"] == 1
+    assert {turn for kind, turn in turns.items() if kind != "later turn"} == {0}
+
+
+def test_the_same_seed_surrounds_alike(dataset: Dataset) -> None:
+    one, other, third = (surrounded(dataset, PARTS, seed) for seed in (5, 5, 6))
+    assert one == other
+    assert one != third
