@@ -29,6 +29,7 @@ from models.cache import BLOCK, PagedCache
 from models.families import FAMILIES
 from models.fused import fuse
 from models.inputs import InputBuilder
+from models.layout import Layout
 from models.load import cache_shape
 from models.prompt import Prompt
 from steering.guard import Guard
@@ -137,6 +138,9 @@ class _Ids:
 
     def build_ids(self, ids: Sequence[int]) -> Prompt:
         return Prompt(list(ids), {}, 0)
+
+    def layout(self, ids: Sequence[int]) -> Layout:
+        return Layout(len(ids), [len(ids) - 1], [(0, len(ids))], has_image=False)
 
 
 def make_backbone(model: Any, size: Size) -> Backbone:  # noqa: ANN401

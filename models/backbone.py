@@ -178,8 +178,12 @@ class Backbone:
 
     def forget(self) -> None:
         """Remember nothing of earlier prompts and images."""
-        self.cache.pool.forget_all()
+        self.forget_prompts()
         self._encoder.forget()
+
+    def forget_prompts(self) -> None:
+        """Compute prompts anew that begin like earlier ones."""
+        self.cache.pool.forget_all()
 
     def capture(self) -> None:
         """Record steps of each number of rows as CUDA graphs; from then on steps replay them. Elsewhere nothing."""

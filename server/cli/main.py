@@ -202,7 +202,8 @@ def announcement(served: Served, policy: Policy, url: str) -> tuple[str, str]:
 def curl(model: str, url: str, *, sees: bool) -> str:
     """A command to paste into a shell: a question, about a small drawing where the model reads images."""
     content = _picture_question() if sees else "What is the capital of France?"
-    body = orjson.dumps({"model": model, "messages": [{"role": "user", "content": content}]}).decode()
+    asked = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+    body = orjson.dumps(asked).decode()
     return f"curl -s {url}/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 

@@ -51,6 +51,7 @@ def _likeness(each: Asked) -> tuple[int, int, int]:
 def _answer(backbone: Backbone, guard: Guard | None, group: Sequence[Asked], eps: float) -> dict[str, Output]:
     """Answers of one batch; where a prompt cannot be made, of each row alone, so that one fails by itself."""
     questions = [each.row.question for each in group]
+    backbone.forget_prompts()  # what earlier batches left would round otherwise where a run is started again
     try:
         replies = reply(backbone, questions, guard, lambda scores: [eps] * len(scores), group[0].max_tokens)
     except (PromptError, OSError) as error:  # too long, or an image that is gone
