@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-chance check format lint types bench demo-model demo-guard demo-table real-model real-guard clean
+.PHONY: help serve test test-slow test-chance check format lint types bench demo-model demo-guard demo-table real-model real-guard data-is-given clean
 
 help:
 	@echo "make serve       set up once, then serve the bundled demo model; or MODEL=... GUARD=... HOST=... PORT=..."
@@ -73,7 +73,8 @@ demo-model: $(VENV)/.dev
 demo-guard: $(VENV)/.dev
 	$(BIN)/python -m steering.fitting.demo_data --out runs/demo-pairs
 	$(BIN)/autosteer fit --model models/demo/checkpoint --pairs runs/demo-pairs/pairs.jsonl \
-		--benign runs/demo-pairs/benign.jsonl --out models/demo/guard --work runs/demo-work --report runs/demo-report
+		--benign runs/demo-pairs/benign.jsonl --reader last \
+		--out models/demo/guard --work runs/demo-work --report runs/demo-report
 
 demo-table: $(VENV)/.dev
 	$(BIN)/autosteer eval --model demo --suite demo --out runs/demo-table
@@ -81,9 +82,11 @@ demo-table: $(VENV)/.dev
 real-model: $(VENV)/.real
 	@$(BIN)/python -m models.smollm2 --out runs/smollm2
 
+data-is-given:
+	@test -d "$(DATA)" || { echo "make real-guard DATA=FOLDER: where the public sets of docs/real-model.md are"; exit 2; }
+
 # Interrupted, each step goes on where it was.
-real-guard: real-model $(VENV)/.dev
-	@test -n "$(DATA)" || { echo "make real-guard DATA=FOLDER: where the public sets of docs/real-model.md are"; exit 2; }
+real-guard: data-is-given real-model $(VENV)/.dev
 	$(BIN)/python -m steering.fitting.public_data --data "$(DATA)" --out runs/real-data
 	$(BIN)/autosteer fit --model runs/smollm2 --pairs runs/real-data/pairs.jsonl --benign runs/real-data/benign.jsonl \
 		--target-fpr 0.05 --out runs/real-guard
