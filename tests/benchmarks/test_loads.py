@@ -86,7 +86,8 @@ def test_an_open_load_counts_what_is_refused_as_lost() -> None:
 def test_an_open_load_loses_nothing_else() -> None:
     load = against(parts(TOKENS), lambda url, requests: open_load(url, requests, rate=500.0, count=6))
     assert (len(load.answers), [*load.lost]) == (6, [])
-    assert 0 < load.asking <= load.seconds
+    # The loop's clock ticks in milliseconds: the last request may be sent, and answered, one before it is due.
+    assert 0 < load.asking <= load.seconds + 0.002
 
 
 def test_a_closed_load_ends_when_its_time_is_up_and_waits_for_what_is_under_way() -> None:
