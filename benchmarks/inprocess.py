@@ -38,6 +38,8 @@ class EngineRun:
 
     def submit(self, prompts: Sequence[Prompt], tokens: int) -> Sequence[Request]:
         """Queue requests."""
+        if self.engine.idle:
+            self.engine.read_prompts()
         asks = [Ask(str(next(self._numbers)), each, SamplingParams.GREEDY, tokens, self.policy) for each in prompts]
         requests = self.engine.prepare(asks)
         for request in requests:

@@ -16,16 +16,14 @@ from statistics import median
 from benchmarks.bench import Bench
 from benchmarks.checkpoints import SMALL, load_ours
 from benchmarks.estimate import Estimate
-from benchmarks.inprocess import EngineRun
+from benchmarks.inprocess import OFF, EngineRun
 from benchmarks.report import Report, ms
 from benchmarks.scenarios.guard import AGAIN, BETWEEN, FIRST, MONITOR, SPEED, STEER, STEERED, goal
 from benchmarks.workloads import picture, words
-from models.backbone import Backbone
 from models.prompt import Prompt
 from steering.bundle import load_guard
 from steering.data.questions import Question
 from steering.fitting.offline import prompt_of
-from steering.guard import Guard
 from steering.policy import Mode, Policy
 
 ROWS = 16
@@ -59,11 +57,12 @@ def run(bench: Bench) -> Report:
         ("mode", "first token", "between tokens"),
     )
     checkpoint = bench.checkpoint(SMALL)
-    backbone = load_ours(checkpoint, 2 * ROWS)
-    guard = load_guard(checkpoint.guard, backbone.info)
-    step = _step_alone(bench, EngineRun.of(backbone))
-    for mode, engine in _engines(backbone, guard).items():
-        off = EngineRun.of(backbone)
+    # A model each: a guard reads all prompts of its own, also while rows of both are open.
+    plain, watched = (load_ours(checkpoint, 2 * ROWS) for _ in range(2))
+    guard = load_guard(checkpoint.guard, watched.info)
+    step = _step_alone(bench, EngineRun.of(plain))
+    for mode, policy in _modes().items():
+        off, engine = EngineRun.of(plain), EngineRun.of(watched, guard if policy.mode is not Mode.OFF else None, policy)
         first = _firsts(bench, mode, off, engine)
         between = Added(step, _steps(bench, mode, off, engine))
         report.rows.append((mode, str(first), str(between)))
@@ -79,12 +78,14 @@ def run(bench: Bench) -> Report:
     return report
 
 
-def _engines(backbone: Backbone, guard: Guard) -> dict[str, EngineRun]:
-    def guarded(mode: Mode, threshold: float) -> EngineRun:
-        return EngineRun.of(backbone, guard, Policy("default", mode, threshold, eps=1.0, refusal=""))
+def _modes() -> dict[str, Policy]:
+    """What engines with a guard do; first, to see what the method can see, one without."""
+
+    def guarded(mode: Mode, threshold: float) -> Policy:
+        return Policy("default", mode, threshold, eps=1.0, refusal="")
 
     return {
-        AGAIN: EngineRun.of(backbone),
+        AGAIN: OFF,
         MONITOR: guarded(Mode.MONITOR, 1.0),
         STEER: guarded(Mode.STEER, 1.0),
         STEERED: guarded(Mode.STEER, 0.0),

@@ -64,7 +64,7 @@ class OwnEngine:
         self.scheduler = scheduler
         self.failure: EngineFailed | None = None
         self._judge = Judge(guard, shadow)
-        backbone.read_prompts(self._judge.reader)
+        self.read_prompts()
         self._rows = BackboneRows(backbone)
         info = backbone.info
         self._grammars = Grammars(GrammarCompiler(backbone.tokenizer, info.vocab_size, info.eos_ids))
@@ -88,6 +88,10 @@ class OwnEngine:
     def idle(self) -> bool:
         """Whether a step would have nothing to do."""
         return self.scheduler.idle
+
+    def read_prompts(self) -> None:
+        """Have the backbone read prompts for this engine's guard; for one whose backbone another engine has used."""
+        self.backbone.read_prompts(self._judge.reader)
 
     def effort(self, asks: Sequence[Ask]) -> Effort:
         """How much there is to compile, for any thread."""
