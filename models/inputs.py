@@ -83,11 +83,18 @@ class InputBuilder:
     @cached_property
     def _layouts(self) -> LayoutFinder:
         return LayoutFinder.learn(
-            lambda chat: self.build(chat, []).ids,
+            self._ids_of,
             lambda token: self._tokenizer.decode([token]).isspace(),
             self._pieces.control_ids,
             self._image_token_id,
         )
+
+    def _ids_of(self, chat: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+        """Those of a chat of words; none where the template refuses it."""
+        try:
+            return self.build(chat, []).ids
+        except PromptError:
+            return ()
 
     def build(
         self,

@@ -42,25 +42,29 @@ class LayoutFinder:
 
     header: tuple[int, ...]  # what stands between a user's words and an answer, but for white space at its end
     blanks: int  # tokens of white space that follow it
-    control: frozenset[int]
-    image: int
+    kinds: NDArray[np.int8]  # of each token up to the last that is no text, and text
 
     @classmethod
     def learn(cls, ids: Ids, blank: Callable[[int], bool], control: Set[int], image: int) -> LayoutFinder:
-        """Learn it from a template. `ids`: those of a chat; `blank`: whether a token is white space alone.
+        """Learn it from a template. `ids`: those of a chat, none where the template refuses it; `blank`: whether a
+        token is white space alone.
 
         White space is left out of the header: an answer that begins with a line break may share a token with it.
         """
+        kinds = np.full(max((*control, image)) + 2, _TEXT, dtype=np.int8)
+        kinds[[*control]] = _CONTROL
+        if image >= 0:
+            kinds[image] = _IMAGE
         suffix = _common_suffix(ids(_SHORT), ids(_OTHER))
-        turns = np.asarray(ids(_TURNS))
+        turns = np.asarray(ids(_TURNS), dtype=np.int64)
         for length in range(len(suffix), 0, -1):
             header = suffix[:length]
             while header and blank(header[-1]):
                 header = header[:-1]
             # Before the answer in the chat and at its end; after the answer as well, where all turns end alike.
             if header and len(_places(turns, header)) in (2, 3):
-                return cls(tuple(header), length - len(header), frozenset(control), image)
-        return cls((), 0, frozenset(control), image)
+                return cls(tuple(header), length - len(header), kinds)
+        return cls((), 0, kinds)
 
     def of(self, ids: Sequence[int]) -> Layout:
         """The layout of a prompt of at least one token."""
@@ -70,9 +74,7 @@ class LayoutFinder:
         if self.header:
             at_end = _places(found, self.header) + len(self.header) - 1 + self.blanks
             ends |= {min(int(place), last) for place in at_end}
-        kinds = np.full(len(found), _TEXT)
-        kinds[np.isin(found, [*self.control])] = _CONTROL
-        kinds[found == self.image] = _IMAGE
+        kinds = self.kinds.take(found, mode="clip")
         borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(found)]
         runs = [(begin, end) for begin, end in pairwise(borders) if kinds[begin] != _CONTROL]
         return Layout(len(found), sorted(ends), runs, bool((kinds == _IMAGE).any()))

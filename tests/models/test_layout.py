@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from models.backbone import Backbone
+from models.inputs import InputBuilder
 from models.layout import LayoutFinder
-from tests.tiny import chats_of, every_family, pictures
+from tests.tiny import TinyModels, chats_of, every_family, pictures
 
 
 def user(text: str) -> dict[str, Any]:
@@ -81,3 +82,10 @@ def test_a_template_that_cannot_be_learnt_leaves_the_last_token() -> None:
     finder = LayoutFinder.learn(lambda chat: [1, 2, len(chat)], lambda _: False, frozenset(), -1)
     assert finder.header == ()
     assert list(finder.of([1, 2, 1, 2]).ends) == [3]
+
+
+def test_a_template_that_refuses_chats_leaves_the_last_token(tiny_models: TinyModels) -> None:
+    inputs = tiny_models.backbone("llama").inputs
+    template = "{{ raise_exception('no chats') }}"
+    refusing = InputBuilder(inputs._processor, inputs._family, template, inputs._image_token_id)
+    assert list(refusing.layout([5, 6, 7]).ends) == [2]
