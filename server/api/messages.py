@@ -15,14 +15,14 @@ MAX_MESSAGES = 2048
 MAX_PARTS = 1024
 
 
-class _CacheHints(Strict):
+class CacheHints(Strict):
     """Where clients of other servers mark what is worth keeping; prefixes are kept here without it."""
 
     cache_control: HintValue = None
     prompt_cache_breakpoint: HintValue = None
 
 
-class TextPart(_CacheHints):
+class TextPart(CacheHints):
     """Words."""
 
     type: Literal["text"]
@@ -47,7 +47,7 @@ def _url_alone(value: object) -> object:
     return {"url": value} if isinstance(value, str) else value
 
 
-class ImagePart(_CacheHints):
+class ImagePart(CacheHints):
     """An image; some clients send its URL without the object around it."""
 
     type: Literal["image_url"]

@@ -13,6 +13,7 @@ from server.api.messages import (
     MAX_MESSAGES,
     MAX_PARTS,
     AssistantMessage,
+    CacheHints,
     CalledFunction,
     ImagePart,
     ImageURL,
@@ -28,19 +29,14 @@ from server.api.tools import FunctionName
 from server.errors import BadRequest
 
 
-class _Part(Strict):
-    cache_control: HintValue = None
-    prompt_cache_breakpoint: HintValue = None
-
-
-class InputText(_Part):
+class InputText(CacheHints):
     """Words."""
 
     type: Literal["input_text"]
     text: Text
 
 
-class InputImage(_Part):
+class InputImage(CacheHints):
     """An image by its URL."""
 
     type: Literal["input_image"]
@@ -48,7 +44,7 @@ class InputImage(_Part):
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class OutputText(_Part):
+class OutputText(CacheHints):
     """Words of an earlier answer."""
 
     type: Literal["output_text"]
@@ -57,7 +53,7 @@ class OutputText(_Part):
     logprobs: HintValue = None
 
 
-class OutputRefusal(_Part):
+class OutputRefusal(CacheHints):
     """An earlier refusal."""
 
     type: Literal["refusal"]
@@ -209,9 +205,7 @@ def _texts(content: str | Sequence[Any], path: str) -> list[str]:
 
 def _user_parts(content: str | Sequence[Any], path: str) -> list[TextPart | ImagePart]:
     parts: list[TextPart | ImagePart] = []
-    for number, part in enumerate(
-        [InputText(type="input_text", text=content)] if isinstance(content, str) else content
-    ):
+    for number, part in enumerate(_parts_of(content)):
         match part:
             case InputText() | OutputText():
                 parts.append(TextPart(type="text", text=part.text))
@@ -224,9 +218,7 @@ def _user_parts(content: str | Sequence[Any], path: str) -> list[TextPart | Imag
 
 def _assistant_parts(content: str | Sequence[Any], path: str) -> list[TextPart | RefusalPart]:
     parts: list[TextPart | RefusalPart] = []
-    for number, part in enumerate(
-        [OutputText(type="output_text", text=content)] if isinstance(content, str) else content
-    ):
+    for number, part in enumerate(_parts_of(content)):
         match part:
             case InputText() | OutputText():
                 parts.append(TextPart(type="text", text=part.text))

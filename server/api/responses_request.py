@@ -24,9 +24,11 @@ from server.api.formats import SCHEMA_NAME
 from server.api.metadata import Metadata
 from server.api.response_items import Items
 from server.api.tools import (
+    CHOICES,
     MAX_TOOLS,
     AllowedChoice,
     AllowedTools,
+    ChoiceWord,
     Function,
     FunctionName,
     NamedFunction,
@@ -68,20 +70,8 @@ class FlatAllowed(Strict):
     tools: Annotated[list[FlatName], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
-def _kind_of_choice(value: object) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return "word" if isinstance(value, str) else kind if kind in ("function", "allowed_tools") else None
-
-
 _Choice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("word")]
-    | Annotated[FlatName, Tag("function")]
-    | Annotated[FlatAllowed, Tag("allowed_tools")],
-    Discriminator(
-        _kind_of_choice,
-        custom_error_type="tool_choice",
-        custom_error_message="must be 'none', 'auto', 'required', or an object of type 'function' or 'allowed_tools'",
-    ),
+    ChoiceWord | Annotated[FlatName, Tag("function")] | Annotated[FlatAllowed, Tag("allowed_tools")], CHOICES
 ]
 
 

@@ -68,21 +68,18 @@ class AllowedChoice(Strict):
 
 
 def _kind_of_choice(value: object) -> str | None:
-    if isinstance(value, str):
-        return "word"
-    kind = value.get("type") if isinstance(value, dict) else None
-    return kind if kind in ("function", "allowed_tools") else None
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "word" if isinstance(value, str) else kind if kind in ("function", "allowed_tools") else None
 
 
+ChoiceWord = Annotated[Literal["none", "auto", "required"], Tag("word")]
+CHOICES = Discriminator(
+    _kind_of_choice,
+    custom_error_type="tool_choice",
+    custom_error_message="must be 'none', 'auto', 'required', or an object of type 'function' or 'allowed_tools'",
+)
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("word")]
-    | Annotated[NamedTool, Tag("function")]
-    | Annotated[AllowedChoice, Tag("allowed_tools")],
-    Discriminator(
-        _kind_of_choice,
-        custom_error_type="tool_choice",
-        custom_error_message="must be 'none', 'auto', 'required', or an object of type 'function' or 'allowed_tools'",
-    ),
+    ChoiceWord | Annotated[NamedTool, Tag("function")] | Annotated[AllowedChoice, Tag("allowed_tools")], CHOICES
 ]
 
 
