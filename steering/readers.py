@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.layout import Layout
 from steering.prober import Prober
-from steering.scale import GRID, Scale, logistic
+from steering.scale import GRID, Scale, logistic, most_unusual
 
 WINDOW = 8  # tokens
 HIGHEST = 3  # windows whose mean is the score of all
@@ -100,9 +100,8 @@ class Conversation(nn.Module):
     def score_of(self, raw: Sequence[float], layout: Layout) -> float:
         """The score of a prompt of which this is read, see `raw`."""
         *own, both = self._scales[self.cell(layout)]
-        unusual = both(float(np.max([scale(value) for scale, value in zip(own, raw, strict=True)])))
         slope, shift = self.logistic.tolist()
-        return logistic(unusual, slope, shift)
+        return logistic(both(most_unusual(own, raw)), slope, shift)
 
     def cell(self, layout: Layout) -> int:
         """The number of a prompt's cell; where none has images, or none has not, that of its length."""

@@ -7,6 +7,7 @@ exponential, so that what is far out still differs from what is farther out.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,11 @@ class Scale:
         if value <= self.knots[-1]:
             return float(np.interp(value, self.knots, self.heights))
         return float(self.heights[-1] + self.slope * (value - self.knots[-1]))
+
+
+def most_unusual(scales: Sequence[Scale], values: Sequence[float]) -> float:
+    """The highest `-log p` of values, each on its own scale; NaN where one is no number."""
+    return float(np.max([scale(value) for scale, value in zip(scales, values, strict=True)]))
 
 
 def logistic(value: float, slope: float, shift: float) -> float:

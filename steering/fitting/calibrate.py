@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.layout import Layout
 from steering.readers import Cell, Conversation
-from steering.scale import Scale
+from steering.scale import Scale, most_unusual
 
 CELL = 250  # harmless prompts, from which a cell may be cut in two
 MOST_CELLS = 4  # by length, with images and without
@@ -52,7 +52,7 @@ def calibrate(reader: Conversation, raw: Array, layouts: Sequence[Layout], label
         inside = raw[harmless & (cells == cell)]
         own = [Scale.of(inside[:, place]) for place in range(reader.width)]
         at = np.flatnonzero(cells == cell)
-        joint[at] = [max(scale(value) for scale, value in zip(own, raw[row], strict=True)) for row in at]
+        joint[at] = [most_unusual(own, raw[row]) for row in at]
         scales.append([*own, Scale.of(joint[harmless & (cells == cell)])])
     unusual = [[scales[cell][-1](value)] for cell, value in zip(cells, joint, strict=True)]
     model = LogisticRegression(class_weight="balanced").fit(unusual, labels.numpy())

@@ -41,19 +41,18 @@ def validation_figures(dataset: Dataset, scores: Tensor, threshold: float) -> di
     """Figures on the calibration part, which neither prober nor layer has seen; its safe half set the threshold."""
     places = dataset.places("calibration")
     found, labels = scores[places], dataset.labels[places]
-    flagged = _flagged(found, threshold)
     return {
         "auroc": auroc(found, labels),
         "balanced_accuracy": balanced_accuracy(found > 0.5, labels),
         "calibration_error": calibration_error(found, labels),
-        "tpr": float(flagged[labels == 1].double().mean()),
-        "fpr": float(flagged[labels == 0].double().mean()),
+        "tpr": share_flagged(found[labels == 1], threshold),
+        "fpr": share_flagged(found[labels == 0], threshold),
     }
 
 
-def _flagged(scores: Tensor, threshold: float) -> Tensor:
-    """As `steering.policy.is_flagged`, row by row: what is no number is flagged."""
-    return ~(scores < threshold)
+def share_flagged(scores: Tensor, threshold: float) -> float:
+    """Share of scores that are flagged, as `steering.policy.is_flagged` does: what is no number is."""
+    return float((~(scores < threshold)).double().mean())
 
 
 def by_category(dataset: Dataset, scores: Tensor, threshold: float) -> dict[str, dict[str, float]]:
@@ -69,7 +68,7 @@ def by_category(dataset: Dataset, scores: Tensor, threshold: float) -> dict[str,
             at = [p for p in dataset.places("calibration", label) if names[dataset.owners[p]] == category]
             if at:
                 row[name] = len(at)
-                row[f"{name}_flagged"] = float(_flagged(scores[at], threshold).double().mean())
+                row[f"{name}_flagged"] = share_flagged(scores[at], threshold)
         table[category] = row
     return table
 

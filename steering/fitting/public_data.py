@@ -7,7 +7,6 @@ CatQA and HarmfulQA as a whole, the authors' own validation and test lists, and 
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from steering.data.own_rows import Part
+from steering.data.tables import read_table
+from steering.data.texts import read_text
 from steering.errors import FitError
 
 WORDS = range(3, 80)  # of a row: longer ones are essays, shorter ones say nothing
@@ -43,20 +44,20 @@ class Found:
 
 
 def _vlsafe(path: Path, found: Found, chance: Random) -> None:
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    rows = [row for _, row in read_table(path)]
     found.pairs["vlsafe"] = _shuffled([(row["orig_query"], row["safe_query"]) for row in rows], chance)
 
 
 def _ibm(path: Path, found: Found, chance: Random) -> None:
-    rows = json.loads(path.read_text())
-    found.pairs["ibm"] = _shuffled([(row["harmful"], row["harmless"]) for row in rows["train"]], chance)
-    found.held_out["harmful", "ibm"] = _shuffled([row["harmful"] for row in rows["test"]], chance)
-    found.held_out["harmless", "ibm"] = _shuffled([row["harmless"] for row in rows["test"]], chance)
+    train, test = ([row for source, row in read_table(path) if source.part == part] for part in ("train", "test"))
+    found.pairs["ibm"] = _shuffled([(row["harmful"], row["harmless"]) for row in train], chance)
+    found.held_out["harmful", "ibm"] = _shuffled([row["harmful"] for row in test], chance)
+    found.held_out["harmless", "ibm"] = _shuffled([row["harmless"] for row in test], chance)
 
 
 def _refusal_direction(path: Path, found: Found, chance: Random) -> None:
     lists = {
-        name: _shuffled([row["instruction"] for row in json.loads((path.parent / f"{name}.json").read_text())], chance)
+        name: _shuffled([row["instruction"] for _, row in read_table(path.with_stem(name))], chance)
         for name in ("harmful_train", "harmless_train", "harmful_val", "harmless_val")
     }
     harmful, harmless = ([*filter(_fits, lists[f"{kind}_train"])] for kind in ("harmful", "harmless"))
@@ -67,8 +68,7 @@ def _refusal_direction(path: Path, found: Found, chance: Random) -> None:
 
 
 def _xstest(path: Path, found: Found, chance: Random) -> None:
-    with path.open(newline="") as file:
-        rows = [*csv.DictReader(file)]
+    rows = [row for _, row in read_table(path)]
     words = _shuffled(sorted({row["focus"] for row in rows}), chance)
     fitted = {*words[: len(words) // 2]}
     sides: dict[tuple[bool, bool], list[str]] = {(a, b): [] for a in (True, False) for b in (True, False)}
@@ -81,7 +81,7 @@ def _xstest(path: Path, found: Found, chance: Random) -> None:
 
 def _questions(name: str) -> Callable[[Path, Found, Random], None]:
     def read(path: Path, found: Found, chance: Random) -> None:
-        texts = [text for text in _texts(json.loads(path.read_text())) if text.endswith("?")]
+        texts = [text for text in _texts(json.loads(read_text(path))) if text.endswith("?")]
         found.held_out["harmful", name] = _shuffled(sorted({*texts}), chance)
 
     return read
@@ -161,7 +161,7 @@ def write(found: Found, out: Path, seed: int) -> dict[str, int]:
         counts[f"{kind} {name}"] = _write_rows(out / f"{kind}-{name}.jsonl", rows[:HELD_OUT])
         sets.append({"name": f"{kind}-{name}", "kind": kind, "path": f"{kind}-{name}.jsonl"})
     # JSON is YAML.
-    suite = {"name": "public", "max_tokens": 64, "judges": ["phrases"], "surrounded_rows": 40, "sets": sets}
+    suite = {"name": "public", "max_tokens": 32, "judges": ["phrases"], "surrounded_rows": 20, "sets": sets}
     (out / "suite.yaml").write_text(json.dumps(suite, indent=1) + "\n")
     return counts
 

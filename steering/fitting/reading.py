@@ -17,6 +17,7 @@ from steering.files import digest
 from steering.fitting.calibrate import calibrate, make_cells, scores
 from steering.fitting.conversation import STRIDE, ConversationSteps
 from steering.fitting.dataset import Dataset
+from steering.fitting.figures import share_flagged
 from steering.fitting.probes import SHRINKAGE, STEPS
 from steering.fitting.stages import Stages, load_state
 from steering.fitting.surround import ALONE, Row, surrounded
@@ -133,8 +134,8 @@ def by_surrounding(reading: Reading, dataset: Dataset, threshold: float, rate: f
             at = torch.from_numpy(kinds == kind) & (labels == label)
             row[name] = int(at.sum())
             if row[name]:
-                row[f"{name}_flagged"] = float((~(reading.row_scores[at] < threshold)).double().mean())
+                row[f"{name}_flagged"] = share_flagged(reading.row_scores[at], threshold)
                 if last is not None:
-                    row[f"{name}_flagged_by_last"] = float((~(reading.last_scores[at] < last)).double().mean())
+                    row[f"{name}_flagged_by_last"] = share_flagged(reading.last_scores[at], last)
         table.append(row)
     return table
