@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steering.errors import RunError
-from steering.evaluation.columns import BY_KEY, LOCAL_MODES
+from steering.evaluation.columns import BY_KEY, CHANCE, LESS_IS_BETTER, LOCAL_MODES
 from steering.evaluation.figures import Paired, holm, paired, paired_auroc, tpr_at
 from steering.evaluation.surroundings import SURROUNDINGS
 
-CHANCE = 0.05  # corrected p-value from which a difference may be one
-LESS_IS_BETTER = frozenset({"attack success", "over-refusal", "false alarms"})
 BY_SCORE = "scores"  # who tells what is caught, in place of a judge
 AUROC = "AUROC"
 FPRS = (0.01, 0.001)

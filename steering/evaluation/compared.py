@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from steering.evaluation.columns import Table
-from steering.evaluation.compare import CHANCE, Compared, Comparison
+from steering.evaluation.columns import CHANCE, Table
+from steering.evaluation.compare import Compared, Comparison
 
 SHOWN = 4  # figures that a sentence names
 

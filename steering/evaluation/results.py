@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from steering.data.columns import NO_CATEGORY
 from steering.evaluation.answers import is_right
-from steering.evaluation.columns import BY_KEY, NO_CATEGORY
+from steering.evaluation.columns import BY_KEY
 from steering.evaluation.figures import Rate, auroc, kappa, rate_of, tpr_at
 from steering.evaluation.run import Answers, System, Verdicts
 from steering.evaluation.sets import Kind

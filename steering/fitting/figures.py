@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from steering.calibration import conformal_threshold
-from steering.data.columns import listed
+from steering.data.columns import NO_CATEGORY, listed
 from steering.data.own_rows import Part
 from steering.errors import FitError
 from steering.fitting.dataset import Dataset
@@ -16,7 +16,6 @@ from steering.fitting.layers import auroc, balanced_accuracy, calibration_error,
 from steering.manifest import LayerFigures, Threshold
 
 EVEN_ODDS = 0.5  # below it a prompt is likelier safe: where the promise allows less, that is not used up
-NO_CATEGORY = "(none)"  # the name of rows that have none
 WORDS_GIVE_AWAY = 0.95  # AUROC of the words alone, from which the report warns
 
 
