@@ -22,7 +22,7 @@ from steering.fitting.choices import SELECTS
 from steering.fitting.confound import words_auroc
 from steering.fitting.conversation import ConversationSteps, spread_around
 from steering.fitting.dataset import Dataset
-from steering.fitting.enough import check_enough
+from steering.fitting.enough import Parts, check_enough
 from steering.fitting.figures import (
     by_category,
     calibrated_thresholds,
@@ -34,7 +34,7 @@ from steering.fitting.figures import (
 )
 from steering.fitting.items import Item
 from steering.fitting.layers import auroc, choose_layer
-from steering.fitting.lengths import Parts, find_long, length_warnings, without_long
+from steering.fitting.lengths import find_long, length_warnings, without_long
 from steering.fitting.reading import Reading, by_surrounding, read_conversations, read_last
 from steering.fitting.stages import Chunks, Stages, load_json, load_state
 from steering.fitting.steps import Settings, Steps, load_head

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from models.backbone import Backbone
 from models.errors import PromptError
-from steering.data.own_rows import Part
 from steering.errors import FitError
 from steering.fitting.collect import Tick
+from steering.fitting.enough import Parts
 from steering.fitting.items import Item
 from steering.fitting.offline import prompt_of
 from steering.fitting.stages import load_json, save_json
-
-Parts = Mapping[Part, Sequence[Item]]
 
 FILE = "left-out.json"
 NAMED = 3  # rows that a warning names
