@@ -24,6 +24,7 @@ from unittest.mock import patch
 import psutil
 
 from tests.end_to_end.processes import Program, ServerProcess, clean_environment
+from tests.living import living
 
 
 @dataclass
@@ -37,7 +38,9 @@ class ForkedServer(ServerProcess):
     @property
     def engine(self) -> psutil.Process:
         server, *children = self._processes
-        return next(each for each in children if each.cmdline() == server.cmdline())  # a fork has its parent's
+        mine = server.cmdline()
+        found, *_ = living(children, lambda each: each.cmdline() == mine)  # a fork has its parent's
+        return found
 
 
 class Forked:

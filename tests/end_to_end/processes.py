@@ -24,6 +24,7 @@ from PIL import Image
 
 from tests import plain_http
 from tests.exposition import metric_of
+from tests.living import living
 from tests.waiting import wait_until
 
 # The last line of a server that has started tells its URL, or follows the one that does: as text and as JSON.
@@ -163,7 +164,8 @@ class ServerProcess:
     @property
     def engine(self) -> psutil.Process:
         """The process that runs the model."""
-        return next(each for each in self._processes if "server.engine.process" in each.cmdline())
+        found, *_ = living(self._processes, lambda each: "server.engine.process" in each.cmdline())
+        return found
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples whose labels include `labels`."""

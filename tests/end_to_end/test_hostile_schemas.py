@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.end_to_end.processes import ServerProcess
+from tests.living import living
 from tests.server.workers.test_schemas import multiples
 from tests.waiting import wait_until
 
@@ -78,12 +79,11 @@ def test_a_server_ends_in_spite_of_a_compile_that_runs() -> None:
         asking = threading.Thread(target=ask_in_vain)
         asking.start()
 
+        def compiles(process: psutil.Process) -> bool:
+            return "server.workers.compiler" in process.cmdline() and process.parent() != server_process
+
         def compiling() -> list[psutil.Process]:
-            return [
-                each
-                for each in server_process.children(recursive=True)
-                if "server.workers.compiler" in each.cmdline() and each.parent() != server_process
-            ]
+            return living(server_process.children(recursive=True), compiles)
 
         wait_until(compiling, "the schema to be compiled")
         started = server_process.children(recursive=True)

@@ -71,6 +71,13 @@ def test_special_tokens_in_a_text_are_text(builder: InputBuilder, photographs: l
 
 
 def test_what_the_template_leaves_out_is_refused(builder: InputBuilder) -> None:
-    """This one shows only the first part of an answer, and nothing of a tool's message."""
-    with pytest.raises(PromptError, match="leaves out the text"):
-        builder.build(chat(("user", "Hi", 0), ("tool", "42", 0), ("user", "So?", 0)), [])
+    """This one shows only the first part of an answer."""
+    answer = {"role": "assistant", "content": [{"type": "text", "text": word} for word in ("One.", "Two.")]}
+    with pytest.raises(PromptError, match=r"leaves out the text of messages\[1\]"):
+        builder.build([*chat(("user", "Hi", 0)), answer, *chat(("user", "So?", 0))], [])
+
+
+def test_a_tool_s_result_is_the_user_s_words_where_the_template_has_no_turn_for_it(builder: InputBuilder) -> None:
+    told = builder.build(chat(("user", "Hi", 0), ("tool", "42", 0), ("user", "So?", 0)), [])
+    said = builder.build(chat(("user", "Hi", 0), ("user", "The tool returned:\n\n42", 0), ("user", "So?", 0)), [])
+    assert told.ids == said.ids

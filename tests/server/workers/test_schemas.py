@@ -20,6 +20,7 @@ from server.errors import TooManyRequests, Unavailable
 from server.request import QUICK_SECONDS
 from server.workers import schemas
 from server.workers.schemas import SchemaCompiler, VocabularySource
+from tests.living import living
 from tests.server.scripted import EOS, byte_tokenizer
 from tests.waiting import wait_until
 
@@ -162,8 +163,11 @@ def test_a_compile_ends_with_a_killed_server() -> None:
 
         def computing() -> list[psutil.Process]:
             """A copy that compiles for longer than the first lane lets it."""
-            found = [copy for worker in process.children() for copy in worker.children()]
-            return [each for each in found if sum(each.cpu_times()[:2]) > 2 * QUICK_SECONDS]
+            workers = process.children()
+            return living(
+                process.children(recursive=True),
+                lambda each: each not in workers and sum(each.cpu_times()[:2]) > 2 * QUICK_SECONDS,
+            )
 
         wait_until(computing, "the schema to be compiled in the second lane")
         started = process.children(recursive=True)

@@ -1,0 +1,18 @@
+"""Processes that may end while they are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+import psutil
+
+
+def living(processes: Iterable[psutil.Process], is_wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """The processes of which something is true; one that ended meanwhile is left out."""
+    found: list[psutil.Process] = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if is_wanted(process):
+                found.append(process)
+    return found
