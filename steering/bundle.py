@@ -9,9 +9,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.info import BackboneInfo
+from steering.answers import AnswerReader
 from steering.errors import BundleError
 from steering.files import digest, write_whole
 from steering.guard import Guard
@@ -29,11 +30,16 @@ def save_bundle(
     reader: LastToken | Conversation,
     head: RefusalHead,
     calibration: Mapping[str, Tensor],
+    answers: AnswerReader | None = None,
 ) -> None:
     """Write a bundle; each file appears whole or not at all. `calibration`: what is kept of a fit's rows, `[N]`."""
+    assert (manifest.answers is None) == (answers is None), "manifest and reader of answers go together"
     folder.mkdir(parents=True, exist_ok=True)
-    read = {"prober": reader.prober} if isinstance(reader, LastToken) else {"conversation": reader}
-    parts = {name: module.state_dict() for name, module in {**read, "head": head}.items()}
+    prompts: Mapping[str, nn.Module] = (
+        {"prober": reader.prober} if isinstance(reader, LastToken) else {"conversation": reader}
+    )
+    modules = {**prompts, "head": head} | ({} if answers is None else {"answers": answers})
+    parts = {name: module.state_dict() for name, module in modules.items()}
     parts["calibration"] = dict(calibration)
     named = {
         f"{part}.{name}": t.detach().cpu().contiguous() for part, state in parts.items() for name, t in state.items()
@@ -48,9 +54,8 @@ def load_guard(folder: Path, info: BackboneInfo) -> Guard:
     """Load a bundle for a loaded model. Raises BundleError where it is damaged or does not fit."""
     manifest = load_manifest(folder)
     manifest.model.check(info)
-    highest = max(manifest.layer, *manifest.probe_layers, 0)
-    if highest > info.num_layers:
-        raise BundleError(f"{folder / MANIFEST}: layer {highest} is not one of 0..{info.num_layers}")
+    if manifest.highest_layer > info.num_layers:
+        raise BundleError(f"{folder / MANIFEST}: layer {manifest.highest_layer} is not one of 0..{info.num_layers}")
     data = read_part(folder / TENSORS)
     if digest(data) != manifest.tensors_hash:
         raise BundleError(f"{folder / TENSORS} is not the file that {MANIFEST} was written with")
@@ -61,17 +66,19 @@ def load_guard(folder: Path, info: BackboneInfo) -> Guard:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{folder / TENSORS}: {name} holds values that are no numbers")
-    reader = make_reader(manifest)
+    reader, answers = make_reader(manifest), make_answer_reader(manifest)
     head = RefusalHead(info.hidden_size, manifest.head_rank)
     try:
         if isinstance(reader, LastToken):
             reader.prober.load_state_dict(_part(tensors, "prober"))
         else:
             reader.load_state_dict(_part(tensors, "conversation"))
+        if answers is not None:
+            answers.load_state_dict(_part(tensors, "answers"))
         head.load_state_dict(_part(tensors, "head"))
     except RuntimeError as error:
         raise BundleError(f"{folder / TENSORS}: {' '.join(str(error).split())}") from error
-    guard = Guard(manifest, reader, head, _part(tensors, "calibration"))
+    guard = Guard(manifest, reader, head, _part(tensors, "calibration"), answers)
     return guard.to(info.device).requires_grad_(requires_grad=False)
 
 
@@ -82,6 +89,13 @@ def make_reader(manifest: Manifest) -> LastToken | Conversation:
         return LastToken(Prober(inputs, manifest.prober_hidden))
     cells = [Cell(cell.has_image, cell.most_tokens, cell.samples) for cell in manifest.conversation.cells]
     return Conversation(inputs, cells, manifest.conversation.window)
+
+
+def make_answer_reader(manifest: Manifest) -> AnswerReader | None:
+    """The reader of answers that a manifest describes, not fitted; None where there is none."""
+    if manifest.answers is None:
+        return None
+    return AnswerReader(manifest.model.hidden_size, manifest.answers.layers, manifest.answers.window)
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The guard: one bundle's reader and Refusal Head on the backbone's device."""
+"""The guard: one bundle's readers and Refusal Head on the backbone's device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layout import Layout
+from steering.answers import AnswerReader
 from steering.head import RefusalHead
 from steering.readers import Conversation, LastToken
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Guard(nn.Module):
-    """Reads tokens, scores prompts and steers hidden states. It keeps nothing of a request."""
+    """Reads tokens, scores prompts and steers hidden states. It keeps nothing of a request.
+
+    `answers`: reads answers, where the bundle has such a reader.
+    """
 
     def __init__(
         self,
@@ -25,12 +29,14 @@ class Guard(nn.Module):
         reader: LastToken | Conversation,
         head: RefusalHead,
         calibration: Mapping[str, Tensor],
+        answers: AnswerReader | None = None,
     ) -> None:
         super().__init__()
         self.manifest = manifest
         self.reader = reader
         self.head = head
         self.calibration = dict(calibration)
+        self.answers = answers
 
     @property
     def layer(self) -> int:

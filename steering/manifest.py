@@ -122,18 +122,32 @@ class ConversationSpec(_Frozen):
         return self
 
 
+class AnswersSpec(_Frozen):
+    """How answers are read, and from which final score of one on it is harmful.
+
+    Thresholds are for rates of false alarms per whole answer.
+    """
+
+    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)  # read side by side
+    window: int = Field(gt=0)
+    thresholds: list[Threshold]
+    threshold: Rate  # the default one
+    figures: dict[str, float] = {}
+
+
 class Manifest(_Frozen):
     """Everything of a bundle but its tensors.
 
-    Format 1 reads the last prompt token alone; format 2 has `conversation`.
+    Format 1 reads the last prompt token alone; format 2 has `conversation`; format 3 has `answers` beside either.
     """
 
-    format_version: Literal[1, 2] = 1
+    format_version: Literal[1, 2, 3] = 1
     model: ModelBinding
     layer: int = Field(ge=0)
     probe_layers: list[Annotated[int, Field(ge=0)]] = []  # what the prober reads side by side; empty: `layer` alone
     probe_position: Literal["last_prompt_token", "conversation"] = "last_prompt_token"
     conversation: ConversationSpec | None = None
+    answers: AnswersSpec | None = None
     prober_hidden: int = Field(ge=0)  # 0: linear
     head_rank: int | None = Field(default=None, gt=0)
     layers: list[LayerFigures]
@@ -151,9 +165,12 @@ class Manifest(_Frozen):
     @model_validator(mode="after")
     def _check_format(self) -> Self:
         whole = self.conversation is not None
-        if whole != (self.format_version == 2) or whole != (self.probe_position == "conversation"):
-            named = "with" if whole else "without"
-            raise ValueError(f"format_version {self.format_version} at {self.probe_position} {named} conversation")
+        if self.format_version != format_of(self.conversation, self.answers) or whole != (
+            self.probe_position == "conversation"
+        ):
+            found = {"conversation": whole, "answers": self.answers is not None}
+            named = " and ".join(f"{'with' if there else 'without'} {name}" for name, there in found.items())
+            raise ValueError(f"format_version {self.format_version} at {self.probe_position} {named}")
         return self
 
     @model_serializer(mode="wrap")
@@ -162,6 +179,8 @@ class Manifest(_Frozen):
         data: dict[str, Any] = serialize(self)
         if self.format_version == 1:
             del data["conversation"]
+        if self.format_version < 3:
+            del data["answers"]
         return data
 
     @property
@@ -170,6 +189,12 @@ class Manifest(_Frozen):
         if self.conversation is None:
             return "last token"
         return f"turn ends, windows of {self.conversation.window} tokens"
+
+    @property
+    def highest_layer(self) -> int:
+        """The highest layer that any of its readers reads."""
+        read: list[int] = [self.layer, *self.probe_layers]
+        return max(read if self.answers is None else [*read, *self.answers.layers])
 
     @property
     def recall(self) -> float:
@@ -213,6 +238,13 @@ class Manifest(_Frozen):
                 return known.threshold
         rates = ", ".join(f"{known.target_fpr:g}" for known in self.thresholds) or "none"
         raise ValueError(f"target_fpr {target_fpr:g} is not calibrated in this bundle; it has {rates}")
+
+
+def format_of(conversation: ConversationSpec | None, answers: AnswersSpec | None) -> Literal[1, 2, 3]:
+    """The format of a bundle with these readers: the lowest that has them."""
+    if answers is not None:
+        return 3
+    return 1 if conversation is None else 2
 
 
 def load_manifest(folder: Path) -> Manifest:

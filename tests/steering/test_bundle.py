@@ -177,7 +177,7 @@ def unknown_field(folder: Path) -> None:
 
 
 def newer_format(folder: Path) -> None:
-    edit(folder, lambda data: data.update(format_version=3))
+    edit(folder, lambda data: data.update(format_version=4))
 
 
 def eps_zero(folder: Path) -> None:

@@ -105,13 +105,13 @@ def test_a_prompt_of_control_tokens_alone_has_a_score() -> None:
 def whole(**changes: object) -> Manifest:
     """The manifest of a bundle that reads conversations."""
     cells = [CellSpec(**cell._asdict()) for cell in CELLS]
-    return manifest(
-        format_version=2,
-        probe_position="conversation",
-        conversation=ConversationSpec(window=8, cells=cells).model_dump(),
-        prober_hidden=0,
-        **changes,
-    )
+    own = {
+        "format_version": 2,
+        "probe_position": "conversation",
+        "conversation": ConversationSpec(window=8, cells=cells).model_dump(),
+        "prober_hidden": 0,
+    }
+    return manifest(**{**own, **changes})
 
 
 def test_a_bundle_keeps_its_reader(tmp_path: Path) -> None:
