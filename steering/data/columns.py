@@ -26,6 +26,9 @@ _OTHER_NAMES: Mapping[str, Collection[str]] = {
     "harmful": ("toxic", "unsafe", "bad"),
     "harmless": ("safe", "benign", "good"),
     "text": ("prompt", "question", "query", "instruction", "input", "goal", "message", "content"),
+    "prompt": ("text", "question", "query", "instruction", "input", "user"),
+    "response": ("answer", "completion", "output", "reply", "assistant", "generation"),
+    "label": ("final_label", "verdict", "judgement", "class", "harmful", "is_harmful", "is_safe"),
     "image": ("picture", "pictures", "images", "img", "photo", "image_path", "image_file", "file_name", "filename"),
 }
 _PICTURE = re.compile(r"(?i).+\.(png|jpe?g|webp|gif|bmp|tiff?)")

@@ -24,7 +24,9 @@ Words = Annotated[str, Field(min_length=1)]
 Images = Annotated[list[Cell], Field(max_length=16)] | Cell | None
 
 
-class _OwnRow(BaseModel):
+class OwnRow(BaseModel):
+    """What a row of any kind may say of itself."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Text | None = None
@@ -35,7 +37,7 @@ class _OwnRow(BaseModel):
     )
 
 
-class PairRow(_OwnRow):
+class PairRow(OwnRow):
     """A row of a file of pairs."""
 
     toxic: Words
@@ -45,7 +47,7 @@ class PairRow(_OwnRow):
     safe_image: Images = None
 
 
-class PromptRow(_OwnRow):
+class PromptRow(OwnRow):
     """A row of a file of single prompts."""
 
     text: Words

@@ -19,6 +19,7 @@ from steering.head import RefusalHead
 
 T = TypeVar("T")
 Steer = Callable[[Sequence[float]], Sequence[float]]  # scores of a batch (none without a guard) -> eps of its rows
+Choose = Callable[[Tensor, Sequence[int]], Tensor]  # logits `[b, V]` of these rows -> their next tokens `[b]`
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,22 @@ class Step:
     tokens: list[int]
 
 
+def likeliest(logits: Tensor, live: Sequence[int]) -> Tensor:  # noqa: ARG001
+    """The choice of a greedy answer."""
+    return logits.argmax(-1)
+
+
 @torch.no_grad()
-def greedy(
-    backbone: Backbone, rows: Sequence[Row], hidden: Tensor, head: RefusalHead | None, eps: Tensor, max_tokens: int
+def decoded(
+    backbone: Backbone,
+    rows: Sequence[Row],
+    hidden: Tensor,
+    head: RefusalHead | None,
+    eps: Tensor,
+    max_tokens: int,
+    choose: Choose = likeliest,
 ) -> Iterator[Step]:
-    """Decode prefilled rows greedily, from `hidden` `[B, d]`, steered by eps `[B]`; the last token may be the end.
+    """Decode prefilled rows from `hidden` `[B, d]`, steered by eps `[B]`; the last token may be the end.
 
     A row ends where its context is full. Its last token needs no place there, as it is never read.
     """
@@ -124,7 +136,7 @@ def greedy(
     while live:
         strength = eps[live]
         steered = hidden if head is None or not bool(strength.any()) else head.steer(hidden, strength)
-        chosen = backbone.logits(steered).argmax(-1)
+        chosen = choose(backbone.logits(steered), live)
         tokens = chosen.tolist()
         yield Step(live, hidden, chosen, tokens)
         going = []
@@ -141,10 +153,10 @@ def greedy(
 def generate(
     backbone: Backbone, rows: Sequence[Row], hidden: Tensor, head: RefusalHead | None, eps: Tensor, max_tokens: int
 ) -> list[Generated]:
-    """Answers as `greedy` decodes them, and how likely the unguarded model finds them."""
+    """Greedy answers, and how likely the unguarded model finds them."""
     outputs: list[list[int]] = [[] for _ in rows]
     likely: list[list[float]] = [[] for _ in rows]
-    for step in greedy(backbone, rows, hidden, head, eps, max_tokens):
+    for step in decoded(backbone, rows, hidden, head, eps, max_tokens):
         plain = backbone.logits(step.hidden).float().log_softmax(-1)
         gains = plain.gather(1, step.chosen[:, None])[:, 0].tolist()
         for row, token, gain in zip(step.live, step.tokens, gains, strict=True):
@@ -174,7 +186,7 @@ def reply(
         outputs: list[list[int]] = [[] for _ in rows]
         ended = [False] * len(rows)
         eps = torch.tensor(strengths, device=hidden.device, dtype=hidden.dtype)
-        for step in greedy(backbone, rows, hidden, None if guard is None else guard.head, eps, max_tokens):
+        for step in decoded(backbone, rows, hidden, None if guard is None else guard.head, eps, max_tokens):
             tick(step.live)
             for row, token in zip(step.live, step.tokens, strict=True):
                 if token in backbone.info.eos_ids:
