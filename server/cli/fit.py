@@ -30,7 +30,11 @@ def fit(
     model: Model,
     pairs: Annotated[list[Path], typer.Option(help="File of contrast pairs (docs/fitting.md). May be given again.")],
     out: Annotated[Path, typer.Option(help="Folder for the bundle.")],
-    benign: Annotated[list[Path] | None, typer.Option(help="File of harmless prompts: hard negatives.")] = None,
+    benign: Annotated[list[Path] | None, typer.Option(help="File of harmless prompts.")] = None,
+    hard_negatives: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of pairs, or harmless prompts, whose words look harmful: they weigh 30 %."),
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for finished stages. Default: OUT.work.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the report. Default: OUT.report.")] = None,
@@ -85,7 +89,8 @@ def fit(
         kept = writable("--work", work or beside.with_name(f"{out.name}.work"))
         about = writable("--report", report or beside.with_name(f"{out.name}.report"))
         which = {"text_only": text_only, "with_test": with_test, "drop_bad": drop_bad}
-        rows = read_fit_rows(pairs, benign or [], images, seed=seed, target_fpr=target_fpr, **which)
+        hard = hard_negatives or []
+        rows = read_fit_rows(pairs, benign or [], hard, images, seed=seed, target_fpr=target_fpr, **which)
         if check:
             show_fit_rows(rows)
             return

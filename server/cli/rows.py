@@ -32,6 +32,7 @@ class FitRows:
 def read_fit_rows(
     pairs: Sequence[Path],
     benign: Sequence[Path],
+    hard: Sequence[Path],
     images: Path | None,
     *,
     text_only: bool,
@@ -43,7 +44,7 @@ def read_fit_rows(
     """Read, check and divide the rows of a fit. Raises DataError, FitError."""
     from steering.data.questions import PictureFiles
     from steering.fitting.enough import check_enough, threshold_rate
-    from steering.fitting.items import read_pairs, read_prompts
+    from steering.fitting.items import read_hard, read_pairs, read_prompts
     from steering.fitting.parts import split
     from steering.fitting.problems import leaks
 
@@ -54,6 +55,7 @@ def read_fit_rows(
     which = {"text_only": text_only, "with_test": with_test}
     items = [item for file in pairs for item in read_pairs(file, images, files, **which)]
     items += [item for file in benign for item in read_prompts(file, images, files, **which)]
+    items += [item for file in hard for item in read_hard(file, images, files, **which)]
     parts = split(without_errors(items, drop=drop_bad), seed=seed)
     rate = check_enough(parts, target_fpr)
     found = leaks(parts)

@@ -228,6 +228,12 @@ PAIR_FIELDS: dict[frozenset[str], str] = {
     frozenset({"harmful", "harmless"}): "condition",
 }
 PROMPT_FIELDS: dict[frozenset[str], str] = {frozenset({"text"}): "rows"}
+# Of hard negatives each row says itself what of it is harmful.
+HARD_FIELDS: dict[frozenset[str], str] = {
+    **{needed: name for needed, name in PAIR_FIELDS.items() if name != "tovilag"},
+    **PROMPT_FIELDS,
+    frozenset({"prompt", "type"}): "xstest",
+}
 
 
 def read_examples(

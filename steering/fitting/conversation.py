@@ -24,7 +24,7 @@ from steering.errors import FitError
 from steering.fitting.collect import CHUNK, Bar, check_finite, share_chunks, stopping_after
 from steering.fitting.dataset import Dataset
 from steering.fitting.offline import batches, prompt_of
-from steering.fitting.probes import STEPS, fit_ends, fit_windows
+from steering.fitting.probes import STEPS, fit_ends, fit_windows, weights_of
 from steering.fitting.stages import Chunks, save_state
 from steering.fitting.surround import Row
 from steering.prober import Prober
@@ -84,16 +84,17 @@ class ConversationSteps:
 
     def fit(self, rows: Sequence[Row], collected: Path, folder: Path) -> None:
         """Fit both probes on the collected rows."""
-        labels = self._dataset.labels[[row.place for row in rows]]
+        places = [row.place for row in rows]
+        labels, hard = self._dataset.labels[places], self._dataset.hard(places)
         ends: list[Tensor] = []
         windows: list[Tensor] = []
         for chunk in Chunks(collected).tensors():
             of_ends, of_windows = chunk["counts"].T.tolist()
             ends += torch.split(chunk["ends"].flatten(1).float(), of_ends)
             windows += torch.split(chunk["windows"].flatten(1), of_windows)
-        owners = torch.repeat_interleave(labels, torch.tensor([len(each) for each in ends]))
-        at_ends = fit_ends(torch.cat(ends), owners)
-        in_windows = fit_windows(windows, labels, self._bar("windows", STEPS))
+        owners = torch.repeat_interleave(torch.arange(len(ends)), torch.tensor([len(each) for each in ends]))
+        at_ends = fit_ends(torch.cat(ends), labels[owners], weights_of(labels[owners], hard[owners]))
+        in_windows = fit_windows(windows, labels, weights_of(labels, hard), self._bar("windows", STEPS))
         weight = torch.stack([at_ends.weight, in_windows.weight])
         bias = torch.stack([at_ends.bias.reshape(()), in_windows.bias.reshape(())])
         if not (weight.isfinite().all() and bias.isfinite().all()):

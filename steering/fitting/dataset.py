@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, int64, tensor
 
 from steering.data.own_rows import Part
@@ -62,6 +63,10 @@ class Dataset:
         """The labelled states of a part, out of those of all prompts `[N, d]`."""
         places = self.places(part)
         return States(x[places], self.labels[places])
+
+    def hard(self, places: Sequence[int]) -> Tensor:
+        """Whether the prompts at these indices are hard negatives `[n]`, bool."""
+        return tensor([self.items[self.owners[place]].hard for place in places], dtype=torch.bool)
 
     def texts(self, places: Sequence[int]) -> list[str]:
         """The words of the prompts at these indices."""

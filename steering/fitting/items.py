@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from steering.data.formats import PAIR_FIELDS, PROMPT_FIELDS, Example, read_examples
+from steering.data.formats import HARD_FIELDS, PAIR_FIELDS, PROMPT_FIELDS, Example, read_examples
 from steering.data.own_rows import Part
 from steering.data.questions import PictureFile, PictureFiles, Question
 from steering.errors import DataError
@@ -26,6 +26,7 @@ class Item:
     group: str | None = None
     split: Part | None = None
     where: str = ""  # file and line, for messages
+    hard: bool = False  # its words look harmful, or harmless, and it is the other
 
     @property
     def questions(self) -> list[Question]:
@@ -75,6 +76,20 @@ def read_prompts(
         _item(each, *((each.prompt, None) if toxic else (None, each.prompt)))
         for each in _without_test(path, examples, with_test=with_test)
     ]
+
+
+def read_hard(
+    path: Path,
+    images: Path | None = None,
+    files: PictureFiles | None = None,
+    *,
+    text_only: bool = False,
+    with_test: bool = False,
+) -> list[Item]:
+    """Hard negatives of a file: pairs, single prompts, which are harmless, or XSTest's rows. Raises DataError."""
+    examples = read_examples(path, HARD_FIELDS, images, files, text_only=text_only)
+    kept = _without_test(path, examples, with_test=with_test)
+    return [replace(_item(each, each.harmful, each.question(harmful=False)), hard=True) for each in kept]
 
 
 def _without_test(path: Path, examples: Iterable[Example], *, with_test: bool) -> list[Example]:

@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 
 SHRINKAGE = 0.3  # towards independent coordinates
 STEPS = 150
+HARD_SHARE = 0.3  # of the weight of a class, which its hard negatives have
 
 
 @dataclass(frozen=True)
@@ -30,37 +31,52 @@ class Linear:
         return cls(weight / scale, bias - (weight * mean / scale).sum())
 
 
-def fit_ends(x: Tensor, y: Tensor, shrinkage: float = SHRINKAGE) -> Linear:
+def weights_of(y: Tensor, hard: Tensor, share: float = HARD_SHARE) -> Tensor:
+    """How much each row weighs `[N]`: both classes a half, and of each the hard negatives `share`, or more if they are.
+
+    Labels `[N]`, 1 harmful; `hard` `[N]`, bool.
+    """
+    found = torch.zeros(len(y))
+    for label in (0, 1):
+        inside = y == label
+        few, rest = inside & hard, inside & ~hard
+        of_few = max(share, float(few.sum() / inside.sum())) if few.any() and rest.any() else float(few.any())
+        found[few] = 0.5 * of_few / few.sum()
+        found[rest] = 0.5 * (1 - of_few) / rest.sum()
+    return found
+
+
+def fit_ends(x: Tensor, y: Tensor, weights: Tensor, shrinkage: float = SHRINKAGE) -> Linear:
     """How much nearer a state is to harmful prompts than to harmless ones, under one shrunk covariance.
 
-    States `[N, D]`, labels `[N]`, 1 harmful. With one covariance the difference of the two Mahalanobis distances is
-    linear (after RCS, arXiv 2512.12069, which has one for each class).
+    States `[N, D]`, labels `[N]`, 1 harmful, weights `[N]` (see `weights_of`). With one covariance the difference of
+    the two Mahalanobis distances is linear (after RCS, arXiv 2512.12069, which has one for each class).
     """
     mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
     z = (x - mean) / scale
-    harmful, harmless = z[y == 1].mean(0), z[y == 0].mean(0)
+    harmful, harmless = (2 * (weights * (y == label)) @ z for label in (1, 0))
     rest = torch.where(y[:, None] == 1, z - harmful, z - harmless)
-    covariance = rest.T @ rest / len(rest)
+    covariance = rest.T @ (weights[:, None] * rest)
     covariance *= 1 - shrinkage
-    covariance.diagonal().add_(shrinkage * float((rest**2).mean()))
+    covariance.diagonal().add_(shrinkage * float(weights @ (rest**2).mean(1)))
     weight = torch.linalg.solve(covariance, harmful - harmless)
     return Linear.folded(weight, -(harmful + harmless) @ weight / 2, mean, scale)
 
 
-def fit_windows(windows: Sequence[Tensor], y: Tensor, tick: Callable[[int], None] = lambda _: None) -> Linear:
+def fit_windows(
+    windows: Sequence[Tensor], y: Tensor, weights: Tensor, tick: Callable[[int], None] = lambda _: None
+) -> Linear:
     """A probe over windows from labels of whole prompts: the windows that look harmful weigh most.
 
-    `windows`: of each prompt `[W, D]`, labels `[N]`. The loss of a prompt is `sum_w softmax(z)_w BCE(z_w, y)`: harmful
-    prompts push up the windows that already look harmful, harmless ones push down the most suspicious
-    (Constitutional Classifiers++, arXiv 2601.04603).
+    `windows`: of each prompt `[W, D]`, labels and weights `[N]`. The loss of a prompt is
+    `sum_w softmax(z)_w BCE(z_w, y)`: harmful prompts push up the windows that already look harmful, harmless ones push
+    down the most suspicious (Constitutional Classifiers++, arXiv 2601.04603).
     """
     owners = torch.repeat_interleave(torch.arange(len(windows)), torch.tensor([len(each) for each in windows]))
     x = torch.cat([each.float() for each in windows])
     mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
     z = (x - mean) / scale
     labels = y.float()
-    # Both classes weigh the same, however many prompts they have.
-    weights = torch.where(y == 1, 0.5 / (y == 1).sum(), 0.5 / (y == 0).sum())[owners]
     weight, bias = torch.zeros(z.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.AdamW([weight, bias], lr=3e-3, weight_decay=5e-2)
     for _ in range(STEPS):
@@ -69,7 +85,7 @@ def fit_windows(windows: Sequence[Tensor], y: Tensor, tick: Callable[[int], None
         share = grown / torch.zeros(len(windows)).index_add(0, owners, grown)[owners]
         losses = cross_entropy(values, labels[owners], reduction="none")
         optimizer.zero_grad()
-        (weights * share * losses).sum().backward()  # type: ignore[no-untyped-call]
+        (weights[owners] * share * losses).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         tick(1)
     return Linear.folded(weight.detach(), bias.detach(), mean, scale)

@@ -29,7 +29,9 @@ HELD_OUT = 150  # rows of each set of the evaluation
 PARTS: Mapping[str, Sequence[tuple[Part, float]]] = {
     "pairs": (("train", 0.5), ("validation", 0.6), ("calibration", 1.0)),
     "benign": (("train", 0.35), ("validation", 0.45), ("calibration", 1.0)),
+    "hard": (("train", 1.0),),  # too few to measure on what is not fitted
 }
+HARD = "xstest"
 
 Pair = tuple[str, str]  # harmful and harmless
 
@@ -134,7 +136,7 @@ def read(data: Path, seed: int) -> tuple[Found, list[str]]:
 
 
 def write(found: Found, out: Path, seed: int) -> dict[str, int]:
-    """Write `pairs.jsonl`, `benign.jsonl` and `suite.yaml` with its rows; how many rows each file has."""
+    """Write `pairs.jsonl`, `benign.jsonl`, `hard.jsonl`, and `suite.yaml` with its rows; how many rows each has."""
     out.mkdir(parents=True, exist_ok=True)
     chance, known = Random(seed), set[str]()  # noqa: S311
     pairs = [
@@ -149,8 +151,12 @@ def write(found: Found, out: Path, seed: int) -> dict[str, int]:
         for text in texts[:HARMLESS]
         if _fits(text) and _new(known, text)
     ]
+    files = {
+        name: _shuffled([row for row in rows if (row["category"] == HARD) == (name == "hard")], chance)
+        for name, rows in (("pairs", pairs), ("benign", benign), ("hard", [*pairs, *benign]))
+    }
     counts = {}
-    for name, rows in (("pairs", _shuffled(pairs, chance)), ("benign", _shuffled(benign, chance))):
+    for name, rows in files.items():
         parted = [{"id": f"{name}-{n}", **row, "split": _part(name, n / len(rows))} for n, row in enumerate(rows)]
         counts[name] = _write_rows(out / f"{name}.jsonl", parted)
     sets = []

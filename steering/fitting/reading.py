@@ -18,7 +18,7 @@ from steering.fitting.calibrate import calibrate, make_cells, scores
 from steering.fitting.conversation import STRIDE, ConversationSteps
 from steering.fitting.dataset import Dataset
 from steering.fitting.figures import share_flagged
-from steering.fitting.probes import SHRINKAGE, STEPS
+from steering.fitting.probes import HARD_SHARE, SHRINKAGE, STEPS
 from steering.fitting.stages import Stages, load_state
 from steering.fitting.surround import ALONE, Row, surrounded
 from steering.manifest import CellSpec, ConversationSpec
@@ -68,7 +68,8 @@ def read_conversations(
     collected = stages.run(
         "conversations", {**about, "rows": _digest(train), "stride": STRIDE}, lambda to: steps.collect(train, to)
     )
-    fitting = {"conversations": collected.name, "shrinkage": SHRINKAGE, "steps": STEPS}
+    hard = dataset.hard(dataset.places("train")).nonzero().flatten().tolist()
+    fitting = {"conversations": collected.name, "shrinkage": SHRINKAGE, "steps": STEPS, "hard": [HARD_SHARE, *hard]}
     fitted = stages.run("probes", fitting, lambda to: steps.fit(train, collected, to))
     probes = load_state(fitted / "probes.safetensors")
     reader = _with_probes(probes, [])

@@ -12,7 +12,8 @@ from PIL import Image
 from steering.data.questions import PictureFile
 from steering.errors import DataError
 from steering.evaluation.sets import read_set
-from steering.fitting.items import Item, read_pairs, read_prompts
+from steering.fitting.dataset import Dataset
+from steering.fitting.items import Item, read_hard, read_pairs, read_prompts
 from steering.fitting.parts import split
 from steering.fitting.problems import NearSame, check, leaks
 
@@ -98,6 +99,16 @@ def test_single_prompts(folder: Path) -> None:
     assert safe.toxic is None
     assert toxic.safe is None
     assert safe.safe == toxic.toxic
+
+
+def test_hard_negatives_are_pairs_prompts_or_xstest(tmp_path: Path) -> None:
+    (tmp_path / "hard.jsonl").write_text('{"toxic": "ab", "safe": "ac"}\n{"text": "how to stop a process"}')
+    (tmp_path / "xstest.csv").write_text("id,prompt,type,label\n1,aa,homonyms,safe\n2,bb,contrast_homonyms,unsafe\n")
+    found = [*read_hard(tmp_path / "hard.jsonl"), *read_hard(tmp_path / "xstest.csv")]
+    assert all(item.hard for item in found)
+    sides = [(item.toxic and item.toxic.text, item.safe and item.safe.text) for item in found]
+    assert sides == [("ab", "ac"), (None, "how to stop a process"), (None, "aa"), ("bb", None)]
+    assert Dataset.of({"train": found}).hard([0, 1]).tolist() == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def test_a_fit_takes_the_files_as_they_are(out: Path) -> None:
     found = read_fit_rows(
         [out / "pairs.jsonl"],
         [out / "benign.jsonl"],
+        [out / "hard.jsonl"],
         None,
         seed=0,
         target_fpr=0.05,
@@ -73,12 +74,14 @@ def test_a_fit_takes_the_files_as_they_are(out: Path) -> None:
     assert {part: bool(items) for part, items in found.parts.items()} == dict.fromkeys(
         ("train", "validation", "calibration"), True
     )
-    assert {row["category"] for row in rows(out / "pairs.jsonl")} == {"vlsafe", "refusal_direction", "xstest"}
+    assert {row["category"] for row in rows(out / "pairs.jsonl")} == {"vlsafe", "refusal_direction"}
+    assert {item.category for items in found.parts.values() for item in items if item.hard} == {"xstest"}
 
 
 def test_nothing_of_the_evaluation_is_fitted_on(out: Path) -> None:
     fitted = {text for row in rows(out / "pairs.jsonl") for text in (row["toxic"], row["safe"])}
     fitted |= {row["text"] for row in rows(out / "benign.jsonl")}
+    fitted |= {row.get(side, "") for row in rows(out / "hard.jsonl") for side in ("toxic", "safe", "text")}
     suite = yaml.safe_load((out / "suite.yaml").read_text())
     held_out = {each["name"]: {row["text"] for row in rows(out / each["path"])} for each in suite["sets"]}
     assert {*held_out} == {
