@@ -23,6 +23,7 @@ from models.prepacked import prepack
 from models.processors import load_processor
 from models.progress import Tell, progress_bars
 from models.quantize import quantize_decoder
+from models.where import where_problem
 
 IMAGE_MEMORY_BYTES = 128 * 2**20
 
@@ -164,14 +165,8 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def _check_exists(name: str) -> None:
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise LoadError(f"no model in {name}: config.json is missing")
-        return
-    # A hub id is "owner/name"; anything else that is not a folder is a mistyped path.
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise LoadError(f"no such model folder: {name}")
+    if (problem := where_problem(name)) is not None:
+        raise LoadError(problem)
 
 
 def _config(name: str, revision: str | None) -> Any:  # noqa: ANN401

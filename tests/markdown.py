@@ -1,4 +1,4 @@
-"""The commands that documentation has: what is fenced as shell, in order."""
+"""The commands and programs that documentation has: what is fenced, in order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Run from their first command to the last in one shell, each by tests of its own.
+RUN_WHOLE = {"first-hour-fitting", "first-hour-operating", "kubernetes"}
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -13,16 +17,26 @@ BLOCK = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """Commands, and why they are not run, if they are not: a comment before the block says so."""
+    """What stands within a fence, and why it is not run, if it is not: a comment before the block says so."""
 
     text: str
     not_run: str | None
 
+    @property
+    def asks_a_server(self) -> bool:
+        """Whether it needs one that serves, and nothing else."""
+        return self.text.startswith("curl ")
+
+
+def fenced(page: Path, language: str) -> list[Block]:
+    """The blocks of a page in one language."""
+    found = BLOCK.finditer(page.read_text())
+    return [Block(each["text"], each["why"]) for each in found if each["language"] == language]
+
 
 def commands(page: Path) -> list[Block]:
     """The blocks of a page that are fenced as shell."""
-    found = BLOCK.finditer(page.read_text())
-    return [Block(each["text"], each["why"]) for each in found if each["language"] == "sh"]
+    return fenced(page, "sh")
 
 
 def script(page: Path) -> str:

@@ -1,6 +1,8 @@
-"""The commands of README and docs name what there is: subcommands, options, targets, modules, files.
+"""Every command of README and docs is run, or a comment before it says why not; also those name what there is.
 
-The two first-hour pages and docs/kubernetes.md are run whole, by tests of their own.
+The two first-hour pages and docs/kubernetes.md are run whole, by tests of their own; what asks a server is asked of
+one in `tests/end_to_end/test_documented_requests.py`. Here are the others: each is one of `autosteer` that answers at
+once.
 """
 
 from __future__ import annotations
@@ -10,16 +12,20 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import typer
 
+from server.cli import main
 from server.cli.main import app
-from tests.markdown import commands
+from server.record.audit.sinks import make_sink
+from server.settings.schema import Settings
+from tests.end_to_end.commands import run
+from tests.markdown import PAGES, ROOT, RUN_WHOLE, commands
+from tests.server.records import audit_settings, record
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 BETWEEN = {"|", "&&", "||", ";", "&", ">", ">>", "2>&1"}
 
 
@@ -87,6 +93,47 @@ def test_every_command_names_what_there_is(page: Path) -> None:
         for line in lines(block.text):
             for words in simple(line):
                 assert problem(words) is None, f"{page.name}: {shlex.join(words)}: {problem(words)}"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the example's settings, and audit logs. What would be served is only made ready for it."""
+    logs = tmp_path / "logs"
+    for name in ("audit.jsonl", "server-a/audit.jsonl", "server-b/audit.jsonl"):
+        (logs / name).parent.mkdir(parents=True, exist_ok=True)
+        sink = make_sink(audit_settings(url=f"file://{logs / name}"))
+        sink.write([record(1, key="web-shop", decision="steered")])
+        sink.close()
+    example = (ROOT / "docs" / "autosteer.example.yaml").read_text()
+    (tmp_path / "autosteer.yaml").write_text(example.replace("/var/log/autosteer/", f"{logs}/"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "listen", lambda *_: nullcontext())
+    monkeypatch.setattr(main, "_serve", lambda settings, *_: typer.echo(f"would serve {type(settings).__name__}"))
+    return tmp_path
+
+
+def told(words: list[str], site: Path) -> str:
+    """What a command of ours prints; a log of all servers is one of the site's."""
+    assert words[0] == "autosteer", f"only our own commands are run here; this needs a mark: {shlex.join(words)}"
+    ended = run(*(each.replace("file:///logs/", f"file://{site}/logs/") for each in words[1:]))
+    assert ended.returncode == 0, f"{shlex.join(words)}: {ended.stderr}"
+    return ended.stdout
+
+
+@pytest.mark.parametrize("page", [each for each in PAGES if each.stem not in RUN_WHOLE], ids=lambda each: each.stem)
+def test_every_command_is_run_or_says_why_not(page: Path, site: Path) -> None:
+    for block in commands(page):
+        if block.not_run is None and not block.asks_a_server:
+            for words in itertools.chain.from_iterable(map(simple, lines(block.text))):
+                said = told(words, site)
+                assert said.strip(), shlex.join(words)
+                assert words[1] != "serve" or said == f"would serve {Settings.__name__}\n"
+
+
+def test_a_command_that_cannot_be_run_here_needs_a_mark(site: Path) -> None:
+    for wrong in ("autosteer audit --config autosteer.yaml --decision stered", "docker compose up"):
+        with pytest.raises(AssertionError):
+            told(shlex.split(wrong), site)
 
 
 @pytest.mark.parametrize(

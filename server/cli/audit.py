@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import orjson
@@ -9,10 +10,12 @@ import typer
 
 from server.cli.console import mistake
 from server.cli.options import Config
+from server.record.audit.record import Outcome
 from server.record.audit.sink import Filter, Reader, SinkError
 from server.record.audit.sinks import make_reader
 from server.settings.schema import Settings
 from server.settings.sources import ConfigError, did_you_mean, load_settings
+from steering.policy import Verdict
 
 
 def print_audit(
@@ -20,10 +23,12 @@ def print_audit(
     url: Annotated[str | None, typer.Option(help="Of the audit log. Default: audit.url of the settings.")] = None,
     last: Annotated[int, typer.Option(min=1, help="How many records, the newest that match.")] = 20,
     key: Annotated[str | None, typer.Option(help="Only those of this key, by its name.")] = None,
-    decision: Annotated[str | None, typer.Option(help="Only pass, monitored, steered or blocked.")] = None,
-    outcome: Annotated[str | None, typer.Option(help="Only completed, rejected, failed or disconnected.")] = None,
+    decision: Annotated[str | None, typer.Option(help=f"Only one of {', '.join(Verdict)}.")] = None,
+    outcome: Annotated[str | None, typer.Option(help=f"Only one of {', '.join(Outcome)}.")] = None,
 ) -> None:
     """Print records of the audit log as JSON lines, oldest first."""
+    _check_word("--decision", decision, Verdict)
+    _check_word("--outcome", outcome, Outcome)
     try:
         reader = make_reader(url or configured_url(load_settings({}, config).settings))
         if key is not None:
@@ -39,6 +44,13 @@ def configured_url(settings: Settings) -> str:
     if settings.audit is None:
         raise ConfigError(["audit.url is not set; give --config with one, or --url"])
     return settings.audit.url.get_secret_value()
+
+
+def _check_word(option: str, word: str | None, known: Iterable[str]) -> None:
+    """A misspelt word is a mistake: no records would look as if nothing of the kind had happened."""
+    words = [*map(str, known)]
+    if word is not None and word not in words:
+        mistake(f"{option}: {word!r} is none of {', '.join(words)}{did_you_mean(word, words)}")
 
 
 def _check_key(key: str, reader: Reader, settings: Settings) -> None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 
+from models.where import where_problem
 from server.cli.console import EXIT_MISTAKE, mistake
 from server.cli.options import with_settings
 from server.engine.launch import LaunchSpec
+from server.record.tracing import tracing_problem
 from server.settings.groups import ShadowSettings
 from server.settings.shown import plain
 from server.settings.sources import ConfigError, Loaded, load_settings
@@ -51,9 +53,7 @@ def check(
 def _missing(settings: Settings) -> list[str]:
     """What the settings name and `serve` would not find, a line each."""
     spec = LaunchSpec.of(settings)
-    found: list[str] = []
-    if Path(spec.model).is_absolute() and not Path(spec.model).is_dir():
-        found.append(f"model: the folder {spec.model} is not here")
+    found = [f"model: {problem}" for problem in [where_problem(spec.model)] if problem is not None]
     if spec.guard is not None and not spec.guard.exists():
         found.append(f"guard: the bundle {spec.guard} is not here")
     if spec.shadow is not None and spec.shadow.guard is not None and not Path(spec.shadow.guard).exists():
@@ -62,6 +62,7 @@ def _missing(settings: Settings) -> list[str]:
         from server.record.audit.sinks import sink_problem
 
         found += [problem for problem in [sink_problem(settings.audit)] if problem is not None]
+    found += [f"otlp_endpoint: {problem}" for problem in [tracing_problem(settings)] if problem is not None]
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from models.where import where_problem
 from server.cli.console import mistake
 
 LOCK = ".lock"
@@ -31,12 +32,8 @@ def given_folder(option: str, folder: Path | None) -> None:
 
 def check_model(model: str) -> None:
     """A mistake where the path of a model holds none; ids of a hub are not looked up."""
-    folder = Path(model)
-    if not model.startswith(("/", ".", "~")) and not folder.exists():
-        return
-    given_folder("--model", folder)
-    if not (folder / "config.json").is_file():
-        mistake(f"--model {model}: no model's folder, as it holds no config.json")
+    if (problem := where_problem(model)) is not None:
+        mistake(f"--model: {problem}")
 
 
 @contextmanager

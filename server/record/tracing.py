@@ -7,6 +7,7 @@ ours, never what a client wrote. Needs the extra `otel`; nothing of it is import
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import threading
 import time
@@ -28,22 +29,38 @@ STOP_SECONDS = 5.0  # for the last spans; a collector that is away is waited for
 MAX_TRACESTATE = 512  # characters, as the specification wants it at least
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+NOT_INSTALLED = (
+    "traces are configured (otlp_endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT), but OpenTelemetry is not "
+    "installed; install autosteer-server[otel], or unset them"
+)
 
 
 class TracingError(ValueError):
     """Traces are configured in a way that cannot be followed."""
 
 
-def make_tracing(settings: Settings) -> Tracing | None:
-    """What the settings or OpenTelemetry's own variables ask for; None: nothing. Raises TracingError."""
+def tracing_problem(settings: Settings) -> str | None:
+    """Why `make_tracing` would fail; nothing is made, and little imported."""
+    try:
+        if _wanted(settings) and importlib.util.find_spec("opentelemetry.exporter") is None:
+            return NOT_INSTALLED
+    except TracingError as error:
+        return str(error)
+    except ModuleNotFoundError:
+        return NOT_INSTALLED
+    return None
+
+
+def _wanted(settings: Settings) -> bool:
+    """Whether the settings or OpenTelemetry's own variables ask for traces. Raises TracingError."""
     environment = os.environ
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or not (
         settings.otlp_endpoint or any(environment.get(name) for name in ENDPOINTS)
     ):
-        return None
+        return False
     exporter = environment.get("OTEL_TRACES_EXPORTER") or "otlp"
     if exporter == "none":
-        return None
+        return False
     if exporter != "otlp":
         raise TracingError(f"OTEL_TRACES_EXPORTER is {exporter[:80]!r}; this server has otlp, or none")
     protocol = next((environment[name] for name in PROTOCOLS if environment.get(name)), "http/protobuf")
@@ -51,16 +68,21 @@ def make_tracing(settings: Settings) -> Tracing | None:
         raise TracingError(
             f"the OTLP protocol is {protocol[:80]!r}; this server has http/protobuf, on port 4318 by custom"
         )
+    return True
+
+
+def make_tracing(settings: Settings) -> Tracing | None:
+    """What the settings or OpenTelemetry's own variables ask for; None: nothing. Raises TracingError."""
+    if not _wanted(settings):
+        return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise TracingError(
-            "traces are configured (otlp_endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT), but OpenTelemetry is not "
-            "installed; install autosteer-server[otel], or unset them"
-        ) from error
+        raise TracingError(NOT_INSTALLED) from error
+    environment = os.environ
     named = "OTEL_SERVICE_NAME" in environment or "service.name=" in environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
     resource = Resource.create({} if named else {"service.name": "autosteer"})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)

@@ -32,11 +32,22 @@ def sink_problem(settings: AuditSettings) -> str | None:
     url = settings.url.get_secret_value()
     path = _file_of(url) or _sqlite_file(url)
     if path is None:
-        return None
+        return _driver_problem(url)
     if not path.parent.is_dir():
         return f"audit: the folder {path.parent} is not here"
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         return f"audit: {path} cannot be written to"
+    return None
+
+
+def _driver_problem(url: str) -> str | None:
+    """Why no database can be asked by this URL; none is connected to."""
+    from server.record.audit.database import Database
+
+    try:
+        Database(url).close()
+    except SinkError as error:
+        return f"audit: {error}"
     return None
 
 

@@ -88,3 +88,13 @@ def test_an_unknown_key_is_a_mistake(config: Path, logs: list[str]) -> None:
 def test_a_key_of_the_settings_or_the_log_is_known(config: Path, logs: list[str], name: str, count: int) -> None:
     found = run("audit", "--config", str(config), "--url", logs[1], "--key", name)
     assert (found.returncode, len(found.stdout.splitlines())) == (0, count)
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "meant"), [("--decision", "stered", "steered"), ("--outcome", "complete", "completed")]
+)
+def test_a_misspelt_word_is_a_mistake_and_not_an_empty_answer(config: Path, option: str, word: str, meant: str) -> None:
+    found = run("audit", "--config", str(config), option, word)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith(f"autosteer: {option}: '{word}' is none of ")
+    assert found.stderr.endswith(f"did you mean {meant}?\n")

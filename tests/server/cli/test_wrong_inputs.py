@@ -150,9 +150,9 @@ FOLDERS: list[tuple[str, Callable[[Path], str], tuple[str, ...]]] = [
     ("fit --model no/model --pairs PAIRS --out out --report PLACE", read_only, ("--report", "cannot be written to")),
     ("fit --model no/model --pairs PAIRS --out out --images PLACE", nowhere, ("--images", "there is no such folder")),
     ("fit --model no/model --pairs PAIRS --out out --images PLACE", a_file, ("--images", "a file, and no folder")),
-    ("fit --model PLACE --pairs PAIRS --out out", nowhere, ("--model", "there is no such folder")),
-    ("fit --model PLACE --pairs PAIRS --out out", a_file, ("--model", "a file, and no folder")),
-    ("fit --model PLACE --pairs PAIRS --out out", an_empty_folder, ("--model", "holds no config.json")),
+    ("fit --model PLACE --pairs PAIRS --out out", nowhere, ("--model", "no such model folder")),
+    ("fit --model PLACE --pairs PAIRS --out out", a_file, ("--model", "it is a file, and no folder")),
+    ("fit --model PLACE --pairs PAIRS --out out", an_empty_folder, ("--model", "config.json is missing")),
     ("fit --model no/model --pairs PLACE --out out", an_empty_folder, ("is a folder: give a file of rows",)),
     ("fit --model no/model --pairs PLACE --out out", nowhere, ("cannot read", "No such file")),
     ("fit --model no/model --pairs PAIRS --benign PLACE --out out", an_empty_folder, ("is a folder: give a file",)),
@@ -176,7 +176,7 @@ FOLDERS: list[tuple[str, Callable[[Path], str], tuple[str, ...]]] = [
     ("eval --model demo --out out --suite PLACE", a_suite("name: s\nsets: 3\n"), ("sets",)),
     ("eval --model demo --out out --data PLACE", nowhere, ("--data", "there is no such folder")),
     ("eval --model demo --guard PLACE --out out", an_empty_folder, ("guard.json", "No such file")),
-    ("eval --model PLACE --modes original --out out", nowhere, ("--model", "there is no such folder")),
+    ("eval --model PLACE --modes original --out out", nowhere, ("--model", "no such model folder")),
 ]
 
 

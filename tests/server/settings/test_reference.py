@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def test_what_the_example_leaves_out_in_comments_works_too(tmp_path: Path) -> No
     ("text", "told"),
     [
         ("guard: /nowhere/bundle", "guard: the bundle /nowhere/bundle is not here"),
-        ("model: /nowhere/model\nguard: none", "model: the folder /nowhere/model is not here"),
+        ("model: /nowhere/model\nguard: none", "model: no such model folder: /nowhere/model"),
+        ("model: models/demo/chekpoint\nguard: none", "model: no such model folder: models/demo/chekpoint"),
         ("shadow: {guard: /nowhere/other}", "shadow: the bundle /nowhere/other is not here"),
         ("audit: {url: file:///nowhere/audit.jsonl}", "audit: the folder /nowhere is not here"),
         ("audit: {url: sqlite:////nowhere/audit.db}", "audit: the folder /nowhere is not here"),
@@ -85,3 +87,23 @@ def test_what_serve_would_not_find_is_a_mistake_unless_it_is_elsewhere(tmp_path:
     elsewhere = CliRunner().invoke(app, ["config", "check", str(tmp_path / "a.yaml"), "--elsewhere"])
     assert elsewhere.exit_code == 0, elsewhere.output
     assert f"not checked: {told}\n" in elsewhere.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "text", "told"),
+    [
+        ("psycopg", "audit: {url: 'postgresql://u:SECRET@h/d'}", "install autosteer-server[postgresql]"),
+        ("opentelemetry", "otlp_endpoint: http://h:4318", "install autosteer-server[otel]"),
+    ],
+)
+def test_a_package_that_serve_would_lack_is_a_mistake(
+    package: str, text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
+    (tmp_path / "a.yaml").write_text(text)
+    checked = CliRunner().invoke(app, ["config", "check", str(tmp_path / "a.yaml")])
+    assert (checked.exit_code, checked.stdout) == (2, "")
+    assert told in checked.stderr
+    assert "SECRET" not in checked.stderr
