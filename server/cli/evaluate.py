@@ -53,7 +53,7 @@ def evaluate(
     eps: Annotated[float | None, typer.Option(min=0, help="Steering strength. Default: the bundle's.")] = None,
     eps_sweep: Annotated[str | None, typer.Option(help="Such as 0.5,1,2; 'none'. Default: the suite's.")] = None,
     surroundings: Annotated[
-        str | None, typer.Option(help="Such as suffix-32,go-on; 'all', 'none'. Default: the suite's.")
+        str | None, typer.Option(help="Such as suffix-32,go-on; 'all', 'words', 'none'. Default: the suite's.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of a suite's paths. Default: the suite's own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each set: a quick look.")] = None,

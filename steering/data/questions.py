@@ -55,10 +55,22 @@ Picture = Image.Image | PictureFile | bytes  # decoded, in a file, or a file's c
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn of words alone."""
+    """A turn of words: of the user, the assistant or the system, or what a tool told that the assistant had called."""
 
     role: str
     text: str
+    shows: bool = False  # the question's images stand here and not beside its words
+
+    def messages(self, images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """It in a chat; a tool's result after the call, whose arguments are decoded."""
+        if self.role == "tool":
+            function = {"name": "read_note", "arguments": {}}
+            call = {"id": "call_1", "type": "function", "function": function}
+            called = {"role": "assistant", "content": "", "tool_calls": [call]}
+            return [called, {"role": "tool", "tool_call_id": "call_1", "content": self.text}]
+        if self.shows:
+            return [{"role": self.role, "content": [*images, {"type": "text", "text": self.text}]}]
+        return [{"role": self.role, "content": self.text}]
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,9 @@ class Question:
 
     def messages(self, images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The chat, with these parts in the places of the images."""
-        content = [*images, {"type": "text", "text": self.text}]
-        before = [{"role": turn.role, "content": turn.text} for turn in self.before]
-        after = [{"role": turn.role, "content": turn.text} for turn in self.after]
+        shown = any(turn.shows for turn in (*self.before, *self.after))
+        content = [*([] if shown else images), {"type": "text", "text": self.text}]
+        before, after = ([m for turn in turns for m in turn.messages(images)] for turns in (self.before, self.after))
         return [*before, {"role": "user", "content": content}, *after]
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -142,7 +144,7 @@ class _Asking:
 
     async def _ask(self, client: AsyncOpenAI, each: Asked, started: float) -> Output:
         begun = time.perf_counter()
-        messages: Any = each.row.question.messages(image_parts(each.row.question))
+        messages: Any = _encoded(each.row.question.messages(image_parts(each.row.question)))
         stream: Any = await client.chat.completions.create(
             messages=messages, max_tokens=each.max_tokens, **self._options
         )
@@ -163,6 +165,14 @@ class _Asking:
         flagged = refused or finish == "content_filter"
         took = time.perf_counter() - begun
         return Output("".join(texts), tokens, finish, score, flagged, detected, started, first, took)
+
+
+def _encoded(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A chat as the API has it: the arguments of calls are JSON in a string."""
+    sent = copy.deepcopy([*messages])
+    for call in (call for message in sent for call in message.get("tool_calls", ())):
+        call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
+    return sent
 
 
 def _moderation(chunk: Any) -> tuple[float, bool] | None:  # noqa: ANN401  a chunk with a field of our own

@@ -22,7 +22,7 @@ from steering.data.questions import PictureFiles
 from steering.errors import DataError
 from steering.evaluation.demo_rows import demo_rows
 from steering.evaluation.sets import Kind, Row, problems, read_set
-from steering.evaluation.surroundings import CLEAN, SURROUNDINGS, known_surroundings
+from steering.evaluation.surroundings import CLEAN, OF_WORDS, SURROUNDINGS, known_surroundings
 from steering.files import digest
 
 BUNDLED = Path(__file__).parent / "suites"
@@ -116,10 +116,13 @@ class Suite(BaseModel, frozen=True, extra="forbid"):
     sets: Annotated[list[FileSet | DemoSet], Field(min_length=1)]
 
     def in_surroundings(self, names: str | None) -> Suite:
-        """The suite with these surroundings: "all", "none", names with commas; None: its own. Raises DataError."""
+        """The suite with these surroundings: "all", "words", "none", names with commas; None: its own.
+
+        Raises DataError.
+        """
         if names is None:
             return self
-        wanted = {"all": list(SURROUNDINGS), "none": []}.get(names, names.split(","))
+        wanted = {"all": list(SURROUNDINGS), "words": OF_WORDS, "none": []}.get(names, names.split(","))
         try:
             return self.model_copy(update={"surroundings": known_surroundings(wanted)})
         except ValueError as error:
@@ -231,7 +234,12 @@ def load_rows(suite: Suite, folder: Path, *, drop_bad: bool = False, limit: int 
         found = [Asked(each.name, each.kind, row, each.max_tokens or suite.max_tokens) for row in rows]
         if each.kind != "utility":
             chosen = _sample(found, suite.surrounded_rows, suite.seed)
-            found += [_surrounded(one, name) for name in suite.surroundings for one in chosen]
+            found += [
+                _surrounded(one, name)
+                for name in suite.surroundings
+                for one in chosen
+                if one.row.question.images or not SURROUNDINGS[name].of_pictures
+            ]
         _check_ids(each.name, [one.row for one in found])
         asked += found
     return Loaded(asked, dropped)

@@ -48,10 +48,13 @@ def _by_surrounding(loaded: Loaded) -> dict[str, list[Asked]]:
     _, *names = found
     if not names:
         return {}
-    # Every surrounding has the same rows.
-    surrounded = {(each.set, each.row.id) for each in found[names[0]]}
-    clean = loaded.clean.asked
-    found[CLEAN] = [each for each in clean if (each.set, surrounded_id(each.row.id, names[0])) in surrounded]
+    # Every surrounding has the same rows, but those of pictures, which have some of them.
+    surrounded = {(each.set, each.row.id) for name in names for each in found[name]}
+    found[CLEAN] = [
+        each
+        for each in loaded.clean.asked
+        if any((each.set, surrounded_id(each.row.id, name)) in surrounded for name in names)
+    ]
     return found
 
 

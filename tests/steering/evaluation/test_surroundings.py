@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from server.cli.evaluate import app
-from steering.data.questions import Question
+from steering.data.questions import Picture, Question
 from steering.errors import DataError
 from steering.evaluation import results
+from steering.evaluation.remote import _encoded
 from steering.evaluation.report import sections
+from steering.evaluation.results import Detector
 from steering.evaluation.run import Answers, System
 from steering.evaluation.store import Output
 from steering.evaluation.suite import Loaded, Suite, load_rows, load_suite, surrounded_id
@@ -44,7 +47,10 @@ def suite(folder: Path, more: str = "") -> tuple[Suite, Path]:
     return load_suite(str(folder / "s.yaml"))
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
+MOVED = ("tool-text", "drawn", "image-earlier", "jpeg-40")  # the words, or the images, stand elsewhere
+
+
+@pytest.mark.parametrize("name", [name for name in SURROUNDINGS if name not in MOVED])
 def test_the_question_is_in_it_with_its_images(name: str) -> None:
     image = {"type": "image"}
     surrounding = SURROUNDINGS[name]
@@ -61,6 +67,55 @@ def test_the_question_is_in_it_with_its_images(name: str) -> None:
     assert not surrounding.asks or SPELLINGS.get(name, TEXT) in words
 
 
+def put_into(name: str, *images: Picture) -> list[dict[str, Any]]:
+    """The chat, with a part for each image."""
+    put = SURROUNDINGS[name].put(Question(TEXT, images))
+    return put.messages([{"type": "image"} for _ in put.images])
+
+
+def test_what_a_tool_told_follows_its_call() -> None:
+    asked, called, told = put_into("tool-text")
+    assert asked["role"] == "user"
+    assert TEXT not in str(asked)
+    (call,) = called["tool_calls"]
+    assert told == {"role": "tool", "tool_call_id": call["id"], "content": TEXT}
+    calls = _encoded([asked, called, told])[1]["tool_calls"]
+    assert json.loads(calls[0]["function"]["arguments"]) == {}
+
+
+def test_words_are_drawn_in_a_picture_of_their_own() -> None:
+    (asked,) = put_into("drawn", b"picture")
+    assert [part["type"] for part in asked["content"]] == ["image", "image", "text"]
+    assert TEXT not in str(asked)
+    one, other = (SURROUNDINGS["drawn"].put(Question(text)).pictures()[0] for text in (TEXT, TEXT[:-4]))
+    assert one.size == other.size
+    assert one.tobytes() != other.tobytes()
+    long = SURROUNDINGS["drawn"].put(Question(f"{TEXT} " * 30)).pictures()[0]
+    assert long.height > one.height
+
+
+def test_pictures_stand_in_an_earlier_turn_or_are_coarser() -> None:
+    earlier, answer, asked = put_into("image-earlier", b"picture")
+    assert [part["type"] for part in earlier["content"]] == ["image", "text"]
+    assert answer["role"] == "assistant"
+    assert asked == {"role": "user", "content": [{"type": "text", "text": TEXT}]}
+    drawn = Image.effect_noise((32, 32), 80).convert("RGB")
+    (coarse,) = SURROUNDINGS["jpeg-40"].put(Question(TEXT, [drawn])).pictures()
+    assert coarse.size == drawn.size
+    assert coarse.tobytes() != drawn.tobytes()
+
+
+def test_a_row_without_pictures_is_in_no_surrounding_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two", "image": "two.png"}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "two.png")
+    told = "name: s\nsurroundings: [jpeg-40]\nsets: [{name: a, kind: harmful, path: rows.jsonl}]"
+    (tmp_path / "s.yaml").write_text(told)
+    loaded = load_rows(*load_suite(str(tmp_path / "s.yaml")))
+    assert [each.row.question.text for each in loaded.asked] == ["one", "two", "two"]
+    detector = Detector("guard", {each.key: 0.9 for each in loaded.asked}, frozenset())
+    assert [row["flagged"][0]["n"] for row in surroundings(loaded, [], [detector], judged(*example()))] == [1, 1]
+
+
 def test_turns_are_in_order() -> None:
     roles = {
         name: [message["role"] for message in SURROUNDINGS[name].put(Question(TEXT)).messages([])]
@@ -73,7 +128,7 @@ def test_turns_are_in_order() -> None:
     }
 
 
-@pytest.mark.parametrize("words", [32, 256])
+@pytest.mark.parametrize("words", [32, 256, 1024])
 @pytest.mark.parametrize("where", ["suffix", "prefix"])
 def test_padding_has_the_length_that_its_name_says(where: str, words: int) -> None:
     put = SURROUNDINGS[f"{where}-{words}"].put(Question(TEXT))
@@ -110,6 +165,8 @@ def test_the_option_takes_the_place_of_the_suite_s(tmp_path: Path) -> None:
     assert chosen.in_surroundings(None).surroundings == ["rot13"]
     assert chosen.in_surroundings("none").surroundings == []
     assert chosen.in_surroundings("all").surroundings == list(SURROUNDINGS)
+    words = chosen.in_surroundings("words").surroundings
+    assert {*SURROUNDINGS} - {*words} == {"drawn", "image-earlier", "jpeg-40"}
     assert chosen.in_surroundings("go-on,go-on").surroundings == ["go-on"]
 
 
@@ -165,16 +222,16 @@ def test_a_whole_evaluation(tmp_path: Path) -> None:
     suite(tmp_path, "judges: [demo]\nmax_tokens: 24\n")
     out = tmp_path / "run"
     options = ["eval", "--model", "demo", "--device", "cpu", "--out", str(out), "--limit", "3", "--no-cost"]
-    options += ["--suite", str(tmp_path / "s.yaml"), "--surroundings", "suffix-32,earlier-turn,no-refusals"]
+    options += ["--suite", str(tmp_path / "s.yaml"), "--surroundings", "suffix-32,tool-text,drawn"]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads((out / "results.json").read_text())
     names = [part["surrounding"] for part in found["surroundings"]]
-    assert names == ["clean", "suffix-32", "earlier-turn", "no-refusals"]
+    assert names == ["clean", "suffix-32", "tool-text", "drawn"]
     for part in found["surroundings"]:
         assert {cell["kind"]: cell["n"] + cell["failed"] for cell in part["flagged"]} == {"harmful": 3, "harmless": 3}
     assert {cell["n"] for cell in found["figures"]} == {3}
     headings = [heading for heading, _, _ in sections(found, brief=True)]
     assert "Surroundings, at the policy's threshold" in headings
     assert (out / "surroundings.png").stat().st_size > 1000
-    assert "earlier-turn" in (out / "results.md").read_text()
+    assert "tool-text" in (out / "results.md").read_text()
