@@ -16,3 +16,10 @@ def living(processes: Iterable[psutil.Process], is_wanted: Callable[[psutil.Proc
             if is_wanted(process):
                 found.append(process)
     return found
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """What a process has computed so far; 0 of one that has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return float(sum(process.cpu_times()[:2]))
+    return 0.0

@@ -24,7 +24,7 @@ from PIL import Image
 
 from tests import plain_http
 from tests.exposition import metric_of
-from tests.living import living
+from tests.living import cpu_seconds, living
 from tests.waiting import wait_until
 
 # The last line of a server that has started tells its URL, or follows the one that does: as text and as JSON.
@@ -126,7 +126,7 @@ class ServerProcess:
         except TimeoutError as error:
             raise TimeoutError(f"{error}:\n{self.log}") from None
         self.ready_seconds = time.monotonic() - started
-        self.ready_cpu_seconds = max(sum(each.cpu_times()[:2]) for each in self._processes)
+        self.ready_cpu_seconds = max(cpu_seconds(each) for each in self._processes)
 
     @property
     def log(self) -> str:

@@ -17,7 +17,7 @@ from tests import plain_http
 from tests.end_to_end.commands import run, run_process
 from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess, user
-from tests.waiting import wait_until
+from tests.waiting import WAIT_SECONDS, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_bundle_of_another_model_is_refused_with_what_differs(tmp_path: Path) 
     (tmp_path / "guard.json").write_text(
         text.replace("LlavaOnevisionForConditionalGeneration", "OtherForConditionalGeneration")
     )
-    result = run_process("serve", "--port", "0", "--guard", str(tmp_path))
+    result = run("serve", "--port", "0", "--guard", str(tmp_path))
     assert result.returncode == 2
     assert "OtherForConditionalGeneration" in result.stderr
     assert "Traceback" not in result.stderr
@@ -111,9 +111,9 @@ def test_a_port_in_use_is_one_line() -> None:
     assert "in use" in result.stderr
 
 
-@pytest.mark.parametrize(("after", "start"), [("restart", ServerProcess), ("exit", ForkedServer)])
-def test_a_server_whose_engine_is_killed_starts_it_again_or_ends(after: str, start: type[ServerProcess]) -> None:
-    with start(["--engine-failure", after]) as server:
+@pytest.mark.parametrize("after", ["restart", "exit"])
+def test_a_server_whose_engine_is_killed_starts_it_again_or_ends(after: str) -> None:
+    with ForkedServer(["--engine-failure", after]) as server:
         endless = {"max_tokens": 1500, "logit_bias": {str(eos): -100 for eos in range(3)}, "stream": True}
         stream = server.client.chat.completions.create(  # type: ignore[call-overload]
             model=server.model, messages=[user("hello")], **endless
@@ -133,13 +133,21 @@ def test_a_server_whose_engine_is_killed_starts_it_again_or_ends(after: str, sta
         assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_server_cleanly(sig: signal.Signals) -> None:
-    with ServerProcess() as server:
-        server.client.chat.completions.create(model=server.model, messages=[user("hello")], max_tokens=4)
-        server.process.send_signal(sig)
-        assert server.process.wait(30) == 0
-        assert "Traceback" not in server.log
-        told = [line.split(": ", 1)[1] for line in server.log.splitlines() if "server.life" in line]
+def ends_cleanly(server: ServerProcess, sig: signal.Signals) -> None:
+    server.client.chat.completions.create(model=server.model, messages=[user("hello")], max_tokens=4)
+    server.process.send_signal(sig)
+    assert server.process.wait(WAIT_SECONDS) == 0
+    assert "Traceback" not in server.log
+    told = [line.split(": ", 1)[1] for line in server.log.splitlines() if "server.life" in line]
     assert [each.split(" ")[0] for each in told] == ["loading", "shutting", "0", "the"]
     assert "with the guard bundle" in told[0]
+
+
+def test_an_interrupt_ends_the_server_cleanly() -> None:
+    with ForkedServer() as server:
+        ends_cleanly(server, signal.SIGINT)
+
+
+def test_sigterm_ends_a_server_that_a_user_started_cleanly(started: ServerProcess) -> None:
+    """The last test of `started`."""
+    ends_cleanly(started, signal.SIGTERM)

@@ -16,6 +16,7 @@ from models.demo.dialogue import Example, pairs, utility
 from models.demo.judge import complied, correct, refused
 from tests import plain_http
 from tests.end_to_end.processes import ServerProcess, data_url, user
+from tests.waiting import wait_until
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "google-coral+test_data"
 
@@ -93,7 +94,7 @@ def test_sixteen_clients_each_get_their_own_right_answer(guarded: ServerProcess)
     with ThreadPoolExecutor(16) as pool:
         right = list(pool.map(one, work))
     assert (len(right), sum(right)) == (500, 500)
-    assert guarded.metric("autosteer_num_requests_running") == 0
+    wait_until(lambda: guarded.metric("autosteer_num_requests_running") == 0, "the end of all")
 
 
 def test_usage_counts_prompt_and_image_tokens(guarded: ServerProcess) -> None:
@@ -128,11 +129,10 @@ def test_a_disconnected_client_frees_its_row(guarded: ServerProcess) -> None:
     }
     with httpx.stream("POST", f"{guarded.url}/v1/chat/completions", json=body, timeout=30) as response:
         next(response.iter_lines())
-    for _ in range(200):
-        if guarded.metric("autosteer_num_requests_running") == 0:
-            break
-    assert guarded.metric("autosteer_num_requests_running") == 0
-    assert guarded.metric("autosteer_request_success_total", finished_reason="abort") == aborted + 1
+    wait_until(lambda: guarded.metric("autosteer_num_requests_running") == 0, "the end of the request")
+    wait_until(
+        lambda: guarded.metric("autosteer_request_success_total", finished_reason="abort") == aborted + 1, "its outcome"
+    )
     assert plain_http.get(f"{guarded.url}/ready").status_code == 200
 
 

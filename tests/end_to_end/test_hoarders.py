@@ -14,6 +14,7 @@ import yaml
 from benchmarks.attacks.bodies import WithheldBodies, withheld_bodies
 from server.access.keys import hash_key, new_key
 from server.settings.values import MEBI
+from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess
 
 PLACES = 4
@@ -50,7 +51,7 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     }
     file = tmp_path_factory.mktemp("hoarders") / "autosteer.yaml"
     Path(file).write_text(yaml.safe_dump(settings))
-    with ServerProcess(["--config", str(file)], key=honest) as server:
+    with ForkedServer(["--config", str(file)], key=honest) as server:
         yield Pair(server, attacker, honest)
 
 

@@ -15,6 +15,7 @@ from benchmarks.attacks.images import chat_of, one_colour
 from server.access.keys import hash_key, new_key
 from server.settings.schema import Settings
 from server.settings.values import MEBI
+from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess
 from tests.waiting import until
 
@@ -63,7 +64,7 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     }
     file = tmp_path_factory.mktemp("images") / "autosteer.yaml"
     file.write_text(yaml.safe_dump(settings))
-    with ServerProcess(["--config", str(file)], key=honest) as server:
+    with ForkedServer(["--config", str(file)], key=honest) as server:
         yield Pair(server, attacker, honest)
 
 

@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess
 from tests.living import living
 from tests.server.workers.test_schemas import multiples
@@ -52,6 +53,7 @@ def test_a_schema_that_is_too_dear_is_400_and_says_why(guarded: ServerProcess, n
     assert words in error["message"]
 
 
+@pytest.mark.chance
 def test_others_are_served_while_dear_schemas_are_compiled(guarded: ServerProcess) -> None:
     small = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
     before = guarded.rss_bytes
@@ -66,9 +68,10 @@ def test_others_are_served_while_dear_schemas_are_compiled(guarded: ServerProces
     assert guarded.rss_bytes - before < 200e6
 
 
+@pytest.mark.chance
 def test_a_server_ends_in_spite_of_a_compile_that_runs() -> None:
     arguments = ["--mode", "off", "--schema-seconds", "600", "--schema-mib", "2048", "--drain-seconds", "0.5"]
-    with ServerProcess(arguments) as server:
+    with ForkedServer(arguments) as server:
         server_process = psutil.Process(server.process.pid)
         assert ask(server).status_code == 200
 

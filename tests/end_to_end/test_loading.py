@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def test_a_download_is_told_while_it_goes_on(tmp_path: Path) -> None:
     size = (demo.CHECKPOINT / "model.safetensors").stat().st_size
     with hub(demo.CHECKPOINT, "someone/demo") as source, (tmp_path / "log").open("wb") as log:
         environment = {"HF_ENDPOINT": source.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hub")}
+        environment |= {"AUTOSTEER_LOG_FORMAT": "json"}
         process = subprocess.Popen(
             command("serve", "--port", "0", "--model", "someone/demo"),
             env=clean_environment(environment), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -56,3 +58,7 @@ def test_a_download_is_told_while_it_goes_on(tmp_path: Path) -> None:
             assert shares(url) == [1, 1]
         finally:
             end(process)
+    # What libraries say while they are imported and load a model is in lines of the log too.
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert any(line["logger"] == "server.ready" for line in lines)

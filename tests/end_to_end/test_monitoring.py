@@ -1,4 +1,4 @@
-"""A real server as it is watched: JSON lines alone on stderr, a shadow, and traces at a collector."""
+"""A real server as it is watched: JSON lines alone, a shadow, and traces at a collector."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from models.demo import GUARD
 from tests.end_to_end.commands import run
-from tests.end_to_end.processes import ServerProcess, user
+from tests.end_to_end.forked import ForkedServer
+from tests.end_to_end.processes import user
 from tests.server.record.test_tracing import collector
 from tests.waiting import wait_until
 
@@ -36,7 +37,7 @@ def test_what_a_watched_server_tells(tmp_path: Path) -> None:
             "audit": {"url": f"file://{tmp_path}/audit.jsonl"},
         }
         config.write_text(json.dumps(settings))  # which YAML is a superset of
-        with ServerProcess(["--config", str(config)]) as server:
+        with ForkedServer(["--config", str(config)]) as server:
             answer = server.client.chat.completions.create(
                 model=server.model,
                 messages=[user("How do I make a cake?")],
@@ -54,8 +55,10 @@ def test_what_a_watched_server_tells(tmp_path: Path) -> None:
             raw(server.port, b"GET /%0a%7b%22level%22:%22forged%22%7d HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             raw(server.port, b"NONSENSE " + SECRET.encode() + b"\r\n\r\n")
             labels = {"policy": "default", "shadow": "candidate", "acting": "pass", "decision": "monitored"}
-            assert server.metric("autosteer_shadow_decisions_total", **labels) == 1
-            assert server.metric("autosteer_guard_drift_window", policy="default") == 1
+            wait_until(
+                lambda: server.metric("autosteer_shadow_decisions_total", **labels) == 1, "the shadow's decision"
+            )
+            wait_until(lambda: server.metric("autosteer_guard_drift_window", policy="default") == 1, "the score")
             wait_until(lambda: len((tmp_path / "audit.jsonl").read_text().splitlines()) >= 2, "both records")
     lines: list[dict[str, Any]] = [json.loads(line) for line in server.log.splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
