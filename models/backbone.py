@@ -66,6 +66,7 @@ class Backbone:
         )
         self._passes = Passes(model, info, cache, self._encoder, self._positions, image_token_id)
         self._taps: list[Tap] = []
+        self._answers: Tap | None = None
         self._reading: Reading | None = None
         banned = family.banned(model) if family.banned else ()
         self._banned = torch.tensor(list(banned), dtype=torch.long, device=info.device)
@@ -188,21 +189,23 @@ class Backbone:
     def capture(self) -> None:
         """Record steps of each number of rows as CUDA graphs; from then on steps replay them. Elsewhere nothing."""
         if self.info.device.type == "cuda":
-            self._passes.capture(self.max_rows, self._family.mrope)
+            self._passes.capture(self.max_rows, self._family.mrope, self._answers)
 
     # passes ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def forward(self, rows: Sequence[Row], counts: Sequence[int]) -> Tensor:
+    def forward(self, rows: Sequence[Row], counts: Sequence[int], *, watched: bool = False) -> Tensor:
         """Compute the next `counts` tokens of each row, all in one pass -> hidden state `[B, d]` of each one's last.
 
-        The state is that after the last norm. Raises OutOfRows before anything is computed.
+        The state is that after the last norm. `watched`: keep what `watch_answers` has named for `answer_states`.
+        Raises OutOfRows before anything is computed.
         """
         assert len(rows) == len(counts) > 0, f"{len(rows)} rows, {len(counts)} counts"
         for row, count in zip(rows, counts, strict=True):
             self.reserve(row, count)
         reading = self._reading if any(row.prompt is not None for row in rows) else None
-        hidden = self._passes.run(rows, counts, self._taps, reading)
+        taps = [*self._taps, self._watching] if watched else self._taps
+        hidden = self._passes.run(rows, counts, taps, reading)
         for row, count in zip(rows, counts, strict=True):
             row.length += count
             if row.prompt is not None:
@@ -227,6 +230,21 @@ class Backbone:
         assert not self.open_rows, f"{self.open_rows} rows are open, which were not read from their beginning"
         self.cache.keep_notes(None if reader is None else reader.width)
         self._reading = None if reader is None else Reading(reader, self._decoder, self.cache)
+
+    def watch_answers(self, layers: Sequence[int] | None) -> None:
+        """The layers that watched passes keep of each row's last token. Before `capture`, so that its graphs do too."""
+        if layers is None or self._answers is None or self._answers.layers != list(layers):
+            self._answers = None if layers is None else Tap(self._decoder, layers)
+
+    @property
+    def answer_states(self) -> Tensor:
+        """States `[B, layers, d]` of each row's last token in the latest watched pass, in the order of its rows."""
+        return self._watching.states
+
+    @property
+    def _watching(self) -> Tap:
+        assert self._answers is not None, "no layers of answers are watched"
+        return self._answers
 
     def notes(self, row: Row, tokens: int) -> Tensor:
         """What was read of a row's first tokens, `[tokens, width]`, wherever they were computed; NaN where nothing."""

@@ -1,7 +1,8 @@
 """Steps of decoding as CUDA graphs: one for each number of rows, replayed without a launch by the host.
 
 A graph reads its inputs from buffers of its own and leaves them ready for the next step of the same rows: positions,
-slots and lengths go on by one on the device. The host then sends the tokens, and nothing else.
+slots and lengths go on by one on the device. The host then sends the tokens, and nothing else. A tap that is known when
+they are recorded is part of them: its states lie in a buffer of the graph, whether or not somebody reads them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from models.cache import PagedCache
 from models.decode import KernelDecode
 from models.info import BackboneInfo
 from models.rows import Steps
+from models.tap import Tap
 
-Forward = Callable[[Tensor, Tensor, Pass], Tensor]  # ids `[1, B]`, positions, the pass -> hidden `[B, d]`
+Forward = Callable[[Tensor, Tensor, Pass, Sequence[Tap]], Tensor]  # ids `[1, B]`, positions -> hidden `[B, d]`
 
 
 def sizes(most: int) -> list[int]:
@@ -39,19 +41,29 @@ class _Graph:
     decode: KernelDecode
     real: Tensor  # 1 for a row, 0 for padding
     hidden: Tensor
+    states: Tensor | None  # of the tap
     loaded: Steps | None = None  # whose next step the buffers are ready for
 
 
 class DecodeGraphs:
     """Graphs for up to `rows` rows."""
 
-    def __init__(self, cache: PagedCache, forward: Forward, rows: int, info: BackboneInfo, mrope: bool) -> None:
+    def __init__(
+        self,
+        cache: PagedCache,
+        forward: Forward,
+        rows: int,
+        info: BackboneInfo,
+        mrope: bool,
+        tap: Tap | None = None,
+    ) -> None:
         self._cache = cache
         self._forward = forward
         self._sizes = sizes(rows)
         self._planes = (3, 1) if mrope else (1,)
         self._device = info.device
         self._width = cache.blocks_for(info.context_length)
+        self._tap = tap
         self._graphs: dict[int, _Graph] = {}
         self._tokens = torch.zeros(rows, dtype=torch.long, pin_memory=True)
 
@@ -60,6 +72,10 @@ class DecodeGraphs:
         pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
             self._graphs[size] = self._captured(size, pool)
+
+    def read(self, taps: Sequence[Tap]) -> bool:
+        """Whether all of these are read by the graphs."""
+        return all(tap is self._tap for tap in taps)
 
     @torch.inference_mode()
     def step(self, steps: Steps, tokens: Sequence[int]) -> Tensor:
@@ -73,6 +89,8 @@ class DecodeGraphs:
         graph.ids[0, :count].copy_(self._tokens[:count], non_blocking=True)
         graph.graph.replay()
         graph.loaded = steps
+        if self._tap is not None and graph.states is not None:
+            self._tap.put(graph.states[:count])
         return graph.hidden[:count]
 
     def _load(self, graph: _Graph, steps: Steps, count: int) -> None:
@@ -99,9 +117,10 @@ class DecodeGraphs:
         decode = KernelDecode(self._cache, [Table(blocks=[0]) for _ in range(size)], [1] * size, self._width)
         real = torch.zeros(size, dtype=torch.int32, device=self._device)
         paged = DecodePass(self._cache, slots, decode)
+        taps = [] if self._tap is None else [self._tap]
 
         def step() -> Tensor:
-            hidden = self._forward(ids, positions, paged)
+            hidden = self._forward(ids, positions, paged, taps)
             positions.add_(real)
             slots.add_(real.repeat_interleave(heads, output_size=size * heads))
             decode.ends.add_(real)
@@ -116,4 +135,5 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             hidden = step()
-        return _Graph(graph, ids, positions, slots, decode, real, hidden)
+        states = None if self._tap is None else self._tap.states
+        return _Graph(graph, ids, positions, slots, decode, real, hidden, states)

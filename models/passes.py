@@ -50,9 +50,9 @@ class Passes:
         self._no_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=info.device)  # or the model makes one
 
     @torch.inference_mode()
-    def capture(self, max_rows: int, mrope: bool) -> None:
-        """Record steps of up to `max_rows` rows as CUDA graphs; from then on steps replay them."""
-        self._graphs = DecodeGraphs(self._cache, self._decode_pass, max_rows, self._info, mrope)
+    def capture(self, max_rows: int, mrope: bool, tap: Tap | None = None) -> None:
+        """Record steps of up to `max_rows` rows as CUDA graphs, and in them `tap`; from then on steps replay them."""
+        self._graphs = DecodeGraphs(self._cache, self._decode_pass, max_rows, self._info, mrope, tap)
         self._graphs.capture()
 
     def run(
@@ -78,7 +78,7 @@ class Passes:
             self._steps = steps = Steps(self._cache, rows, self._positions.of_spans(rows, spans))
         tokens = [row.tokens[row.length] for row in rows]
         pictured = any(row.pictures for row in rows)
-        if self._graphs is not None and not taps and reading is None and not pictured:
+        if self._graphs is not None and self._graphs.read(taps) and reading is None and not pictured:
             return self._graphs.step(steps, tokens)
         embedded = self._embed(torch.tensor([tokens], device=self._info.device))
         deep = self._embed_pictures(embedded, rows, spans) if pictured else {}
@@ -86,8 +86,8 @@ class Passes:
         with self._read(reading, spans):
             return self._decode(embedded, steps.positions, paged, deep=deep, taps=taps)
 
-    def _decode_pass(self, ids: Tensor, positions: Tensor, paged: Pass) -> Tensor:
-        return self._decode(self._embed(ids), positions, paged)
+    def _decode_pass(self, ids: Tensor, positions: Tensor, paged: Pass, taps: Sequence[Tap]) -> Tensor:
+        return self._decode(self._embed(ids), positions, paged, taps=taps)
 
     def _mix(self, rows: Sequence[Row], counts: Sequence[int], taps: Sequence[Tap], reading: Reading | None) -> Tensor:
         """A pass over any tokens: rows that add one come first, then chunks, equally long ones side by side."""

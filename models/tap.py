@@ -33,9 +33,14 @@ class Tap:
         self._states: Tensor | None = None
 
     @property
+    def layers(self) -> list[int]:
+        """What it reads, in the order of its states."""
+        return self._layers
+
+    @property
     def states(self) -> Tensor:
-        """The tapped states of the latest prefill."""
-        assert self._states is not None, "no prefill ran inside the tap"
+        """The tapped states of the latest pass."""
+        assert self._states is not None, "no pass ran inside the tap"
         return self._states
 
     @contextmanager

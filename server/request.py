@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from models.prompt import Prompt
     from models.row_sampler import SamplingParams
     from models.sampling import Logprobs
-    from steering.policy import Decision, Policy, ShadowDecision
+    from steering.policy import AnswerDecision, Decision, Policy, ShadowDecision
 
 
 class Finish(StrEnum):
@@ -110,6 +110,7 @@ class Request:
     output_ids: list[int] = field(default_factory=list)
     decision: Decision | None = None
     shadow: ShadowDecision | None = None  # never acted upon
+    answer: AnswerDecision | None = None  # from when its answer is flagged, or has ended; None where nobody watches it
     cached_tokens: int | None = None  # of the prompt, which the engine knew when the request first ran
     timings: Timings = field(init=False)
 
@@ -144,7 +145,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What one step did to one request: a token, its end, or both."""
+    """What one step did to one request: a token, its end, or both; neither where its `answer` has been decided on.
+
+    Where the answer is watched, a token says that all before it were read and not flagged, and its end by `stop` or
+    `length` that all were. From an `answer` that is steered on, tokens are of a refusal and begin anew.
+    """
 
     request: Request
     token: int | None = None

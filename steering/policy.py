@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 class Mode(StrEnum):
@@ -34,9 +34,41 @@ def possible_verdicts(mode: Mode) -> tuple[Verdict, ...]:
     return (Verdict.PASS,) if mode is Mode.OFF else (Verdict.PASS, _FLAGGED[mode])
 
 
+Hold = int | Literal["sentence", "all"]  # tokens; until a sentence ends; until the answer ends
+
+
+@dataclass(frozen=True)
+class OutputPolicy:
+    """How answers are judged while they are generated: in mode `off` not at all.
+
+    `threshold` in [0, 1]: an answer whose score reaches it is flagged. `hold`: how much of it is held back until the
+    reader has seen it. Raises ValueError.
+    """
+
+    mode: Mode = Mode.OFF
+    threshold: float = 1.0
+    hold: Hold = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"output.threshold must be between 0 and 1, not {self.threshold}")
+        if isinstance(self.hold, int) and self.hold < 0:
+            raise ValueError(f"output.hold must be 0 or more tokens, not {self.hold}")
+        if self.mode in (Mode.OFF, Mode.MONITOR) and self.hold != 0:
+            raise ValueError(f"output.hold must be 0 in output.mode {self.mode}, which holds nothing back")
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether a flagged answer does not go on as it is."""
+        return self.mode in (Mode.STEER, Mode.BLOCK)
+
+
+UNWATCHED = OutputPolicy()
+
+
 @dataclass(frozen=True)
 class Policy:
-    """How requests are judged.
+    """How requests are judged, and their answers.
 
     `threshold` in [0, 1]: a score at or above it is flagged. `eps` > 0: strength of steering. Raises ValueError.
     """
@@ -47,6 +79,7 @@ class Policy:
     eps: float
     refusal: str
     expose_scores: bool = False
+    output: OutputPolicy = UNWATCHED
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 1.0:
@@ -57,6 +90,16 @@ class Policy:
             raise ValueError("eps must be more than 0 in mode steer: 0 steers nothing")
         if self.mode is Mode.BLOCK and not self.refusal:
             raise ValueError("refusal must not be empty in mode block")
+        if self.output.mode is Mode.OFF:
+            return
+        if self.mode is Mode.OFF:
+            raise ValueError(
+                f"output.mode {self.output.mode} needs a mode other than off: it counts the prompt's score"
+            )
+        if self.output.mode is Mode.STEER and self.eps == 0.0:
+            raise ValueError("eps must be more than 0 in output.mode steer: 0 steers nothing")
+        if self.output.intervenes and not self.refusal:
+            raise ValueError(f"refusal must not be empty in output.mode {self.output.mode}")
 
 
 class PolicyError(ValueError):
@@ -102,6 +145,17 @@ class Calibrated(Protocol):
         """Raises ValueError naming the rates that there are."""
 
 
+class Fallback(StrEnum):
+    """Why an answer ends with the policy's refusal text, and not in the model's words."""
+
+    MODE = "mode"  # the policy blocks
+    GRAMMAR = "grammar"  # the answer is JSON or a call, which has no place for a refusal
+    SHORT = "short"  # too few tokens are left for one
+    UNREADABLE = "unreadable"  # the reader failed, or its score is no number
+    AGAIN = "again"  # a steered answer was flagged
+    NOT_BEGUN = "not_begun"  # a steered answer did not begin with a refusal
+
+
 @dataclass(frozen=True)
 class Decision:
     """What the policy made of one row: `score` is None where nothing was scored, `eps` 0 where nothing is steered."""
@@ -109,6 +163,24 @@ class Decision:
     verdict: Verdict
     score: float | None
     eps: float
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the score reached the threshold, also where that was only counted."""
+        return self.verdict is not Verdict.PASS
+
+
+@dataclass(frozen=True)
+class AnswerDecision:
+    """What became of one answer: its score so far, and how many of its tokens had been read.
+
+    `verdict` blocked: it ended with the policy's refusal text, for `reason`.
+    """
+
+    verdict: Verdict
+    score: float
+    tokens: int
+    reason: Fallback | None = None
 
     @property
     def flagged(self) -> bool:

@@ -106,3 +106,7 @@ class Judge:
         request.decision = decision
         if decision.verdict is Verdict.STEERED:
             request.sampler = request.sampler.steered()
+        if self.guard is not None and request.policy.output.mode is not Mode.OFF:
+            assert self.guard.answers is not None, "a policy watches answers, and the bundle has no reader of them"
+            assert decision.score is not None, "a policy watches answers, and their prompt was not scored"
+            request.watch = self.guard.answers.watch(decision.score)

@@ -101,9 +101,11 @@ class LaunchSpec:
             tell=tell,
         )
         set_threads(self, backbone)
+        guard = None if self.guard is None else load_guard(self.guard, backbone.info)
+        if guard is not None and guard.answers is not None:
+            backbone.watch_answers(guard.answers.layers)
         if self.cuda_graphs:
             backbone.capture()
-        guard = None if self.guard is None else load_guard(self.guard, backbone.info)
         shadow = None if self.shadow is None else load_shadow(self.shadow, guard, backbone.info)
         scheduler = Scheduler(self.max_rows, self.prefill_tokens, self.max_gap_ms / 1000)
         return OwnEngine(backbone, guard, scheduler, shadow)

@@ -84,7 +84,8 @@ class LiveRequests:
     def _update(self, live: _Live, update: Update) -> None:
         request = live.request
         if update.state is not None:
-            request.decision, request.shadow, request.timings, request.cached_tokens = update.state
+            state = update.state
+            request.decision, request.shadow, request.answer, request.timings, request.cached_tokens = state
         if update.token is not None:
             request.output_ids.append(update.token)
         if update.finish is not None:

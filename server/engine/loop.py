@@ -168,6 +168,8 @@ class EngineLoop:
             self._begun[request] = number
             state = _state(request)
         number = self._begun[request]
+        if event.token is None:
+            state = _state(request)
         if event.finish is not None:
             del self._begun[request]
             state = _state(request)
@@ -266,4 +268,4 @@ class EngineLoop:
 
 
 def _state(request: Request) -> State:
-    return State(request.decision, request.shadow, request.timings, request.cached_tokens)
+    return State(request.decision, request.shadow, request.answer, request.timings, request.cached_tokens)

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.grammar import GrammarCompiler
 from models.row_sampler import GrammarError, RowSampler
 from models.sampling import Logprobs, sample
+from server.engine.answers import Answers, final
 from server.engine.grammars import Grammars
 from server.engine.judge import Judge
 from server.engine.own_request import OwnRequest
@@ -23,7 +24,7 @@ from server.engine.rows import BackboneRows, row_of
 from server.engine.scheduler import Scheduler, Work
 from server.request import Ask, EngineFailed, Event, Finish, GrammarFailed, RequestFailed
 from steering.guard import Guard
-from steering.policy import Verdict
+from steering.policy import AnswerDecision, Verdict
 from steering.shadow import Shadow
 
 if TYPE_CHECKING:
@@ -39,19 +40,25 @@ class Computed:
 
     requests: list[OwnRequest]
     hidden: Tensor
+    read: Tensor | None = None  # what was read of these tokens `[B]`; None where none was to be
 
     def of(self, kept: Sequence[bool]) -> Computed:
         """That of some of the requests."""
         if all(kept):
             return self
         places = torch.tensor([*compress(range(len(kept)), kept)], dtype=torch.long, device=self.hidden.device)
-        return Computed(list(compress(self.requests, kept)), self.hidden[places])
+        read = None if self.read is None else self.read[places]
+        return Computed(list(compress(self.requests, kept)), self.hidden[places], read)
 
     @staticmethod
     def joined(parts: Sequence[Computed]) -> Computed:
         """Those of passes one after the other."""
         requests = [request for part in parts for request in part.requests]
-        return Computed(requests, torch.cat([part.hidden for part in parts]))
+        read = None
+        if any(part.read is not None for part in parts):
+            nothing = parts[0].hidden.new_full((1,), torch.nan)  # of a row alone
+            read = torch.cat([nothing if part.read is None else part.read for part in parts])
+        return Computed(requests, torch.cat([part.hidden for part in parts]), read)
 
 
 class OwnEngine:
@@ -64,6 +71,7 @@ class OwnEngine:
         self.scheduler = scheduler
         self.failure: EngineFailed | None = None
         self._judge = Judge(guard, shadow)
+        self._answers = Answers(None if guard is None else guard.answers)
         self.read_prompts()
         self._rows = BackboneRows(backbone)
         info = backbone.info
@@ -90,8 +98,9 @@ class OwnEngine:
         return self.scheduler.idle
 
     def read_prompts(self) -> None:
-        """Have the backbone read prompts for this engine's guard; for one whose backbone another engine has used."""
+        """Have the backbone read for this engine's guard; for one whose backbone another engine has used."""
         self.backbone.read_prompts(self._judge.reader)
+        self.backbone.watch_answers(self._answers.layers)
 
     def effort(self, asks: Sequence[Ask]) -> Effort:
         """How much there is to compile, for any thread."""
@@ -138,15 +147,43 @@ class OwnEngine:
         computed = computed.of([request.pending == 0 for request in computed.requests])
         computed = self._judged(computed, events, self.backbone.reading_seconds - read)
         if computed.requests:
-            logits = self.backbone.logits(self._judge.steer(computed.requests, computed.hidden))
-            tokens, logprobs = sample(logits, [request.sampler for request in computed.requests])
-            events.extend(
-                self._advance(request, token, logprobs.get(row))
-                for row, (request, token) in enumerate(zip(computed.requests, tokens, strict=True))
-            )
+            self._choose(computed, events)
         encoded = self.backbone.encoded.since(encoded)
         self.scheduler.budget.observe(monotonic() - began, plan.decoding, plan.prompt_tokens, *encoded)
         return events
+
+    def _choose(self, computed: Computed, events: list[Event]) -> None:
+        """The next token of each row, unless its answer is flagged now, or has all of its tokens."""
+        # Of those that have, the last token was computed so that it is read before it is shown.
+        lacking = computed.of([request.room > 0 for request in computed.requests])
+        chosen: dict[OwnRequest, tuple[int, Logprobs | None]] = {}
+        if lacking.requests:
+            logits = self.backbone.logits(self._judge.steer(lacking.requests, lacking.hidden))
+            tokens, logprobs = sample(logits, [request.sampler for request in lacking.requests])
+            chosen = {
+                request: (token, logprobs.get(row))
+                for row, (request, token) in enumerate(zip(lacking.requests, tokens, strict=True))
+            }
+        flagged = {} if computed.read is None else self._answers.decide(computed.requests, computed.read.tolist())
+        for request in computed.requests:
+            if (answer := flagged.get(request)) is not None:
+                events.append(self._intervene(request, answer))
+                if answer.verdict is not Verdict.MONITORED:
+                    continue
+            if request in chosen:
+                events.append(self._advance(request, *chosen[request]))
+            else:
+                events.append(self._end(request, Finish.CONTENT_FILTER if request.eps else Finish.LENGTH))
+
+    def _intervene(self, request: OwnRequest, answer: AnswerDecision) -> Event:
+        """Do what was decided on a flagged answer."""
+        request.answer = answer
+        if answer.verdict is Verdict.BLOCKED:
+            return self._end(request, Finish.CONTENT_FILTER)
+        if answer.verdict is Verdict.STEERED:
+            self._answers.begin_refusal(request)
+            self._rows.restart(request)
+        return Event(request)
 
     def _run(self, work: Sequence[Work], events: list[Event]) -> Computed | None:
         """One batched pass; where it raises, each row alone, so that one bad request fails by itself."""
@@ -169,8 +206,10 @@ class OwnEngine:
 
     def _forward(self, work: Sequence[Work]) -> Computed:
         requests = [each.request for each in work]
-        hidden = self.backbone.forward([row_of(request) for request in requests], [each.tokens for each in work])
-        return Computed(requests, hidden)
+        rows, counts = [row_of(request) for request in requests], [each.tokens for each in work]
+        watched = self._answers.watched(work)
+        hidden = self.backbone.forward(rows, counts, watched=watched)
+        return Computed(requests, hidden, self._answers.read(self.backbone.answer_states) if watched else None)
 
     def _judged(self, computed: Computed, events: list[Event], spent: float) -> Computed:
         """Decide on the prompts that are computed now; those that want no token, or get none, end here."""
@@ -217,7 +256,7 @@ class OwnEngine:
             return self._end(request, Finish.CONTENT_FILTER if steered else Finish.STOP)
         request.output_ids.append(token)
         row_of(request).append(token)
-        if len(request.output_ids) < request.max_tokens:
+        if request.room > 0 or request.watch is not None:
             return Event(request, token=token, logprobs=logprobs)
         return self._end(request, Finish.CONTENT_FILTER if steered else Finish.LENGTH, token=token, logprobs=logprobs)
 
@@ -241,6 +280,7 @@ class OwnEngine:
         else:
             self._rows.hand_over(request, heir)
         request.timings.finished = monotonic()
+        request.answer = final(request)
         return Event(request, token=token, logprobs=logprobs, finish=finish, error=error)
 
 

@@ -10,6 +10,7 @@ from server.request import Request
 if TYPE_CHECKING:
     from models.backbone import Row
     from models.row_sampler import RowSampler
+    from steering.answers import Watch
 
 
 @dataclass(eq=False)
@@ -24,6 +25,9 @@ class OwnRequest(Request):
     source: OwnRequest | None = field(default=None, kw_only=True)
     followers: list[OwnRequest] = field(default_factory=list, init=False)
     row: Row | None = field(default=None, init=False)
+    watch: Watch | None = field(default=None, init=False)  # from its decision on, where its answer is watched
+    bent: float = field(default=0.0, init=False)  # strength of steering since its answer was flagged
+    kept: int = field(default=0, init=False)  # tokens of the flagged answer that have been shown
     turn: int = field(default=0, init=False)  # prompt tokens that the engine had computed when this came
 
     @property
@@ -67,4 +71,9 @@ class OwnRequest(Request):
     @property
     def eps(self) -> float:
         """Steering strength of its row, 0 where it is not steered."""
-        return self.decision.eps if self.decision else 0.0
+        return self.bent or (self.decision.eps if self.decision else 0.0)
+
+    @property
+    def room(self) -> int:
+        """How many tokens it may still have."""
+        return self.max_tokens - self.kept - len(self.output_ids)

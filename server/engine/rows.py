@@ -41,6 +41,10 @@ class BackboneRows:
         request.row = None
         self._begin(heir, heir.row)
 
+    def restart(self, request: OwnRequest) -> None:
+        """Let a request go on from the end of its prompt."""
+        request.row = self._backbone.take_over(row_of(request), request.prompt)
+
     def _begin(self, request: OwnRequest, row: Row) -> None:
         if request.timings.scheduled is None:
             request.timings.scheduled = monotonic()

@@ -22,7 +22,7 @@ from server.request import Ask, EngineError, EngineFailed, Finish, Request, Timi
 
 if TYPE_CHECKING:
     from models.sampling import Logprobs
-    from steering.policy import Decision, ShadowDecision
+    from steering.policy import AnswerDecision, Decision, ShadowDecision
 
 READ_BYTES = 65_536
 MAX_DESCRIPTORS = 64  # that travel with one piece of data; the system has a limit
@@ -171,12 +171,16 @@ class State(NamedTuple):
 
     decision: Decision | None
     shadow: ShadowDecision | None
+    answer: AnswerDecision | None
     timings: Timings
     cached_tokens: int | None
 
 
 class Update(NamedTuple):
-    """What a step did to one request, where that is more than a token. `state` with its first event and its last."""
+    """What a step did to one request, where that is more than a token.
+
+    `state` with its first event, its last, and one without a token.
+    """
 
     number: int
     token: int | None = None

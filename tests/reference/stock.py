@@ -79,3 +79,10 @@ def generate(model: Any, data: dict[str, Any], tokens: int) -> list[int]:
     with torch.no_grad():
         output: Tensor = model.generate(**data, do_sample=False, max_new_tokens=tokens)
     return [int(token) for token in output[0, data["input_ids"].shape[1] :]]
+
+
+def answer_states(model: Any, prompt: Sequence[int], answer: Sequence[int], layers: Sequence[int]) -> Tensor:
+    """States `[T, layers, d]` of an answer's tokens after a prompt without images, all computed at once."""
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([[*prompt, *answer]]), output_hidden_states=True).hidden_states
+    return torch.stack([states[layer][0, len(prompt) :] for layer in layers], dim=1)

@@ -16,6 +16,7 @@ from models.row_sampler import RowSampler, SamplingParams
 from models.vision import Encoded
 from server.engine.own_request import OwnRequest
 from server.request import Ask, Schema
+from steering.answers import AnswerReader
 from steering.policy import Mode, Policy
 
 VOCAB = 50
@@ -62,6 +63,8 @@ class FakeBackbone:
         self.prefills: list[int] = []  # rows that began or went on with a prompt, by pass
         self.decodes: list[int] = []  # rows that added one token, by pass
         self.computed = 0  # tokens, of prompts and answers
+        self.watched: list[bool] = []  # each pass
+        self.answer_states = torch.zeros(0, 1, 1)
 
     @property
     def cache_usage(self) -> float:
@@ -112,7 +115,7 @@ class FakeBackbone:
             self.rows.remove(row)
             self.held.pop(row, None)
 
-    def forward(self, rows: Sequence[FakeRow], counts: Sequence[int]) -> Tensor:
+    def forward(self, rows: Sequence[FakeRow], counts: Sequence[int], *, watched: bool = False) -> Tensor:
         assert all(row.open and 0 < count <= row.pending for row, count in zip(rows, counts, strict=True))
         assert all(self.held[row] >= row.length + count for row, count in zip(rows, counts, strict=True))
         new = sum(row.length == 0 or count > 1 for row, count in zip(rows, counts, strict=True))
@@ -125,7 +128,12 @@ class FakeBackbone:
         self.computed += sum(counts)
         for row, count in zip(rows, counts, strict=True):
             row.length += count
+        self.watched.append(watched)
+        self.answer_states = torch.tensor([[[float(row.tokens[row.length - 1])]] for row in rows])
         return torch.tensor([[float(next_token(row.tokens[: row.length])), row.tokens[0] / VOCAB] for row in rows])
+
+    def watch_answers(self, layers: Sequence[int] | None) -> None:
+        self.answer_layers = layers
 
     def logits(self, hidden: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(hidden[:, 0].long(), VOCAB).float()
@@ -144,6 +152,7 @@ class FakeGuard:
     layer = 1
     layers = (1,)
     width = 1
+    answers: AnswerReader | None = None
 
     def score(self, notes: Tensor, layout: object) -> float:
         return float(notes[-1, 0])

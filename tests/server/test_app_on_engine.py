@@ -66,9 +66,9 @@ class Backbone(FakeBackbone):
         self.tokenizer = byte_tokenizer()
         self.before: Callable[[str], object] = lambda what: None
 
-    def forward(self, rows: Sequence[FakeRow], counts: Sequence[int]) -> Tensor:
+    def forward(self, rows: Sequence[FakeRow], counts: Sequence[int], *, watched: bool = False) -> Tensor:
         self.before("decode" if any(row.length for row in rows) else "prefill")
-        return super().forward(rows, counts)
+        return super().forward(rows, counts, watched=watched)
 
     def logits(self, hidden: Tensor) -> Tensor:
         self.before("logits")

@@ -397,11 +397,11 @@ class Hung:
         self.entered, self.release = threading.Event(), threading.Event()
         forward = self.backbone.forward
 
-        def hang(rows: Any, counts: Any) -> Any:
+        def hang(rows: Any, counts: Any, **options: bool) -> Any:
             if any(row.length for row in rows):
                 self.entered.set()
                 self.release.wait()
-            return forward(rows, counts)
+            return forward(rows, counts, **options)
 
         monkeypatch.setattr(self.backbone, "forward", hang)
 
@@ -455,8 +455,8 @@ async def test_a_device_that_fails_ends_everything_even_where_its_rows_cannot_be
 
     forward = backbone.forward
 
-    def fail_to_go_on(rows: Any, counts: Any) -> Any:
-        return fail_device() if any(row.length for row in rows) else forward(rows, counts)
+    def fail_to_go_on(rows: Any, counts: Any, **options: bool) -> Any:
+        return fail_device() if any(row.length for row in rows) else forward(rows, counts, **options)
 
     monkeypatch.setattr(backbone, "forward", fail_to_go_on)
     monkeypatch.setattr(backbone, "close_row", fail_device)
@@ -481,7 +481,7 @@ async def test_a_single_row_that_meets_a_failed_device_fails_the_engine(monkeypa
     await runner.stop()
 
 
-def fail_device(*_: Any) -> Any:
+def fail_device(*_: Any, **__: Any) -> Any:
     raise torch.AcceleratorError("device-side assert")
 
 

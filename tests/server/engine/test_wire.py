@@ -21,7 +21,7 @@ from server.engine.protocol import Facts, Load
 from server.engine.scheduler import Scheduler
 from server.engine.wire import Frames, Kind, State, Update
 from server.request import Ask, EngineFailed, Finish, GrammarFailed, Schema, Timings
-from steering.policy import Decision, ShadowDecision, Verdict
+from steering.policy import AnswerDecision, Decision, Fallback, ShadowDecision, Verdict
 from tests.server.fakes import as_any, ask
 from tests.server.guards import random_guard
 
@@ -42,6 +42,7 @@ def test_a_step() -> None:
     state = State(
         Decision(Verdict.STEERED, float("inf"), 2.5),
         ShadowDecision(Verdict.PASS, 0.5, 0.0, "next"),
+        AnswerDecision(Verdict.BLOCKED, float("inf"), 40, Fallback.GRAMMAR),
         Timings(1.0, 2.0, 3.0, 4.0, None, 0.25),
         64,
     )
@@ -68,7 +69,7 @@ def test_facts_and_failures() -> None:
         "name", None, "Some", "llava", 8, 4, 50, 4096, torch.bfloat16, torch.device("cpu"), frozenset({2}), "", 9, ""
     )
     guard = random_guard(info)
-    backbone = SimpleNamespace(info=info, tokenizer=None, read_prompts=lambda _: None)
+    backbone = SimpleNamespace(info=info, tokenizer=None, read_prompts=lambda _: None, watch_answers=lambda _: None)
     facts = OwnEngine(as_any(backbone), guard, Scheduler(1, 1)).facts
     assert facts == Facts(info, guard.manifest, guard.layer, guard.calibration_scores)
     ((_, body),) = Frames().feed(wire.loaded(facts))

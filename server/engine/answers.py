@@ -1,0 +1,108 @@
+"""What is done about answers while they are generated: each token's score, and what follows where one is flagged."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from server.engine.own_request import OwnRequest
+from server.engine.scheduler import Work
+from steering.answers import AnswerReader
+from steering.policy import AnswerDecision, Fallback, Mode, Verdict, is_flagged
+
+logger = logging.getLogger(__name__)
+
+REFUSAL_TOKENS = 16  # a refusal with less room would end within its first sentence
+
+
+class Answers:
+    """Reads the answers whose policies say so, each token in the pass that computes it. Keeps nothing of a request."""
+
+    def __init__(self, reader: AnswerReader | None) -> None:
+        self._reader = reader
+
+    @property
+    def layers(self) -> Sequence[int] | None:
+        """The layers whose states are read; None: nothing is read."""
+        return None if self._reader is None else self._reader.layers
+
+    def watched(self, work: Sequence[Work]) -> bool:
+        """Whether the next pass computes a token that is to be read."""
+        return any(each.request.watch is not None and each.request.output_ids for each in work)
+
+    def read(self, states: Tensor) -> Tensor:
+        """What is read of tokens `[N]`, of their states `[N, layers, d]`: no numbers where reading fails."""
+        assert self._reader is not None, "nothing is read"
+        try:
+            return self._reader.read(states)[:, 0]
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            logger.exception("the answers of %d rows could not be read", len(states))
+            return states.new_full((len(states),), math.nan, dtype=torch.float32)
+
+    def decide(self, requests: Sequence[OwnRequest], values: Sequence[float]) -> Mapping[OwnRequest, AnswerDecision]:
+        """What follows for those that are flagged now, after one more token each, of which `values` were read."""
+        decisions = {}
+        for request, value in zip(requests, values, strict=True):
+            watch = request.watch
+            if watch is None or not request.output_ids:
+                continue  # the last token is of the prompt
+            assert watch.tokens == len(request.output_ids) - 1, f"{watch.tokens} of {len(request.output_ids)} were read"
+            score = watch.push(value)
+            known = request.answer is not None and request.answer.verdict is Verdict.MONITORED
+            if not known and is_flagged(score, request.policy.output.threshold):
+                decisions[request] = _decided(request, score)
+        return decisions
+
+    def begin_refusal(self, request: OwnRequest) -> None:
+        """A flagged answer goes on as a refusal: bent, and read anew."""
+        assert self._reader is not None, "nothing is read"
+        assert request.decision is not None, f"request {request.id} has no decision"
+        score = request.decision.score
+        assert score is not None, f"the prompt of request {request.id} was not scored"
+        request.kept += _shown(request)
+        request.bent = request.policy.eps
+        request.output_ids.clear()
+        request.sampler = request.sampler.steered()
+        request.watch = self._reader.watch(score)
+
+
+def final(request: OwnRequest) -> AnswerDecision | None:
+    """What became of a watched answer that ends and was not flagged before; else what is known."""
+    if request.watch is None or request.answer is not None:
+        return request.answer
+    return AnswerDecision(Verdict.PASS, request.watch.score, request.watch.tokens)
+
+
+def _decided(request: OwnRequest, score: float) -> AnswerDecision:
+    tokens = len(request.output_ids)
+    if request.policy.output.mode is Mode.MONITOR:
+        return AnswerDecision(Verdict.MONITORED, score, tokens)
+    fallback = _fallback(request, score)
+    return AnswerDecision(Verdict.STEERED if fallback is None else Verdict.BLOCKED, score, tokens, fallback)
+
+
+def _fallback(request: OwnRequest, score: float) -> Fallback | None:
+    """Why a flagged answer cannot go on as a refusal in the model's words; None where it can."""
+    if request.policy.output.mode is Mode.BLOCK:
+        return Fallback.MODE
+    if request.eps:
+        return Fallback.AGAIN
+    if math.isnan(score):
+        return Fallback.UNREADABLE
+    if request.ask.schema is not None:
+        return Fallback.GRAMMAR
+    return Fallback.SHORT if request.max_tokens - _shown(request) < REFUSAL_TOKENS else None
+
+
+def _shown(request: OwnRequest) -> int:
+    """How many of its tokens have been shown at most."""
+    tokens, hold = len(request.output_ids), request.policy.output.hold
+    if isinstance(hold, int):
+        return max(0, tokens - hold)
+    return 0 if hold == "all" else tokens
