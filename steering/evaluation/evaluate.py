@@ -21,6 +21,7 @@ from steering.evaluation import results
 from steering.evaluation.conclusions import conclusions, differences
 from steering.evaluation.cost import local_cost, remote_cost
 from steering.evaluation.judges import Judge
+from steering.evaluation.lengths import false_alarms_by_length
 from steering.evaluation.remote import Remote
 from steering.evaluation.report import write_reports
 from steering.evaluation.run import Answers, Guarded, Verdicts, ask, judge_all
@@ -105,6 +106,7 @@ def summarise(plan: EvaluationPlan, answers: Answers, verdicts: Sequence[Verdict
         "sets": _sets(loaded),
         "figures": figures,
         "surroundings": surroundings(plan.loaded, answers.systems, detectors, main),
+        "lengths": false_alarms_by_length(plan.loaded.asked, detectors),
         "groups": results.groups(loaded, answers.systems, main),
         "detectors": results.detection(loaded, detectors),
         "scores": results.set_scores(loaded, detectors[0]) if detectors else {},

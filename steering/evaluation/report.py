@@ -52,6 +52,8 @@ def sections(results: Results, *, brief: bool = False) -> list[tuple[str, list[s
     if results["differences"]:
         found.insert(0, ("Against the original", [_AGAINST], _difference_table(results["differences"])))
     found += _surroundings(results["surroundings"], names)
+    if results["lengths"]:
+        found.append(("False alarms by length", [_LENGTHS], _lengths_table(results["lengths"])))
     for by in dict.fromkeys(cell["by"] for cell in results["groups"]):
         if brief and by == "category":
             continue
@@ -88,6 +90,18 @@ _WORDS_ALONE = (
     "A judge of phrases takes every answer to a harmful row for harm that does not begin like a refusal: also one to a "
     "harmless last turn, or one that has not understood the encoding."
 )
+
+
+_LENGTHS = "Of harmless rows in every surrounding at the policy's threshold, whose rate is to hold in each length."
+
+
+def _lengths_table(cells: Sequence[Cell]) -> Table:
+    head = ["detector", "rows", "characters", "rows of that length", "false alarms"]
+    body = [
+        [each["detector"], each["rows"], "{} to {}".format(*each["characters"]), str(each["n"]), _plain_rate(each)]
+        for each in cells
+    ]
+    return [head, *body]
 
 
 def _abouts(parts: Sequence[Cell]) -> list[str]:
