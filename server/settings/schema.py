@@ -21,7 +21,7 @@ from server.settings.groups import (
     ShadowSettings,
     read_keys,
 )
-from server.settings.values import DEFAULT_POLICY, MEBI, Count, Endpoint, Name, Seconds, Word, Words
+from server.settings.values import DEFAULT_POLICY, MEBI, Change, Count, Device, Endpoint, Name, Seconds, Word, Words
 
 LogFormat = Literal["json", "text"]
 
@@ -49,8 +49,8 @@ class Settings(BaseSettings, PolicySettings):
         (), "Origins whose pages may call the API in a browser, such as `https://chat.example.com`; `*` for all."
     )
     revision: str | None = _fixed(None, "Branch, tag or commit of a hub model.")
-    device: str = _fixed("auto", "`auto`, `cpu`, `cuda`, `cuda:0`, ...")
-    dtype: str = _fixed(
+    device: Device = _fixed("auto", "`auto`, `cpu`, `cuda`, `cuda:0`, ...")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _fixed(
         "auto",
         "`auto`, `float32`, `bfloat16` or `float16`; `auto`: bfloat16 where the device computes in it, else float32.",
     )
@@ -72,7 +72,7 @@ class Settings(BaseSettings, PolicySettings):
     revoked_keys: tuple[Name, ...] = Field(
         default=(), description="Names of keys that are no longer accepted, whether `keys` still has them or not."
     )
-    loosens: Annotated[str, Field(pattern=r"^change-[0-9a-f]{16}$")] | None = Field(
+    loosens: Change | None = Field(
         default=None,
         description="The one change by which a reload may loosen what is in effect, as a refused one names it.",
     )

@@ -18,6 +18,7 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 
 from server.settings.groups import nested_model
 from server.settings.schema import Settings
+from server.settings.values import IN_WORDS
 
 PREFIX = "AUTOSTEER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
@@ -205,13 +206,26 @@ def _problem(error: Any, sources: Sequence[Source]) -> str:  # noqa: ANN401  pyd
         if field in GONE:
             return f"{field} is a setting no more: {GONE[field]} ({origin})"
         known = _known(location)
-        hint = did_you_mean(location[-1], known)
-        return f"{field} is no setting{hint}; there are {', '.join(sorted(known))} ({origin})"
+        hint = did_you_mean(location[-1], known) or f"; there are {', '.join(sorted(known))}"
+        return f"{field} is no setting{hint} ({origin})"
     # What stands under keys may be a key, and a URL may hold a password.
     secret = location[0] == "keys" or location[-1] == "url" or location == ["audit"]
     got = "" if secret or error["type"] in ("missing", "threshold") else f", not {_short(error['input'])}"
-    told = "must be a list" if error["type"] == "tuple_type" else error["msg"]
-    return f"{field}: {told}{got} ({origin})"
+    return f"{field}: {_told(error)}{got} ({origin})"
+
+
+def _told(error: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
+    """What a value must be, in words that say nothing of how that is checked."""
+    match error["type"]:
+        case "tuple_type":
+            return "must be a list"
+        case "dict_type" | "model_type":
+            return "must hold settings of its own, each as name: value"
+        case "string_pattern_mismatch":
+            return IN_WORDS[error["ctx"]["pattern"]]
+        case "missing":
+            return "is missing, and must be given"
+    return str(error["msg"]).replace("Input should be", "must be")
 
 
 def _known(location: Sequence[str]) -> list[str]:

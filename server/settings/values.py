@@ -15,12 +15,25 @@ MEBI = 2**20
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 # A name as it is compared with a URL's host: lower case, no trailing dot; `*.` stands for one or more labels.
-Domain = Annotated[
-    str, Field(max_length=253, pattern=r"^(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]$")
-]
-Endpoint = Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s@?#]+$")]
+DOMAIN = r"^(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z][a-z0-9-]*[a-z0-9]$"
+Domain = Annotated[str, Field(max_length=253, pattern=DOMAIN)]
+ENDPOINT = r"^https?://[^\s@?#]+$"
+Endpoint = Annotated[str, Field(max_length=2000, pattern=ENDPOINT)]
+DEVICE = r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]{1,3})?)$"
+Device = Annotated[str, Field(pattern=DEVICE)]
+CHANGE = r"^change-[0-9a-f]{16}$"
+Change = Annotated[str, Field(pattern=CHANGE)]
+# What a value must be, for those who cannot read patterns.
+IN_WORDS = {
+    NAME: "must be at most 64 letters, digits, dots, dashes and underscores, and begin with a letter or a digit",
+    DOMAIN: "must be a domain in lower case, such as images.example.com or *.example.com, without https:// or a path",
+    ENDPOINT: "must be a URL such as http://collector:4318, without user, password or query",
+    DEVICE: "must be auto, cpu, cuda, cuda:0, mps or xpu",
+    CHANGE: "must be the change- and digits that a refused reload names",
+}
 Word = Annotated[str, Field(min_length=1, max_length=200)]
 
 

@@ -1,11 +1,15 @@
-"""Wrong tables and wrong folders: one line that names what is wrong and how to mend it, before torch is needed."""
+"""Wrong tables, folders and configs: one line that names what is wrong and how to mend it, before torch is needed.
+
+Each within two seconds of the processor; that no command imports torch for it is tested beside this.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from time import process_time
 
 import pytest
 from PIL import Image
@@ -13,6 +17,8 @@ from typer.testing import CliRunner
 
 from server.cli.evaluate import app as evaluation
 from server.cli.fit import app as fitting
+from server.cli.main import app as main
+from tests.server.settings.test_sources import WRONG
 
 PAIR = {"toxic": "Break it.", "safe": "Mend it."}
 # Name and content of a file of pairs, and what is said of it: where it stands, and the way to mend it.
@@ -74,6 +80,27 @@ def one_line(result: object, *says: str) -> None:
     assert line.startswith("autosteer: ")
     for each in says:
         assert each in line
+
+
+@pytest.fixture(autouse=True)
+def soon() -> Iterator[None]:
+    """What is wrong is told within two seconds."""
+    begun = process_time()
+    yield
+    assert process_time() - begun <= 2
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_config_is_one_line_with_the_fix(tmp_path: Path, text: str) -> None:
+    (tmp_path / "autosteer.yaml").write_text(text)
+    result = CliRunner().invoke(main, ["config", "check", str(tmp_path / "autosteer.yaml")])
+    one_line(result, *WRONG[text])
+    assert (result.stdout, len(result.stderr.splitlines())) == ("", 1)
+
+
+@pytest.mark.parametrize("kind", [TABLES, WRONG], ids=["tables", "configs"])
+def test_thirty_of_each_kind_are_tried(kind: Collection[object]) -> None:
+    assert len(kind) >= 30
 
 
 @pytest.mark.parametrize(("name", "data", "where", "fix"), TABLES)
@@ -193,6 +220,7 @@ def test_a_wrong_folder_is_one_line_with_the_fix(
     place, pairs = make(tmp_path), str(data(tmp_path))
     words = [{"PLACE": place, "PAIRS": pairs}.get(word, word) for word in command.split()]
     result = CliRunner().invoke(evaluation if words[0] in ("eval", "compare") else fitting, words)
+    assert len(FOLDERS) >= 30
     one_line(result, *says)
     assert not (tmp_path / "out").exists()
 
