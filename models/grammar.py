@@ -10,7 +10,7 @@ from typing import Any
 from llguidance import LLMatcher, LLTokenizer
 
 from models.row_sampler import GrammarError
-from models.schema import compile_schema, read_vocabulary, reason_of
+from models.schema import compile_source, read_vocabulary, reason_of, source_of
 
 
 class GrammarCompiler:
@@ -24,11 +24,15 @@ class GrammarCompiler:
         self._vocabulary: LLTokenizer | None = None
 
     def compile(self, schema: Mapping[str, Any]) -> JsonGrammar:
-        """A grammar of the JSON texts that satisfy a schema. Raises SchemaError. Blocks, mostly without the GIL.
+        """A grammar of the JSON texts that satisfy a schema of the caller's own. Raises SchemaError. Blocks."""
+        return self.compile_source(source_of(schema))
+
+    def compile_source(self, source: str) -> JsonGrammar:
+        """The same of what `source_of` made of a schema. Blocks, without the GIL.
 
         Nothing ends it: for schemas that were checked and compiled within limits before, or that are the caller's own.
         """
-        return JsonGrammar(compile_schema(self._read_vocabulary(), schema))
+        return JsonGrammar(compile_source(self._read_vocabulary(), source))
 
     def _read_vocabulary(self) -> LLTokenizer:
         with self._lock:

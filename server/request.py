@@ -66,10 +66,10 @@ QUICK_SECONDS = 0.02  # of CPU, for a schema: most take a quarter of it
 class Schema:
     """A JSON schema that was compiled within limits, and what that took: CPU seconds, bytes of memory.
 
-    `param`: the path of the field that it came from.
+    `source`: as `models.schema.source_of` makes it; `param`: the path of the field that it came from.
     """
 
-    text: str
+    source: str
     seconds: float = 0.0
     memory_bytes: int = 0
     param: str = "response_format"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Sequence
 
@@ -28,7 +27,7 @@ class Grammars:
     def effort(self, asks: Sequence[Ask]) -> Effort:
         """How much there is to compile for these."""
         with self._lock:
-            new = [ask.schema for ask in asks if ask.schema is not None and ask.schema.text not in self._kept]
+            new = [ask.schema for ask in asks if ask.schema is not None and ask.schema.source not in self._kept]
         if not new:
             return Effort.NONE
         return Effort.LITTLE if all(schema.quick for schema in new) else Effort.MUCH
@@ -36,14 +35,14 @@ class Grammars:
     def of(self, schema: Schema) -> JsonGrammar:
         """A row's own grammar. Blocks where it is not kept. Raises GrammarFailed."""
         with self._lock:
-            kept = self._kept.get(schema.text)
+            kept = self._kept.get(schema.source)
         if kept is not None:
             return kept[0].fresh()
         try:
-            grammar = self._compiler.compile(json.loads(schema.text))
+            grammar = self._compiler.compile_source(schema.source)
         except SchemaError as error:
             raise GrammarFailed(str(error)) from error
         size = min(max(schema.memory_bytes, LEAST_BYTES), KEPT_BYTES)
         with self._lock:
-            self._kept[schema.text] = grammar, size
+            self._kept[schema.source] = grammar, size
         return grammar.fresh()

@@ -18,7 +18,7 @@ from enum import IntEnum
 from time import process_time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from models.schema import SchemaError, check_schema, compile_schema, read_vocabulary
+from models.schema import SchemaError, check_schema, compile_source, read_vocabulary, source_of
 from server.workers.limits import limit_memory
 from server.workers.memory import own_memory
 from server.workers.process import be_modest, serve
@@ -40,16 +40,19 @@ class Kind(IntEnum):
 
 
 class Verdict(NamedTuple):
-    """What came of compiling a schema: CPU seconds and bytes that it took, and why it is refused."""
+    """What came of compiling a schema: CPU seconds and bytes that it took.
+
+    `text`: why it is refused; or what it was compiled from, so that nobody else has to make that of the schema again.
+    """
 
     kind: Kind
     seconds: float = 0.0
     memory_bytes: int = 0
-    reason: str = ""
+    text: str = ""
 
     def packed(self) -> bytes:
         """As `read_verdict` takes it."""
-        return _VERDICT.pack(self.kind, self.seconds, self.memory_bytes) + self.reason.encode()
+        return _VERDICT.pack(self.kind, self.seconds, self.memory_bytes) + self.text.encode()
 
 
 def read_verdict(data: bytes) -> Verdict:
@@ -75,7 +78,9 @@ def main() -> None:
             tokenizer, size, eos_ids = json.loads(bytes(data))
             try:
                 vocabulary = read_vocabulary(tokenizer, size, eos_ids)
-                compile_schema(vocabulary, {"type": "object"})  # what is made once for all is there in every copy
+                compile_source(
+                    vocabulary, source_of({"type": "object"})
+                )  # what is made once for all is there in every copy
                 yield b""
             except SchemaError as error:
                 yield str(error).encode()
@@ -92,7 +97,10 @@ def _forked(vocabulary: LLTokenizer, schema: bytes, seconds: float, memory_bytes
     if (child := os.fork()) == 0:
         with suppress(BaseException):
             _limit(seconds, memory_bytes)
-            os.write(writing, _verdict(vocabulary, json.loads(schema)).packed())
+            verdict = _verdict(vocabulary, json.loads(schema)).packed()
+            signal.setitimer(signal.ITIMER_PROF, 0)  # or a part of it might be told
+            with os.fdopen(writing, "wb") as file:
+                file.write(verdict)
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as file:
@@ -131,10 +139,11 @@ def _verdict(vocabulary: LLTokenizer, schema: Mapping[str, Any]) -> Verdict:
     memory, began = own_memory(), process_time()
     try:
         check_schema(schema)
-        compile_schema(vocabulary, schema)
+        source = source_of(schema)
+        compile_source(vocabulary, source)
     except SchemaError as error:
-        return Verdict(Kind.REFUSED, reason=str(error))
-    return Verdict(Kind.FINE, process_time() - began, max(0, own_memory() - memory))
+        return Verdict(Kind.REFUSED, text=str(error))
+    return Verdict(Kind.FINE, process_time() - began, max(0, own_memory() - memory), source)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from cachetools import LRUCache
 from models.schema import SchemaError, check_size
 from server.errors import TooManyRequests, Unavailable
 from server.request import QUICK_SECONDS, Schema
+from server.settings.values import MEBI
 from server.workers import compiler
 from server.workers.compiler import Kind, Verdict, question, read_verdict
 from server.workers.lanes import Lane
@@ -27,7 +28,8 @@ from server.workers.process import Worker, WorkerLost, Workers
 
 logger = logging.getLogger(__name__)
 
-REMEMBERED = 4096  # verdicts, without their schemas
+REMEMBERED_BYTES = 16 * MEBI  # of verdicts, each with what its schema is compiled from
+LEAST_BYTES = 512  # that one counts for
 MAX_DEAR = 8  # schemas that wait for the second lane
 GRACE_SECONDS = 20.0  # on a busy machine, beside the CPU time
 START_SECONDS = 60.0  # to read a vocabulary
@@ -51,7 +53,9 @@ class SchemaCompiler:
     def __init__(self, source: VocabularySource, *, seconds: float, memory_bytes: int) -> None:
         self._seconds = seconds
         self._memory_bytes = memory_bytes
-        self._verdicts: LRUCache[bytes, Verdict] = LRUCache(REMEMBERED)
+        self._verdicts: LRUCache[bytes, Verdict] = LRUCache(
+            REMEMBERED_BYTES, getsizeof=lambda verdict: LEAST_BYTES + len(verdict.text)
+        )
         self._asked: dict[bytes, asyncio.Task[Verdict]] = {}
         start = partial(_started, source, memory_bytes)
         self._processes = [Workers(1, start) for _ in range(2)]
@@ -68,7 +72,7 @@ class SchemaCompiler:
         verdict = self._verdicts.get(key) or await self._asked_once(key, text)
         match verdict.kind:
             case Kind.REFUSED:
-                raise SchemaError(verdict.reason)
+                raise SchemaError(verdict.text)
             case Kind.TOO_SLOW:
                 raise SchemaError(
                     f"to compile it takes more than {self._seconds:g} s of computing (schema_seconds); make it simpler"
@@ -77,7 +81,7 @@ class SchemaCompiler:
                 raise SchemaError(
                     f"to compile it takes more than {self._memory_bytes >> 20} MiB (schema_mib); make it simpler"
                 )
-        return Schema(text, verdict.seconds, verdict.memory_bytes)
+        return Schema(verdict.text, verdict.seconds, verdict.memory_bytes)
 
     async def _asked_once(self, key: bytes, text: str) -> Verdict:
         if (task := self._asked.get(key)) is None:

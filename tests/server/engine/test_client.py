@@ -1,7 +1,6 @@
 """The engine behind the wire: every accepted request ends in exactly one terminal event, whatever happens."""
 
 import asyncio
-import json
 import socket
 import threading
 import time
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.prompt import Prompt
+from models.schema import source_of
 from server.engine.client import EngineClient
 from server.engine.live import NotReady, QueueFull
 from server.engine.loop import EngineLoop
@@ -291,7 +291,7 @@ async def test_a_request_that_cannot_be_made_of_what_arrives_fails_alone(monkeyp
     backbone.tokenizer = as_any(byte_tokenizer())
     runner = await started(backbone)
     bad, odd, good = Inbox(), Inbox(), Inbox()
-    constrained = ask("bad", [1], schema=Schema(json.dumps({"enum": []})))
+    constrained = ask("bad", [1], schema=Schema(source_of({"enum": []})))
     broken = [replace(each, params=as_any(None)) for each in (ask("odd", [1]), ask("even", [2]))]
     runner.submit(pack([constrained]), bad)
     runner.submit(pack(broken), odd)

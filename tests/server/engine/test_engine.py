@@ -5,6 +5,7 @@ from collections import defaultdict
 import pytest
 
 from models.row_sampler import SamplingParams
+from models.schema import source_of
 from server.engine.grammars import Grammars
 from server.engine.own import OwnEngine
 from server.engine.own_request import OwnRequest
@@ -191,13 +192,13 @@ def test_abort_frees_the_row_at_once() -> None:
 
 
 def test_prepared_requests_draw_as_their_seeds_say_and_follow_grammars_of_their_own() -> None:
-    schema = Schema('{"type": "object"}')
+    schema = Schema(source_of({"type": "object"}))
     first = ask("a", [1, 2, 3], temperature=0.7, seed=11)
     second = ask("b", [1, 2, 3], temperature=1.0, seed=12, leader="a", repetition_penalty=1.3)
     compiled: list[object] = []
 
     class Compiler:
-        def compile(self, schema: object) -> "Compiler":
+        def compile_source(self, schema: object) -> "Compiler":
             compiled.append(schema)
             return self
 
@@ -214,4 +215,4 @@ def test_prepared_requests_draw_as_their_seeds_say_and_follow_grammars_of_their_
     assert made[1].sampler.seen == {1, 2, 3}
     assert (made[0].source, made[1].source) == (None, made[0])
     assert [as_any(each.sampler.grammar) for each in made] == [None, None, "grammar 1", "grammar 1"]
-    assert compiled == [{"type": "object"}]
+    assert compiled == [schema.source]

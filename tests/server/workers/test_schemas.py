@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from models.grammar import plain_json
-from models.schema import SchemaError
+from models.schema import SchemaError, source_of
 from server.errors import TooManyRequests, Unavailable
 from server.request import QUICK_SECONDS
 from server.workers import schemas
@@ -60,6 +60,12 @@ async def test_a_small_schema_is_fine_and_quick(compiler: SchemaCompiler) -> Non
     found = await compiler.check(SMALL)
     assert found.quick
     assert await compiler.check(SMALL) == found
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_engine_gets_what_was_compiled_and_does_not_make_it_again(compiler: SchemaCompiler) -> None:
+    assert (await compiler.check(SMALL)).source == source_of(SMALL)
+    assert (await compiler.check(SMALL)).source == source_of(SMALL)  # of a verdict that is remembered too
 
 
 @pytest.mark.asyncio(loop_scope="module")
