@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import gc
 import io
 import logging
 import shlex
@@ -116,6 +115,7 @@ def _serve(
     from server.access.policies import make_policies
     from server.app import create_app
     from server.engine.client import EngineClient
+    from server.http.garbage import FullCollections
     from server.http.server import HttpServer
     from server.reload import reload
 
@@ -128,11 +128,10 @@ def _serve(
         again=partial(EngineProcess, spec) if settings.engine_failure == "restart" else None,
     )
     application = create_app(settings, client, name=spec.name, sink=sink, tracing=tracing)
-    service = application.state.service
+    service, garbage = application.state.service, FullCollections()
 
     def ready() -> None:
-        gc.collect()
-        gc.freeze()  # the libraries' objects: a collection that walks through all of them holds up streams for 0.2 s
+        garbage.begin()
         announce(service.served, service.default_policy(service.served), _url(listener), settings.log_format)
 
     server = HttpServer(application, client, settings, announce=ready, reload=lambda: reload(service, load))
