@@ -1,4 +1,4 @@
-"""Fixtures for all tests, how they are shared out among processes, and what is told at the end."""
+"""Where fixtures are, how tests are shared out among processes, and what is told at the end."""
 
 from __future__ import annotations
 
@@ -9,18 +9,9 @@ from typing import Any
 import hypothesis
 import psutil
 import pytest
-import torch
 
 from tests import chance
-from tests.real import real_model
-from tests.reference import stock
 from tests.sharing import ByServer, longest_first, workers
-from tests.tiny import TinyModels, backbone, family, remembering, tiny_models
-
-# Threads that wait for each other spin: two processes with two each on two cores take ten times as long. Set for the
-# servers that tests start as well.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # No test is to fail by luck or by the clock: the same examples each time, however long one takes. `make test-slow`
 # looks for others.
@@ -28,26 +19,14 @@ hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, m
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile("quick")
 
-__all__ = ["backbone", "family", "real_model", "remembering", "tiny_models"]
-
-
-@pytest.fixture(scope="session")
-def stock_models(tiny_models: TinyModels) -> Any:
-    found: dict[str, Any] = {}
-
-    def get(family: str) -> Any:
-        if family not in found:
-            found[family] = stock.load_model(family, tiny_models.folder(family))
-        return found[family]
-
-    return get
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     chance.add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("dist", "no") == "no":  # else this process runs no tests: its workers do, in which it is "no"
+        config.pluginmanager.import_plugin("tests.fixtures")
     if turns := config.getoption("turns"):
         config.pluginmanager.register(chance.Turns(turns, config.getoption("within")))
 
