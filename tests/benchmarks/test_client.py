@@ -133,6 +133,7 @@ async def test_a_connection_that_breaks_is_an_error_and_a_cancelled_one_is_close
             await waiting
 
 
+@pytest.mark.chance
 def test_loads_answer_every_request() -> None:
     async def loads() -> None:
         async with served(parts(TOKENS)) as url:

@@ -68,6 +68,7 @@ def test_who_answers_nothing_well_is_counted_as_if_one_had_been_good() -> None:
     assert _goal("other", [ours], [theirs]).found.value == 8.0
 
 
+@pytest.mark.chance
 def test_an_open_load_gives_up_what_is_never_answered() -> None:
     half = [HEAD, chunk(events(1)[0])]
     load = against(half, lambda url, requests: open_load(url, requests, rate=500.0, count=6, patience=0.1))
@@ -83,6 +84,7 @@ def test_an_open_load_counts_what_is_refused_as_lost() -> None:
     assert all("429" in why for why in load.lost)
 
 
+@pytest.mark.chance
 def test_an_open_load_loses_nothing_else() -> None:
     load = against(parts(TOKENS), lambda url, requests: open_load(url, requests, rate=500.0, count=6))
     assert (len(load.answers), [*load.lost]) == (6, [])
@@ -90,6 +92,7 @@ def test_an_open_load_loses_nothing_else() -> None:
     assert 0 < load.asking <= load.seconds + 0.002
 
 
+@pytest.mark.chance
 def test_a_closed_load_ends_when_its_time_is_up_and_waits_for_what_is_under_way() -> None:
     load = against(parts(TOKENS), lambda url, requests: closed_load(url, requests, clients=3, count=100, seconds=0.0))
     assert len(load.answers) == 3

@@ -40,6 +40,7 @@ def test_the_ready_line_says_what_runs(started: ServerProcess) -> None:
         assert word in log, log
 
 
+@pytest.mark.chance
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_command_to_try_gets_an_answer(started: ServerProcess) -> None:
     line = next(line for line in started.log.splitlines() if line.startswith("try it: "))
@@ -111,6 +112,7 @@ def test_a_port_in_use_is_one_line() -> None:
     assert "in use" in result.stderr
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("after", ["restart", "exit"])
 def test_a_server_whose_engine_is_killed_starts_it_again_or_ends(after: str) -> None:
     with ForkedServer(["--engine-failure", after]) as server:
@@ -128,7 +130,7 @@ def test_a_server_whose_engine_is_killed_starts_it_again_or_ends(after: str) -> 
             server.client.chat.completions.create(model=server.model, messages=[user("hello")], max_tokens=4)
             assert server.metric("autosteer_engine_restarts_total") == 1
             server.process.terminate()
-        assert server.process.wait(60) == (0 if after == "restart" else 3)
+        assert server.process.wait(WAIT_SECONDS) == (0 if after == "restart" else 3)
         assert "was ended by SIGKILL" in server.log
         assert "Traceback" not in server.log
 

@@ -90,6 +90,7 @@ def _kept(out: Path) -> int:
         return 0
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("after", [1, 70])
 def test_killed_and_started_again_it_says_the_same(after: int, suite: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

@@ -78,6 +78,7 @@ def test_verdict_and_score_headers_follow_the_policy(guarded: ServerProcess, ung
     assert "x-autosteer-score" not in raw.headers
 
 
+@pytest.mark.chance
 def test_sixteen_clients_each_get_their_own_right_answer(guarded: ServerProcess) -> None:
     """500 requests, harmful and harmless mixed, 16 at a time: 0 lost, 0 mixed up."""
     bad = [pair.toxic for pair in pairs(6, seed=904, split="test")]
@@ -118,6 +119,7 @@ def test_usage_counts_prompt_and_image_tokens(guarded: ServerProcess) -> None:
     assert 0 < details.image_tokens < whole.usage.prompt_tokens
 
 
+@pytest.mark.chance
 def test_a_disconnected_client_frees_its_row(guarded: ServerProcess) -> None:
     aborted = guarded.metric("autosteer_request_success_total", finished_reason="abort")
     body = {

@@ -20,6 +20,8 @@ from tests.end_to_end.processes import ServerProcess
 PLACES = 4
 SOCKETS = 16
 
+pytestmark = pytest.mark.chance
+
 
 @dataclass(frozen=True)
 class Pair:

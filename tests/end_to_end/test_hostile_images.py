@@ -25,6 +25,8 @@ LIMITS = Settings(max_image_pixels=6_000_000, max_request_pixels=12_000_000)
 MARGIN = 64 * MEBI  # what else 6 requests take
 HELLO = {"role": "user", "content": "Hello."}
 
+pytestmark = pytest.mark.chance
+
 
 @dataclass(frozen=True)
 class Pair:

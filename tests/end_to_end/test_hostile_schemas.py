@@ -15,7 +15,7 @@ from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess
 from tests.living import living
 from tests.server.workers.test_schemas import multiples
-from tests.waiting import wait_until
+from tests.waiting import WAIT_SECONDS, wait_until
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a large number": ({"type": "integer", "multipleOf": 9_999_991}, "'multipleOf': 9999991"),
@@ -91,7 +91,7 @@ def test_a_server_ends_in_spite_of_a_compile_that_runs() -> None:
         wait_until(compiling, "the schema to be compiled")
         started = server_process.children(recursive=True)
         server.process.terminate()
-        server.process.wait(60)
+        server.process.wait(WAIT_SECONDS)
         asking.join()
-        _, alive = psutil.wait_procs(started, timeout=30)
+        _, alive = psutil.wait_procs(started, timeout=WAIT_SECONDS)
         assert alive == []

@@ -26,6 +26,7 @@ BODIES: dict[str, Any] = {
 }
 
 
+@pytest.mark.chance
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_text_far_beyond_the_context_is_400_and_stops_nobody(guarded: ServerProcess, name: str) -> None:
     def ask(path: str) -> httpx.Response:

@@ -304,6 +304,7 @@ async def test_a_request_that_cannot_be_made_of_what_arrives_fails_alone(monkeyp
     await runner.stop()
 
 
+@pytest.mark.chance
 async def test_an_event_loop_that_stands_still_holds_up_no_step_and_misses_nothing() -> None:
     backbone = FakeBackbone()
     runner = await started(backbone, step_seconds=0.1)

@@ -20,6 +20,7 @@ from server.settings.decode_memory import DECODING_BYTES
 from server.settings.values import MEBI
 from tests.server.media.test_files import BOMBS, NOT_IMAGES, encoded, gradient
 from tests.server.scripted import png
+from tests.waiting import WAIT_SECONDS
 
 PIXELS = 1_000_000
 MAX_BYTES = 10 * MEBI
@@ -99,7 +100,7 @@ def test_a_process_that_dies_is_replaced() -> None:
         decoders.decode(png())
         process = process_of(decoders)
         process.send_signal(signal.SIGSEGV)
-        process.wait(10)
+        process.wait(WAIT_SECONDS)
         with pytest.raises(MediaError, match="breaks its decoder"):
             decoders.decode(png())
         assert decoders.decode(png()).size == (8, 8)
@@ -121,6 +122,7 @@ def test_a_process_that_gives_no_answer_is_killed_in_time() -> None:
         decoders.close()
 
 
+@pytest.mark.chance
 def test_closing_ends_the_idle_ones_now_and_the_others_with_their_work() -> None:
     decoders = Decoders(1, max_bytes=MAX_BYTES, max_pixels=30_000_000, seconds=30)
     decoders.decode(png())
@@ -133,11 +135,12 @@ def test_closing_ends_the_idle_ones_now_and_the_others_with_their_work() -> None
         os.sched_yield()
     decoders.close()
     process.resume()
-    thread.join(30)
+    thread.join(WAIT_SECONDS)
     assert [image.size for image in found] == [(9, 9)]
     assert not psutil.pid_exists(process.pid)
 
 
+@pytest.mark.chance
 def test_the_processes_of_a_killed_server_end_by_themselves() -> None:
     program = (
         "import sys, time\nfrom server.media.decoder import Decoders\nfrom tests.server.scripted import png\n"
@@ -148,7 +151,7 @@ def test_the_processes_of_a_killed_server_end_by_themselves() -> None:
         assert server.stdout is not None
         decoder = psutil.Process(int(server.stdout.readline()))
         server.kill()
-        psutil.wait_procs([decoder], timeout=10)
+        psutil.wait_procs([decoder], timeout=WAIT_SECONDS)
     assert not decoder.is_running()
 
 

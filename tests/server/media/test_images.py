@@ -150,6 +150,7 @@ async def test_pixels_of_a_request_are_counted_before_any_image_is_decoded() -> 
         assert len(decoded) == 3  # and is decoded once
 
 
+@pytest.mark.chance
 async def test_seconds_of_decoding_are_bounded_for_a_request() -> None:
     work = Work(10**9, seconds=0.02, memory=DecodeMemory(10**9))
     assert work.timed(lambda left: Image.new("RGB", (int(left * 1000), 1))).size[0] in range(1, 21)

@@ -22,7 +22,7 @@ from server.workers import schemas
 from server.workers.schemas import SchemaCompiler, VocabularySource
 from tests.living import living
 from tests.server.scripted import EOS, byte_tokenizer
-from tests.waiting import wait_until
+from tests.waiting import WAIT_SECONDS, wait_until
 
 BYTES = VocabularySource(plain_json(byte_tokenizer()), 258, {EOS})
 SMALL = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
@@ -150,6 +150,7 @@ async def test_memory_is_bounded() -> None:
         tight.close()
 
 
+@pytest.mark.chance
 def test_a_compile_ends_with_a_killed_server() -> None:
     """Whatever the limit of its time is."""
     program = (
@@ -179,7 +180,7 @@ def test_a_compile_ends_with_a_killed_server() -> None:
         started = process.children(recursive=True)
         computing()[0].suspend()  # so that it does not end by itself
         server.kill()
-        _, alive = psutil.wait_procs(started, timeout=30)
+        _, alive = psutil.wait_procs(started, timeout=WAIT_SECONDS)
         for each in alive:
             each.kill()
     assert not alive
