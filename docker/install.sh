@@ -86,7 +86,15 @@ PYTHON
     trim "$venv"
 )
 
+# For models/native: without one the server computes the same with torch's operators, slower on a CPU.
+compiler() (
+    command -v cc >/dev/null && return
+    { apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev; } >/dev/null 2>&1 ||
+        say "no C compiler can be had: the kernels for CPUs are left out"
+)
+
 application() (
+    compiler
     # For the environment's Python, which the command's first line names.
     install "$2" "$3" --no-deps --target "$1" .
 )

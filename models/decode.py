@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from models.cache import PagedCache, Table
+from models.operations import kernels
 
 _RANGE = 8  # blocks that the range of a pass is rounded up to: each new size costs a new kernel on the CPU
 
@@ -134,11 +135,15 @@ class DenseDecode:
 
 
 class KernelDecode:
-    """Attention by a kernel that follows the rows' tables, on a GPU. `width`: blocks that the table has room for."""
+    """Attention by a kernel that follows the rows' tables. `width`: blocks that the table has room for."""
 
     def __init__(self, cache: PagedCache, tables: Sequence[Table], ends: Sequence[int], width: int = 0) -> None:
         width = max(width, *(len(table.blocks) for table in tables))
         padded = [[*table.blocks, *[0] * (width - len(table.blocks))] for table in tables]
+        shape = cache.shape
+        found = kernels(shape.device.type, shape.dtype, shape.head_dim)
+        assert found is not None, f"no kernel for {shape}"
+        self._kernels = found
         self.rows = len(tables)
         self.table = torch.tensor(padded, dtype=torch.int32).to(cache.shape.device, non_blocking=True)
         self.ends = torch.tensor(ends, dtype=torch.int32).to(cache.shape.device, non_blocking=True)
@@ -149,13 +154,13 @@ class KernelDecode:
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
         """See `Decode`."""
-        from models.kernels import attend  # Triton is there where a GPU is
-
-        return attend(query[0].transpose(0, 1), keys, values, self.table, self.ends, scale, window or 2**30)
+        return self._kernels.attend(
+            query[0].transpose(0, 1), keys, values, self.table, self.ends, scale, window or 2**30
+        )
 
 
 def make_decode(cache: PagedCache, tables: Sequence[Table], ends: Sequence[int]) -> Decode:
     """Rows with these tables, each of which has its new token at the end."""
-    if not cache.dense:
+    if kernels(cache.shape.device.type, cache.shape.dtype, cache.shape.head_dim) is not None:
         return KernelDecode(cache, tables, ends)
     return SingleDecode(cache, tables[0], ends[0]) if len(tables) == 1 else DenseDecode(cache, tables, ends)

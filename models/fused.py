@@ -3,7 +3,7 @@
 The library's decorators translate old argument names, fill in defaults and capture states for its own callers, at every
 call of every module: some microseconds each, which is a good part of a small model's step. Decoders of the Llama kind
 are also given fewer and larger operations: one product for query, key and value and one for gate and up, one rotation
-for queries and keys together, and torch's own RMS norm. On a GPU that is a third of the kernels of a step.
+for queries and keys together, and kernels of our own (`models/operations.py`). On a GPU that is a third of a step's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 
 from models.attention import Pass, paged_attention, rotated
+from models.operations import kernels_for
 
 # Those whose weight is used as it is; Gemma's adds 1 to it.
 _NORMS = frozenset(
@@ -37,9 +38,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        if hidden.is_cuda:
-            from models import kernels  # Triton is there where a GPU is
-
+        kernels = kernels_for(hidden)
+        if kernels is not None:
             return kernels.rms_norm(hidden, self.weight, self.eps)
         return rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
@@ -108,9 +108,8 @@ class GatedMLP(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., d]` -> `[..., d]`."""
         joined = self.joined(hidden)
-        if self._silu and joined.is_cuda:
-            from models import kernels  # Triton is there where a GPU is
-
+        kernels = kernels_for(joined) if self._silu else None
+        if kernels is not None:
             gated = kernels.gated_silu(joined)
         else:
             gate, up = joined.chunk(2, dim=-1)

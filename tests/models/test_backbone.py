@@ -70,7 +70,11 @@ def test_greedy_answers_are_those_of_generate(backbone: Backbone, family: str, s
 
 @every_family
 def test_logits_are_the_stock_model_s(backbone: Backbone, family: str, stock_models: Any) -> None:
-    """Some modules join what the stock ones do in several products, so not bit for bit."""
+    """Some modules join what the stock ones do in several products, so not bit for bit.
+
+    The bound is 2e-5, and where logits are larger than 10 as much of the largest: with logits of 17 the stock model in
+    fp32 is itself 4e-5 from what it is in fp64.
+    """
     for name, messages in chats_of(family).items():
         images = pictures(messages)
         with torch.no_grad():
@@ -79,7 +83,8 @@ def test_logits_are_the_stock_model_s(backbone: Backbone, family: str, stock_mod
             )
         row = backbone.open_row(backbone.inputs.build(messages, images), 1)
         found = backbone.logits(backbone.prefill([row]))
-        torch.testing.assert_close(found, output.logits[:, -1], atol=2e-5, rtol=0, msg=name)
+        expected = output.logits[:, -1]
+        torch.testing.assert_close(found, expected, atol=2e-6 * max(10, float(expected.abs().max())), rtol=0, msg=name)
         backbone.close_row(row)
 
 

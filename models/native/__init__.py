@@ -1,0 +1,72 @@
+"""The operations of `models/kernels.py` on a CPU, compiled when the package is installed, where a C compiler is there.
+
+torch has none of them as one operator: each is several passes over its data, and attention many small products. In
+bf16 and fp32; results are computed in fp32 and rounded once. Not differentiable.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.native import _kernels
+
+DTYPES = frozenset({torch.bfloat16, torch.float32})
+MOST_WIDTH = 512  # of a head, that there is room for
+
+_ALONE = 2**19  # bytes that one thread goes through in less time than it takes to bring threads together
+
+
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, table: Tensor, ends: Tensor, scale: float, window: int
+) -> Tensor:
+    """See `models.kernels.attend`."""
+    rows, heads, width = query.shape
+    kv_heads, size = keys.shape[1:3]
+    if query.stride()[1:] != (width, 1):  # a row's heads lie side by side
+        query = query.contiguous()
+    output = torch.empty((rows, heads, width), dtype=query.dtype)
+    _kernels.attend(
+        query.data_ptr(), keys.data_ptr(), values.data_ptr(), table.data_ptr(), ends.data_ptr(), output.data_ptr(),
+        rows, query.stride(0), heads, kv_heads, size, width, table.shape[1], window, scale,
+        query.dtype == torch.float32, _threads(2 * table.numel() * keys[0].nbytes),
+    )  # fmt: skip
+    return output
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    """See `models.kernels.rotate`."""
+    count, all_heads, width = states.shape
+    kv_heads = len(slots) // count
+    cos, sin = cos.contiguous(), sin.contiguous()
+    assert states.is_contiguous(), "tokens lie side by side"
+    _kernels.rotate(
+        states.data_ptr(), cos.data_ptr(), sin.data_ptr(), slots.data_ptr(), keys.data_ptr(), values.data_ptr(),
+        count, all_heads - 2 * kv_heads, kv_heads, width, states.dtype == torch.float32, _threads(states.nbytes),
+    )  # fmt: skip
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `models.kernels.rms_norm`."""
+    hidden = hidden.contiguous()
+    output, width = torch.empty_like(hidden), hidden.shape[-1]
+    _kernels.rms_norm(
+        hidden.data_ptr(), weight.data_ptr(), output.data_ptr(), hidden.numel() // width, width, eps,
+        hidden.dtype == torch.float32, _threads(hidden.nbytes),
+    )  # fmt: skip
+    return output
+
+
+def gated_silu(joined: Tensor) -> Tensor:
+    """See `models.kernels.gated_silu`."""
+    joined, width = joined.contiguous(), joined.shape[-1] // 2
+    output = torch.empty((*joined.shape[:-1], width), dtype=joined.dtype)
+    _kernels.gated_silu(
+        joined.data_ptr(), output.data_ptr(), output.numel() // width, width,
+        joined.dtype == torch.float32, _threads(joined.nbytes),
+    )  # fmt: skip
+    return output
+
+
+def _threads(size: int) -> int:
+    return torch.get_num_threads() if size > _ALONE else 1

@@ -1,0 +1,53 @@
+"""Operations that are kernels of our own where there are some for the device, and plain torch elsewhere."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Kernels(Protocol):
+    """Kernels for a device and dtype; none of them is differentiable."""
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, table: Tensor, ends: Tensor, scale: float, window: int
+    ) -> Tensor:
+        """Attention of rows that add one token each, over their blocks."""
+
+    def rotate(self, states: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Rotary embedding in place, and the cache's new keys and values."""
+
+    def rms_norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x / rms(x) * weight`."""
+
+    def gated_silu(self, joined: Tensor) -> Tensor:
+        """`silu(gate) * up`."""
+
+
+@cache
+def kernels(device: str, dtype: torch.dtype, head_dim: int = 0) -> Kernels | None:
+    """Those for tensors of a type of device and a dtype, with heads of so many numbers; None where there are none.
+
+    On a GPU they are Triton's. On a CPU they were compiled when the package was installed, if a compiler was there.
+    """
+    if device == "cuda":
+        from models import kernels as triton  # Triton is there where a GPU is
+
+        return triton
+    if device != "cpu":
+        return None
+    try:
+        from models import native
+    except ImportError:  # it was installed without a compiler
+        return None
+    return native if dtype in native.DTYPES and head_dim <= native.MOST_WIDTH else None
+
+
+def kernels_for(tensor: Tensor) -> Kernels | None:
+    """Those for a tensor and those like it; None where a gradient is wanted."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return None
+    return kernels(tensor.device.type, tensor.dtype)
