@@ -14,28 +14,28 @@ from models.layout import Layout
 from steering.readers import Cell, Conversation
 from steering.scale import Scale, most_unusual
 
-CELL = 250  # harmless prompts, from which a cell may be cut in two
-MOST_CELLS = 4  # by length, with images and without
+CELL = 250  # harmless prompts that a cell has at least, if there are as many
+STRETCH = 1.5  # how much longer the longest prompt of a cell is than its shortest, at least
 
 Array = NDArray[np.float64]
 
 
 def make_cells(tokens: NDArray[np.int64], has_image: NDArray[np.bool_]) -> list[Cell]:
-    """Cells of about equally many harmless prompts; `tokens` and `has_image` `[n]` of each."""
+    """Cells by length, with images and without; `tokens` and `has_image` `[n]` of harmless prompts.
+
+    Most prompts are short, and what is read rises with the length: cells of equally many prompts would measure all long
+    ones against the shortest of them. So each cell spans like ratios of lengths.
+    """
     found = []
     for kind in sorted({*has_image.tolist()}):
         lengths = np.sort(tokens[has_image == kind])
-        count = max(1, min(MOST_CELLS, len(lengths) // CELL))
-        places = [len(lengths) * at // count for at in range(1, count)]
-        edges = sorted({int(lengths[place - 1]) for place in places})
         begin = 0
-        for edge in [*edges, None]:
-            end = len(lengths) if edge is None else int(np.searchsorted(lengths, edge, side="right"))
-            if end > begin:  # the longest may all be of one length
-                found.append(Cell(kind, edge, end - begin))
-            begin = end
-        if found[-1].most_tokens is not None:
-            found[-1] = found[-1]._replace(most_tokens=None)
+        for end in range(1, len(lengths)):
+            full = end - begin >= CELL and len(lengths) - end >= CELL
+            if full and lengths[end] > max(lengths[end - 1], STRETCH * lengths[begin]):
+                found.append(Cell(kind, int(lengths[end - 1]), end - begin))
+                begin = end
+        found.append(Cell(kind, None, len(lengths) - begin))
     return found
 
 

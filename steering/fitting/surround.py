@@ -17,7 +17,7 @@ from steering.data.questions import Question, Turn
 from steering.fitting.dataset import Dataset
 
 ALONE = "alone"
-LONGEST = 256  # words of padding
+LONGEST = 1024  # words of padding
 COPIES: Mapping[Part, int] = {"train": 2, "validation": 1, "calibration": 1}  # surroundings of each row, beside alone
 PROSE = Path(__file__).with_name("prose.txt")
 _SHARES: Mapping[Part, Sequence[int]] = {
@@ -83,7 +83,10 @@ class Row:
 
 
 def surrounded(dataset: Dataset, parts: Sequence[Part], seed: int) -> list[Row]:
-    """The rows of these parts alone, and each in as many surroundings as its part has COPIES."""
+    """The rows of these parts alone, and each in as many surroundings as its part has COPIES.
+
+    Harmless rows that calibrate are padded once more: thresholds promise nothing for lengths of which there are few.
+    """
     chance = Random(seed)  # noqa: S311
     rows: list[Row] = []
     for part in parts:
@@ -92,6 +95,8 @@ def surrounded(dataset: Dataset, parts: Sequence[Part], seed: int) -> list[Row]:
             asked = dataset.questions[place]
             rows.append(Row(asked, place, ALONE))
             kinds = chance.sample([*_KINDS], COPIES[part])
+            if part != "train" and dataset.labels[place] == 0:
+                kinds.append(chance.choice(("suffix", "prefix")))
             rows += [Row(_KINDS[kind](asked, words, chance), place, kind) for kind in kinds]
     return rows
 

@@ -39,7 +39,9 @@ def test_every_row_is_there_alone_and_in_surroundings(dataset: Dataset) -> None:
         alone = [row for row in rows if row.surrounding == ALONE]
         assert [row.place for row in alone] == dataset.places(part)
         assert all(row.question is dataset.questions[row.place] for row in alone)
-        assert {*Counter(row.place for row in rows).values()} == {1 + COPIES[part]}
+        counts = Counter(row.place for row in rows)
+        assert {counts[place] for place in dataset.places(part, 1)} == {1 + COPIES[part]}
+        assert {counts[place] for place in dataset.places(part, 0)} == {1 + COPIES[part] + (part != "train")}
         for row in rows:
             assert dataset.questions[row.place].text in words_of(row)
 
@@ -50,6 +52,13 @@ def test_both_classes_are_surrounded_alike(dataset: Dataset) -> None:
     assert {*kinds[0]} == {*kinds[1]}
     assert len(kinds[0]) == 9
     assert min(min(each.values()) for each in kinds) >= 5
+
+
+def test_what_calibrates_is_of_all_lengths(dataset: Dataset) -> None:
+    rows = surrounded(dataset, ("calibration",), seed=0)
+    words = [len(row.question.transcript.split()) for row in rows if dataset.labels[row.place] == 0]
+    shares = [sum(low <= count < 2 * low for count in words) / len(words) for low in (16, 32, 64, 128, 256, 512)]
+    assert min(shares) >= 0.03
 
 
 def test_no_part_sees_the_words_of_another(dataset: Dataset) -> None:
