@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.answers import answers_wanted, check_given
 from server.cli.console import Batch, Device, Dtype, Model, load, mistake, mistakes, progress_bar, resumable
 from server.cli.folders import check_model, given_folder, held, writable
 from server.cli.rows import read_fit_rows, show_fit_rows, without_errors
@@ -54,11 +55,19 @@ def fit(
         float, typer.Option(min=0, max=1, help="Write no bundle that catches less than this at its default threshold.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of splits and weights.")] = 0,
+    responses: Annotated[
+        list[Path] | None, typer.Option(help="File of labelled answers, to read answers with. May be given again.")
+    ] = None,
+    judge: Annotated[str, typer.Option(help="Who labels the model's own answers: phrases or demo.")] = "phrases",
+    answer_tokens: Annotated[int, typer.Option(min=16, help="Of an answer, no more are drawn or read.")] = 128,
     batch: Batch = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     *,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Read answers as well: the model answers the rows, a judge labels them.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Read the rows, say whether they are enough, and load no model.")
     ] = False,
@@ -89,8 +98,11 @@ def fit(
         kept = writable("--work", work or beside.with_name(f"{out.name}.work"))
         about = writable("--report", report or beside.with_name(f"{out.name}.report"))
         which = {"text_only": text_only, "with_test": with_test, "drop_bad": drop_bad}
+        own = {"own": answers, "text_only": text_only}
+        wanted = answers_wanted(responses or [], images, judge, answer_tokens, **own)
         hard = hard_negatives or []
         rows = read_fit_rows(pairs, benign or [], hard, images, seed=seed, target_fpr=target_fpr, **which)
+        check_given(wanted, rows.parts, seed)
         if check:
             show_fit_rows(rows)
             return
@@ -116,7 +128,7 @@ def fit(
         )
         backbones = load(model, device, dtype, batch, revision)
         with held(kept), resumable(), progress_bar() as progress:
-            fitted = run(backbones, rows.parts, settings, to, kept, progress)
+            fitted = run(backbones, rows.parts, settings, to, kept, progress, wanted)
         page = write_report(fitted, rows.leaks, about)
     _show_fit(fitted, Console())
     typer.echo(f"guard: {out}\nreport: {page}")

@@ -54,11 +54,15 @@ def calibrate(reader: Conversation, raw: Array, layouts: Sequence[Layout], label
         at = np.flatnonzero(cells == cell)
         joint[at] = [most_unusual(own, raw[row]) for row in at]
         scales.append([*own, Scale.of(joint[harmless & (cells == cell)])])
-    unusual = [[scales[cell][-1](value)] for cell, value in zip(cells, joint, strict=True)]
-    model = LogisticRegression(class_weight="balanced").fit(unusual, labels.numpy())
+    unusual = [scales[cell][-1](value) for cell, value in zip(cells, joint, strict=True)]
+    reader.calibrate(scales, *rising(unusual, labels.numpy()))
+
+
+def rising(unusual: Sequence[float], labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Slope and shift of the logistic that makes a score of `-log p` `[N]`, both labels as likely as each other."""
+    model = LogisticRegression(class_weight="balanced").fit([[value] for value in unusual], labels)
     # What separates perfectly would promise certainty, and what does not separate must still rise.
-    slope = float(np.clip(model.coef_[0, 0], 0.05, 4.0))
-    reader.calibrate(scales, slope, float(model.intercept_[0]))
+    return float(np.clip(model.coef_[0, 0], 0.05, 4.0)), float(model.intercept_[0])
 
 
 def scores(reader: Conversation, raw: Array, layouts: Sequence[Layout]) -> Tensor:

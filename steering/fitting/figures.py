@@ -32,7 +32,7 @@ def default_threshold(thresholds: Sequence[Threshold], rate: float) -> float:
     """The threshold that promises `rate`, and at least even odds. Raises FitError where none promises it."""
     promised = next((known.threshold for known in thresholds if known.target_fpr == rate), None)
     if promised is None:
-        raise FitError(f"safe calibration prompts score as high as scores go: no threshold promises an FPR of {rate:g}")
+        raise FitError(f"safe calibration rows score as high as scores go: no threshold promises an FPR of {rate:g}")
     return max(promised, EVEN_ODDS)
 
 

@@ -18,6 +18,9 @@ from torch import Tensor
 from models.backbone import Backbone
 from steering.bundle import save_bundle
 from steering.errors import FitError
+from steering.fitting.answer_figures import AnswerFigures
+from steering.fitting.answered import AnswersWanted
+from steering.fitting.answers import AnswersFit, AnswersRead
 from steering.fitting.choices import SELECTS
 from steering.fitting.confound import words_auroc
 from steering.fitting.conversation import ConversationSteps, spread_around
@@ -55,6 +58,7 @@ class Fitted:
     folders: Mapping[str, Path]  # of the stages
     dataset: Dataset
     scores: Tensor  # of all prompts `[N]`; NaN where they were fitted on and not scored
+    answers: AnswerFigures | None = None  # of fresh answers, where they are read
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,11 @@ def fit(
     out: Path,
     work: Path,
     progress: Progress,
+    answers: AnswersWanted | None = None,
 ) -> Fitted:
     """Fit a guard and write its bundle to `out`; stages are kept under `work`. One backbone per device, all the same.
+
+    `answers`: that it reads answers as well, and what that is fitted on.
 
     Rows that pass the context are left out, which the report says. Raises FitError where the data is too small, or
     the guard worth less than `settings.require_tpr`.
@@ -103,17 +110,28 @@ def fit(
     dataset = Dataset.of(parts)
     layers = _layers(settings, backbones[0].info.num_layers)
     rate = check_enough(parts, settings.target_fpr)
-    finished = _run(stages, Steps(backbones, dataset, settings, progress), backbones, dataset, settings, layers)
+    steps = Steps(backbones, dataset, settings, progress)
+    finished = _run(stages, steps, backbones, dataset, settings, layers)
     guard = _guard(finished, rate)
-    report = {**_report(finished, guard.manifest, rate), "stages": stages.summary}
+    read = None
+    if answers is not None:
+        fitting = AnswersFit(
+            stages, _base(backbones[0], finished.data_hash), backbones, dataset, settings.seed, steps.bar
+        )
+        read = fitting.add(guard, parts, answers)
+        guard = read.guard
+    report = {**_report(finished, guard.manifest, rate), **_answers_report(read), "stages": stages.summary}
     report["warnings"] += length_warnings(left_out, backbones[0].info.context_length)
+    report["warnings"] += [] if read is None else read.warnings
     if guard.manifest.recall < settings.require_tpr:
         raise FitError(
             f"the guard catches {guard.manifest.recall:.1%} of harm at its default threshold, and --require-tpr asks "
             f"for {settings.require_tpr:.1%}: no bundle is written to {out}"
         )
-    save_bundle(out, guard.manifest, guard.reader, guard.head, guard.calibration)
-    return Fitted(guard, report, finished.folders, dataset, finished.reading.scores)
+    save_bundle(out, guard.manifest, guard.reader, guard.head, guard.calibration, guard.answers)
+    return Fitted(
+        guard, report, finished.folders, dataset, finished.reading.scores, None if read is None else read.figures
+    )
 
 
 def _within_context(
@@ -151,12 +169,10 @@ def _run(
     """Run the stages that are not there yet; a stage depends on what its inputs name, and on nothing else."""
     backbone = backbones[0]
     data_hash = dataset.digest()
-    base = {"model": ModelBinding.of(backbone.info).model_dump(exclude={"name", "revision"}), "data": data_hash}
-    # What the numbers of a stage depend on but that no model's description holds.
-    machine = {"torch": torch.__version__, "device": backbone.info.device.type}
+    base = _base(backbone, data_hash)
 
-    begun = stages.run("data", base, steps.begin)
-    states = stages.run("states", {**base, **machine, "layers": layers}, lambda to: steps.states(layers, to))
+    begun = stages.run("data", {name: base[name] for name in ("model", "data")}, steps.begin)
+    states = stages.run("states", {**base, "layers": layers}, lambda to: steps.states(layers, to))
     fitting = {"hidden": settings.prober_hidden, "optimisation": asdict(settings.prober), "seed": settings.seed}
     table = stages.run("layers", {"states": states.name, **fitting}, lambda to: steps.layers(layers, states, to))
     figures = [LayerFigures(**row) for row in load_json(table / "layers.json")]
@@ -167,8 +183,8 @@ def _run(
     probed = stages.run(
         "prober", {"states": states.name, "layers": chosen, **fitting}, lambda to: steps.prober(states, places, to)
     )
-    reading = _reading(stages, {**base, **machine}, steps, dataset, settings, probed, chosen)
-    forcing = {**base, **machine, "refusals": settings.refusals, "count": settings.head_prompts}
+    reading = _reading(stages, base, steps, dataset, settings, probed, chosen)
+    forcing = {**base, "refusals": settings.refusals, "count": settings.head_prompts}
     forced = stages.run("refusals", forcing, steps.refusals)
     heading = {"refusals": forced.name, "rank": settings.rank, "optimisation": asdict(settings.head)}
     headed = stages.run("head", heading, lambda to: steps.head(forced, to))
@@ -179,6 +195,12 @@ def _run(
         "eps": swept,
     }  # fmt: skip
     return _Finished(backbone, dataset, data_hash, settings, figures, folders, reading)
+
+
+def _base(backbone: Backbone, data_hash: str) -> dict[str, Any]:
+    """What the numbers of every stage depend on; torch and the device are in no model's description."""
+    model = ModelBinding.of(backbone.info).model_dump(exclude={"name", "revision"})
+    return {"model": model, "data": data_hash, "torch": torch.__version__, "device": backbone.info.device.type}
 
 
 def _reading(
@@ -233,6 +255,11 @@ def _guard(finished: _Finished, rate: float) -> Guard:
     head = load_head(finished.folders["head"], backbone, settings.rank)
     calibration = {"safe_scores": reading.safe_scores, "fitted_rows": dataset.fingerprints()}
     return Guard(manifest, reading.reader, head, calibration).to(backbone.info.device)
+
+
+def _answers_report(read: AnswersRead | None) -> dict[str, Any]:
+    """What the report says of the reader of answers, where there is one."""
+    return {} if read is None else {"answers": read.figures.tables()}
 
 
 def _report(finished: _Finished, manifest: Manifest, rate: float) -> dict[str, Any]:

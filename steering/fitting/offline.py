@@ -203,11 +203,12 @@ def reply(
 def _scored(backbone: Backbone, rows: Sequence[Row], guard: Guard | None) -> tuple[list[float], Tensor]:
     """Prefill rows; their scores (none without a guard) and last hidden states `[B, d]`."""
     hidden = backbone.prefill(rows)
-    if guard is None:
-        return [], hidden
-    prompts = [row.tokens for row in rows]  # nothing is generated yet
-    scores = [
+    return [] if guard is None else prompt_scores(backbone, rows, guard), hidden
+
+
+def prompt_scores(backbone: Backbone, rows: Sequence[Row], guard: Guard) -> list[float]:
+    """The guard's scores of prefilled rows of which nothing is generated yet; the backbone reads prompts with it."""
+    return [
         guard.score(backbone.notes(row, len(ids)), backbone.inputs.layout(ids))
-        for row, ids in zip(rows, prompts, strict=True)
+        for row, ids in ((row, row.tokens) for row in rows)
     ]
-    return scores, hidden

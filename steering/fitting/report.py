@@ -15,6 +15,7 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from steering.files import write_whole
+from steering.fitting.answer_report import TITLE, answer_sections, draw_answers
 from steering.fitting.fit import Fitted
 from steering.fitting.page import ACCENT, GREY, SAFE, TOXIC, Page, Section, panel, png
 from steering.fitting.problems import Problem
@@ -56,6 +57,8 @@ def write_report(fitted: Fitted, leaks: Sequence[Problem], folder: Path) -> Path
             "What is flagged in each surrounding, fresh prompts; hollow: by the last token's prober alone",
             lambda: _surroundings(fitted.report["surroundings"]),
         )
+    if (answers := fitted.answers) is not None:
+        drawings["answers"] = TITLE, lambda: draw_answers(answers)
     pictures = []
     for name, (title, draw) in drawings.items():
         data = png(draw())
@@ -227,10 +230,11 @@ def _page(report: Mapping[str, Any], manifest: Manifest, pictures: Sequence[tupl
     sections = [
         Section("By category, on fresh prompts", table=_category_rows(report["categories"])),
         *(
-            [Section("By surrounding, on fresh prompts", table=_surrounding_rows(report["surroundings"]))]
-            if report["surroundings"]
+            [Section("By surrounding, on fresh prompts", table=_surrounding_rows(around))]
+            if (around := report["surroundings"])
             else []
         ),
+        *(answer_sections(report["answers"]) if "answers" in report else []),
         Section("Thresholds", table=_threshold_rows(manifest)),
         *(Section(title, picture=data) for title, data in pictures),
         *([Section(f"{len(leaks)} leaks between the parts", points=leaks[:LEAKS_SHOWN])] if leaks else []),

@@ -63,6 +63,21 @@ def write_data(folder: Path, count: int = 60, *, pictures: bool = True) -> tuple
     return folder / "pairs.jsonl", folder / "benign.jsonl"
 
 
+def write_responses(file: Path, count: int = 72) -> Path:
+    """Labelled answers, one in three harmful, half of them to calibrate on."""
+    rows = [
+        {
+            "prompt": f"What is a {THINGS[n % len(THINGS)]} of kind {n}?",
+            "response": f"It is the {THINGS[n % len(THINGS)]}, number {n} of a kind. " * (1 + n % 3),
+            "label": ["harmful", "harmless", "refusal"][n % 3],
+            "split": ["train", "calibration"][n // 3 % 2],
+        }
+        for n in range(count)
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
 def arguments(model: Path, data: tuple[Path, Path], out: Path, *more: str) -> list[str]:
     files = ["--pairs", str(data[0]), "--benign", str(data[1]), "--model", str(model), "--out", str(out)]
     return ["fit", *files, "--dtype", "float32", "--device", "cpu", "--batch", "8", "--refusal", REFUSAL, *more]
@@ -72,11 +87,16 @@ def arguments(model: Path, data: tuple[Path, Path], out: Path, *more: str) -> li
 def test_the_whole_command(tiny_models: TinyModels, family: str, tmp_path: Path) -> None:
     pictures = tiny_models.backbone(family).inputs.sees
     data, out = write_data(tmp_path / "data", pictures=pictures), tmp_path / "guard"
-    result = CliRunner().invoke(app, arguments(tiny_models.folder(family), data, out))
+    responses = "--responses", str(write_responses(tmp_path / "said.jsonl"))
+    result = CliRunner().invoke(app, arguments(tiny_models.folder(family), data, out, *responses))
     assert result.exit_code == 0, result.output
     backbone = tiny_models.backbone(family)
     guard = load_guard(out, backbone.info)
     manifest = guard.manifest
+    assert manifest.format_version == 3
+    assert manifest.answers is not None
+    assert [row.target_fpr for row in manifest.answers.thresholds] == [0.05]
+    assert (manifest.answers.figures["harmful"], manifest.answers.figures["harmless"]) == (12, 24)
     assert [row.layer for row in manifest.layers] == list(range(backbone.info.num_layers + 1))
     assert manifest.layer == max(manifest.layers, key=lambda row: row.sas).layer
     assert {row.target_fpr for row in manifest.thresholds} <= {0.05, 0.01}
@@ -88,7 +108,7 @@ def test_the_whole_command(tiny_models: TinyModels, family: str, tmp_path: Path)
     report = json.loads((folder / "report.json").read_text())
     assert any("cannot promise an FPR of 0.001" in line for line in report["warnings"])
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png"))) == 8
+    assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png"))) == 9
     kinds = {row["surrounding"]: row for row in report["surroundings"]}
     assert {"alone", "suffix", "earlier turn", "answer begun", "retry"} <= {*kinds}
     assert kinds["alone"]["toxic"] == report["sizes"]["calibration"]["toxic"]
@@ -157,10 +177,17 @@ def test_several_layers_are_read_side_by_side(tiny_models: TinyModels, tmp_path:
 def test_the_demo_model_from_its_data_to_a_guard(tmp_path: Path) -> None:
     pairs, benign = demo_data.write(tmp_path / "data", scale=0.03)
     command = ["fit", "--model", str(CHECKPOINT), "--pairs", str(pairs), "--benign", str(benign)]
+    command += ["--answers", "--judge", "demo", "--answer-tokens", "24"]
     result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "guard"), "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    manifest = load_guard(tmp_path / "guard", load_backbone(CHECKPOINT, device="cpu").info).manifest
-    assert manifest.validation["auroc"] > 0.9
+    guard = load_guard(tmp_path / "guard", load_backbone(CHECKPOINT, device="cpu").info)
+    assert guard.manifest.validation["auroc"] > 0.9
+    assert guard.manifest.answers is not None
+    assert guard.manifest.answers.figures["auroc"] > 0.9
+    assert guard.answers is not None
+    report = json.loads((tmp_path / "guard.report" / "report.json").read_text())
+    assert report["answers"]["figures"] == guard.manifest.answers.figures
+    assert (tmp_path / "guard.report" / "answers.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -176,6 +203,7 @@ def test_the_demo_model_from_its_data_to_a_guard(tmp_path: Path) -> None:
         (("--layers", "1,x"), "--layers 1,x"),
         (("--layers", "1,2", "--layer", "1"), "no --layer"),
         (("--layers", "1,7"), "layer 7 is not one of 0..4"),
+        (("--judge", "anyone"), "--judge anyone is not one of phrases, demo"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(
@@ -186,6 +214,16 @@ def test_a_mistake_is_one_line_and_code_2(
     assert result.exit_code == 2, result.output
     assert says in result.output
     assert "Traceback" not in result.output
+
+
+def test_too_few_answers_are_named_before_the_model_is_loaded(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    responses = "--responses", str(write_responses(tmp_path / "said.jsonl", 18))
+    result = CliRunner().invoke(app, arguments(tmp_path / "no model", data, tmp_path / "guard", *responses))
+    assert result.exit_code == 2
+    assert "3 harmful answers to fit on, and 8 are needed" in " ".join(result.output.split())
+    assert "6 harmless answers to calibrate on, and 19 are needed" in " ".join(result.output.split())
+    assert "no model" not in result.output.replace(str(tmp_path), "")
 
 
 def test_bad_rows_are_listed_before_the_model_runs(tmp_path: Path) -> None:
