@@ -44,16 +44,29 @@ class ForkedServer(ServerProcess):
 
 
 class Forked:
-    """`autosteer` with these arguments; what it writes goes to `output`. It is asked and ended like a `Popen`."""
+    """`autosteer` with these arguments, asked and ended like a `Popen`.
+
+    `output`, `errors`: the files that it writes to; without the latter, both go to the former.
+    """
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], output: str, folder: Path | None = None
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        output: str,
+        folder: Path | None = None,
+        errors: str | None = None,
     ) -> None:
-        given = (list(arguments), dict(environment), output, folder or Path.cwd())
+        given = (list(arguments), dict(environment), (output, errors or output), folder or Path.cwd())
         self._process = _context().Process(target=_run, args=given)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
+
+    @property
+    def sentinel(self) -> int:
+        """For `multiprocessing.connection.wait`: ready when the process has ended."""
+        return self._process.sentinel
 
     @property
     def returncode(self) -> int | None:
@@ -86,12 +99,12 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _run(arguments: list[str], environment: dict[str, str], output: str, folder: Path) -> None:
+def _run(arguments: list[str], environment: dict[str, str], outputs: tuple[str, str], folder: Path) -> None:
     """The server's process, from here on."""
     os.chdir(folder)
-    with open(output, "ab", buffering=0) as file:  # noqa: PTH123
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    for descriptor, output in enumerate(outputs, start=1):
+        with open(output, "ab", buffering=0) as file:  # noqa: PTH123
+            os.dup2(file.fileno(), descriptor)
     os.environ.clear()
     os.environ.update(environment)
     from server.cli import main

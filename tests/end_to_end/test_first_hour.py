@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from steering.manifest import load_manifest
+from tests.end_to_end.forked_command import forked_command
 from tests.end_to_end.processes import clean_environment, free_port
 from tests.markdown import commands, script
 
@@ -33,10 +35,19 @@ def run_page(page: Path, folder: Path, smaller: Mapping[str, str]) -> str:
     for shipped, here in {PORT: str(free_port()), **smaller}.items():
         assert shipped in text, shipped
         text = text.replace(shipped, here)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = clean_environment({"PATH": path, "OMP_NUM_THREADS": "1"})
+    elsewhere = folder.with_name(f"{folder.name}-commands")
+    elsewhere.mkdir()
+    with forked_command(elsewhere) as programs:
+        code, output, errors = _in_shell(STOP + text, folder, programs)
+    assert code == 0, f"{output[-3000:]}\n{errors[-3000:]}"
+    return output
+
+
+def _in_shell(text: str, folder: Path, programs: Path) -> tuple[int, str, str]:
+    """How the commands ended, and what they wrote."""
+    path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.Popen(
-        ["sh", "-euc", STOP + text], cwd=folder, env=environment, text=True,
+        ["sh", "-euc", text], cwd=folder, env=clean_environment({"PATH": path, "OMP_NUM_THREADS": "1"}), text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
@@ -44,8 +55,7 @@ def run_page(page: Path, folder: Path, smaller: Mapping[str, str]) -> str:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, f"{output[-3000:]}\n{errors[-3000:]}"
-    return output
+    return process.returncode, output, errors
 
 
 def reasons(output: str) -> list[str]:
@@ -68,6 +78,7 @@ def test_the_page_about_fitting_ends_with_a_guard_that_is_served_and_watched(tmp
     decisions = [line for line in output.splitlines() if line.startswith("autosteer_guard_decisions_total")]
     assert sorted(line.partition('decision="')[2].partition('"')[0] for line in decisions) == ["pass", "steered"]
     assert (tmp_path / "first-hour" / "guard.report" / "report.html").is_file()
+    assert load_manifest(tmp_path / "first-hour" / "guard").validation["auroc"] > 0.9
     assert (tmp_path / "first-hour" / "eval" / "results.md").is_file()
 
 
