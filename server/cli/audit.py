@@ -10,7 +10,6 @@ import typer
 
 from server.cli.console import mistake
 from server.cli.options import Config
-from server.record.audit.record import Outcome
 from server.record.audit.sink import Filter, Reader, SinkError
 from server.record.audit.sinks import make_reader
 from server.settings.schema import Settings
@@ -24,9 +23,11 @@ def print_audit(
     last: Annotated[int, typer.Option(min=1, help="How many records, the newest that match.")] = 20,
     key: Annotated[str | None, typer.Option(help="Only those of this key, by its name.")] = None,
     decision: Annotated[str | None, typer.Option(help=f"Only one of {', '.join(Verdict)}.")] = None,
-    outcome: Annotated[str | None, typer.Option(help=f"Only one of {', '.join(Outcome)}.")] = None,
+    outcome: Annotated[str | None, typer.Option(help="Only completed, rejected, failed or disconnected.")] = None,
 ) -> None:
     """Print records of the audit log as JSON lines, oldest first."""
+    from server.record.audit.record import Outcome  # which imports numpy
+
     _check_word("--decision", decision, Verdict)
     _check_word("--outcome", outcome, Outcome)
     try:

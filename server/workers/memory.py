@@ -24,6 +24,17 @@ def return_large_blocks() -> bool:
         return False
 
 
+def return_free_pages() -> bool:
+    """Give back what is free between blocks in use; False where that cannot be. Blocks, without the interpreter's lock.
+
+    glibc by itself gives back only what is free at the end of its heap.
+    """
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError, TypeError):
+        return False
+
+
 def own_memory() -> int:
     """Bytes of memory that this process has, without what is of files."""
     if _STATISTICS.exists():

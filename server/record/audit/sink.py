@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from server.record.audit.record import AuditRecord
 from server.record.audit.usage import Usage
+
+if TYPE_CHECKING:
+    from server.record.audit.record import AuditRecord  # which imports numpy: every command would wait for it
 
 
 class SinkError(Exception):
