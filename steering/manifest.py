@@ -6,6 +6,7 @@ and a fingerprint of the weights. The name is kept for people; a model may be se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -21,7 +22,7 @@ from pydantic import (
 
 from steering.errors import BundleError
 from steering.files import digest
-from steering.policy import Mode, Policy
+from steering.policy import DEFAULT_HOLD, UNWATCHED, Hold, Mode, OutputPolicy, Policy
 
 if TYPE_CHECKING:
     from models.info import BackboneInfo
@@ -197,6 +198,11 @@ class Manifest(_Frozen):
         return max(read if self.answers is None else [*read, *self.answers.layers])
 
     @property
+    def watches(self) -> bool:
+        """Whether it reads answers."""
+        return self.answers is not None
+
+    @property
     def recall(self) -> float:
         """Share of fresh toxic prompts that its default threshold caught at the fit; 1 where that is not known."""
         return self.validation.get("tpr", 1.0)
@@ -231,13 +237,33 @@ class Manifest(_Frozen):
             expose_scores=expose_scores,
         )
 
+    def output(
+        self,
+        mode: Mode,
+        *,
+        threshold: float | None = None,
+        target_fpr: float | None = None,
+        hold: Hold | None = None,
+    ) -> OutputPolicy:
+        """How answers are judged, with the bundle's threshold where none is given. Raises ValueError."""
+        if mode is Mode.OFF:
+            return UNWATCHED
+        if self.answers is None:
+            raise ValueError(
+                f"output.mode {mode} needs a guard bundle that reads answers, and this one reads prompts alone"
+            )
+        if threshold is None:
+            known = self.answers
+            threshold = (
+                known.threshold if target_fpr is None else _threshold_for(target_fpr, known.thresholds, "output.")
+            )
+        if hold is None:
+            hold = 0 if mode is Mode.MONITOR else DEFAULT_HOLD
+        return OutputPolicy(mode, threshold, hold)
+
     def threshold_for(self, target_fpr: float) -> float:
         """The bundle's threshold for a target false-positive rate. Raises ValueError naming those it has."""
-        for known in self.thresholds:
-            if abs(known.target_fpr - target_fpr) < 1e-9:
-                return known.threshold
-        rates = ", ".join(f"{known.target_fpr:g}" for known in self.thresholds) or "none"
-        raise ValueError(f"target_fpr {target_fpr:g} is not calibrated in this bundle; it has {rates}")
+        return _threshold_for(target_fpr, self.thresholds)
 
 
 def format_of(conversation: ConversationSpec | None, answers: AnswersSpec | None) -> Literal[1, 2, 3]:
@@ -245,6 +271,14 @@ def format_of(conversation: ConversationSpec | None, answers: AnswersSpec | None
     if answers is not None:
         return 3
     return 1 if conversation is None else 2
+
+
+def _threshold_for(target_fpr: float, thresholds: Sequence[Threshold], of: str = "") -> float:
+    for known in thresholds:
+        if abs(known.target_fpr - target_fpr) < 1e-9:
+            return known.threshold
+    rates = ", ".join(f"{known.target_fpr:g}" for known in thresholds) or "none"
+    raise ValueError(f"{of}target_fpr {target_fpr:g} is not calibrated in this bundle; it has {rates}")
 
 
 def load_manifest(folder: Path) -> Manifest:

@@ -64,6 +64,7 @@ class OutputPolicy:
 
 
 UNWATCHED = OutputPolicy()
+DEFAULT_HOLD = 16  # tokens: a whole window of those that the reader compares
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,10 @@ class Calibrated(Protocol):
         """Share of toxic prompts like those of its fit that its default threshold catches."""
 
     @property
+    def watches(self) -> bool:
+        """Whether it has a reader of answers."""
+
+    @property
     def eps(self) -> float:
         """The strength at which steered answers were measured to refuse, and fluently."""
 
@@ -140,6 +145,11 @@ class Calibrated(Protocol):
         expose_scores: bool = ...,
     ) -> Policy:
         """A policy with the bundle's values where none is given. Raises ValueError."""
+
+    def output(
+        self, mode: Mode, *, threshold: float | None = ..., target_fpr: float | None = ..., hold: Hold | None = ...
+    ) -> OutputPolicy:
+        """How answers are judged, with the bundle's threshold where none is given. Raises ValueError."""
 
     def threshold_for(self, target_fpr: float) -> float:
         """Raises ValueError naming the rates that there are."""

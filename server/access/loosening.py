@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
 from server.access.policies import looser_fields, make_policy
 from server.settings.groups import NoKeys, PolicySettings
@@ -82,7 +83,8 @@ def _looser(old: Settings, old_name: str, new: Settings, new_name: str, guard: C
     before, after = old.policy(old_name), new.policy(new_name)
     judged, judges = make_policy(old_name, before, guard), make_policy(new_name, after, guard)
     for field in looser_fields(judges, judged):
-        yield f"{field} {_shown(getattr(judged, field))} -> {_shown(getattr(judges, field))}"
+        value = attrgetter(field)
+        yield f"{field} {_shown(value(judged))} -> {_shown(value(judges))}"
     for field in _freer_fields(after, before):
         yield f"{field} {_shown(getattr(before, field))} -> {_shown(getattr(after, field))}"
     had, has = (each.completions or ("on" if guard is None else "text") for each in (before, after))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from server.api.answer_fields import GuardOptions
+from server.api.answer_fields import GuardOptions, OutputOptions
 from server.errors import BadRequest, Forbidden
-from server.settings.groups import PolicySettings
+from server.settings.groups import OutputSettings, PolicySettings
 from server.settings.schema import Settings
 from server.settings.values import DEFAULT_POLICY
-from steering.policy import Calibrated, Mode, Policy, PolicyError
+from steering.policy import UNWATCHED, Calibrated, Hold, Mode, OutputPolicy, Policy, PolicyError
 
 # A blocked request is never decoded; a steered one is, and what steering fails on gets through.
 STRENGTH = {Mode.OFF: 0, Mode.MONITOR: 1, Mode.STEER: 2, Mode.BLOCK: 3}
@@ -25,7 +25,7 @@ def make_policy(name: str, terms: PolicySettings, guard: Calibrated | None) -> P
         _check_unguarded(name, terms)
         return Policy(name, Mode.OFF, threshold=1.0, eps=0.0, refusal="", expose_scores=terms.expose_scores)
     try:
-        return guard.policy(
+        policy = guard.policy(
             name,
             terms.mode or Mode.STEER,
             threshold=terms.threshold,
@@ -34,6 +34,10 @@ def make_policy(name: str, terms: PolicySettings, guard: Calibrated | None) -> P
             refusal=terms.refusal,
             expose_scores=terms.expose_scores,
         )
+        said = terms.output or OutputSettings()
+        mode = said.mode or (policy.mode if guard.watches else Mode.OFF)
+        output = guard.output(mode, threshold=said.threshold, target_fpr=said.target_fpr, hold=said.hold)
+        return replace(policy, output=output)
     except ValueError as error:
         raise PolicyError(f"{_path(name)}{error}") from error
 
@@ -49,6 +53,8 @@ def _check_unguarded(name: str, terms: PolicySettings) -> None:
             raise PolicyError(f"{_path(name)}{field} needs a guard; give one with --guard")
     if terms.mode not in (None, Mode.OFF):
         raise PolicyError(f"{_path(name)}mode {terms.mode} needs a guard; give one with --guard")
+    if terms.output is not None and terms.output.mode is not Mode.OFF:
+        raise PolicyError(f"{_path(name)}output needs a guard; give one with --guard")
 
 
 def _path(name: str) -> str:
@@ -58,8 +64,8 @@ def _path(name: str) -> str:
 def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, *, may_loosen: bool) -> Policy:
     """The policy as a request wants it. Raises BadRequest, or Forbidden where that is looser and it may not be.
 
-    Tighter is a stronger mode (off < monitor < steer < block), a lower threshold, or a higher eps. Where steering is
-    turned on its eps is at least the bundle's; no eps is above `max_eps`.
+    Tighter is a stronger mode (off < monitor < steer < block), a lower threshold, or a higher eps; of answers also that
+    more is held back. Where steering is turned on its eps is at least the bundle's; no eps is above `max_eps`.
     """
     if guard is None:
         raise BadRequest("No guard is loaded, so there is nothing to change.", param="guard")
@@ -77,17 +83,22 @@ def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, 
             param="guard.eps",
         )
     mode = policy.mode if wish.mode is None else Mode(wish.mode)
-    least = least_eps(policy, mode, guard)
+    output = _wished_output(policy, mode, wish.output, guard)
+    least = least_eps(policy, mode, guard, output.mode)
     new = replace(
         policy,
         mode=mode,
         threshold=policy.threshold if threshold is None else threshold,
         eps=least if wish.eps is None else wish.eps,
+        output=output,
     )
-    field = looser_in(new, policy) or ("eps" if mode is Mode.STEER and new.eps < least else None)
+    steers = Mode.STEER in (mode, output.mode)
+    field = looser_in(new, policy) or ("eps" if steers and new.eps < least else None)
     if not may_loosen and field is not None:
         if field == "threshold" and wish.target_fpr is not None:
             field = "target_fpr"
+        if field == "output.threshold" and wish.output is not None and wish.output.target_fpr is not None:
+            field = "output.target_fpr"
         raise Forbidden(
             f"'guard.{field}' would loosen the policy {policy.name!r}, which this key may not do.",
             param=f"guard.{field}",
@@ -96,17 +107,47 @@ def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, 
     return new
 
 
+def _wished_output(policy: Policy, mode: Mode, wish: OutputOptions | None, guard: Calibrated) -> OutputPolicy:
+    """How answers are watched as a request wants it; what it leaves out is as the policy says. Raises BadRequest."""
+    now = policy.output
+    if wish is None:
+        return now if mode is not Mode.OFF else UNWATCHED
+    to = now.mode if wish.mode is None else Mode(wish.mode)
+    threshold, hold = wish.threshold, wish.hold
+    if to is Mode.OFF and wish.model_fields_set - {"mode"}:
+        raise BadRequest("'guard.output' needs a mode other than 'off'.", param="guard.output.mode")
+    if threshold is not None and wish.target_fpr is not None:
+        raise BadRequest(
+            "'guard.output.threshold' and 'guard.output.target_fpr' exclude each other.",
+            param="guard.output.target_fpr",
+        )
+    if threshold is None and wish.target_fpr is None and now.mode is not Mode.OFF:
+        threshold = now.threshold
+    if hold is None and now.intervenes and to in (Mode.STEER, Mode.BLOCK):
+        hold = now.hold
+    try:
+        output = guard.output(to, threshold=threshold, target_fpr=wish.target_fpr, hold=hold)
+        replace(policy, mode=mode, output=output, eps=policy.eps or guard.eps)
+    except ValueError as error:
+        raise BadRequest(f"Invalid value for 'guard.output': {error}.", param="guard.output") from None
+    return output
+
+
 def max_eps(policy: Policy, guard: Calibrated) -> float:
     """The highest eps that a request may ask for: a small multiple of the bundle's, or the policy's own if higher."""
     return max(MAX_EPS_FACTOR * guard.eps, policy.eps)
 
 
-def least_eps(policy: Policy, mode: Mode, guard: Calibrated) -> float:
+def least_eps(policy: Policy, mode: Mode, guard: Calibrated, output: Mode = Mode.OFF) -> float:
     """The eps of a request in `mode` that names none, and the lowest that is not looser: the policy's.
 
-    A policy that does not steer may have any eps; so where its request turns steering on it is at least the bundle's.
+    A policy that does not steer may have any eps; so where its request turns steering on, of prompts or of answers
+    (`output`), it is at least the bundle's.
     """
-    turned_on = mode is Mode.STEER and STRENGTH[policy.mode] < STRENGTH[Mode.STEER]
+    turned_on = any(
+        new is Mode.STEER and STRENGTH[old] < STRENGTH[Mode.STEER]
+        for new, old in ((mode, policy.mode), (output, policy.output.mode))
+    )
     return max(policy.eps, guard.eps) if turned_on else policy.eps
 
 
@@ -116,10 +157,28 @@ def looser_in(new: Policy, policy: Policy) -> str | None:
 
 
 def looser_fields(new: Policy, policy: Policy) -> Iterator[str]:
-    """Every field in which a policy is looser than another: mode, threshold, eps."""
+    """Every field in which a policy is looser than another: mode, threshold, eps, and those of `output`."""
     if STRENGTH[new.mode] < STRENGTH[policy.mode]:
         yield "mode"
     if policy.mode is not Mode.OFF and new.threshold > policy.threshold:
         yield "threshold"
-    if policy.mode is Mode.STEER and new.mode is Mode.STEER and new.eps < policy.eps:
+    steered = ((policy.mode, new.mode), (policy.output.mode, new.output.mode))
+    if new.eps < policy.eps and (Mode.STEER, Mode.STEER) in steered:
         yield "eps"
+    yield from _looser_outputs(new.output, policy.output)
+
+
+def _looser_outputs(new: OutputPolicy, old: OutputPolicy) -> Iterator[str]:
+    if STRENGTH[new.mode] < STRENGTH[old.mode]:
+        yield "output.mode"
+    if old.mode is not Mode.OFF and new.threshold > old.threshold:
+        yield "output.threshold"
+    if old.intervenes and not _holds_as_much(new.hold, old.hold):
+        yield "output.hold"
+
+
+def _holds_as_much(new: Hold, old: Hold) -> bool:
+    """Whether no token is shown earlier. A sentence may be shorter or longer than any number of tokens."""
+    if new in ("all", old) or old == 0:
+        return True
+    return isinstance(new, int) and isinstance(old, int) and new >= old

@@ -8,7 +8,9 @@ from server.answer.delta import Delta, merged
 from server.answer.pipeline import Pipeline
 from server.request import Event, Finish, Request
 from server.watch.metrics import Metrics
-from steering.policy import Verdict
+from steering.policy import Fallback, Verdict
+
+FAILURES = frozenset({Finish.ABORT, Finish.TIMEOUT, Finish.ERROR})  # ends that are no answer's
 
 
 class Generation:
@@ -23,13 +25,14 @@ class Generation:
     ) -> None:
         self.index = index
         self.request = request
-        self.tokens = 0  # generated, whether or not their text is shown
         self.begun = False  # from its first event on, the guard's decision is known
         self.refused = False  # from the guard's intervention on
+        self.fallback: Fallback | None = None  # why the policy's refusal text stands for its answer, if it does
         self.ended = False
         self.finish: Finish | None = None  # how
         self.error: Exception | None = None
         self.kept: list[str] | None = [] if keep else None
+        self._generated = 0  # tokens
         self._pipeline = pipeline
         self._metrics = metrics
         self._deltas: list[Delta] = []
@@ -48,21 +51,58 @@ class Generation:
         """Take what one step of the engine did to it; a stop string may end it before the engine does."""
         if not self.begun:
             self._begin()
-        if event.token is not None:
+        if event.token is None and event.finish is None:
+            self._answer_decided()
+            return
+        # Where text is held back, the tokens up to a stop string are cleared by the event after it.
+        stopped = self._pipeline.stopped
+        if event.token is not None and not stopped:
             self._count()
             self._deltas += self._pipeline.push(event.token, event.logprobs)
-        if event.finish is not None or self._pipeline.stopped:
+        if event.finish is not None:
             self._finish(event.finish, event.error)
+        elif self._pipeline.stopped and (stopped or not self._pipeline.holds):
+            self._finish(Finish.STOP, None)
+        elif self._pipeline.failed:
+            self._fall_back(Fallback.NOT_BEGUN)
 
-    def _finish(self, finish: Finish | None, error: Exception | None) -> None:
-        self._deltas += self._pipeline.finish()
-        if self._pipeline.stopped:
-            finish, error = Finish.STOP, None
-        decision = self.request.decision
-        if finish is Finish.CONTENT_FILTER and decision is not None and decision.verdict is Verdict.BLOCKED:
+    @property
+    def tokens(self) -> int:
+        """Generated tokens that are not held back, whether or not they have a text."""
+        return self._generated - self._pipeline.held
+
+    def _finish(self, finish: Finish, error: Exception | None) -> None:
+        answer = self.request.answer
+        if finish in FAILURES:
+            self._abandon(finish, error)
+        elif finish is Finish.CONTENT_FILTER and answer is not None and answer.reason is not None:
+            self._fall_back(answer.reason)
+        elif self._verdict is Verdict.BLOCKED:
             self._deltas += self._pipeline.say(self.request.policy.refusal)
-        assert finish is not None
+            self.close(finish)
+        elif self._pipeline.unrefused:
+            self._fall_back(Fallback.NOT_BEGUN)
+        else:
+            self._deltas += self._pipeline.finish()
+            self.close(Finish.STOP if self._pipeline.stopped else finish)
+
+    def _abandon(self, finish: Finish, error: Exception | None) -> None:
+        """It ends without an answer; what nobody has cleared is not shown."""
+        if self._pipeline.holds:
+            self._forget_held()
+            self._deltas += self._pipeline.drop()
+        else:
+            self._deltas += self._pipeline.finish()
+            if self._pipeline.stopped:
+                finish, error = Finish.STOP, None
         self.close(finish, error)
+
+    def _fall_back(self, reason: Fallback) -> None:
+        """The policy's refusal text stands for what is not shown."""
+        self._refuse()
+        self._deltas += self._pipeline.say(self.request.policy.refusal)
+        self.fallback = reason
+        self.close(Finish.CONTENT_FILTER)
 
     def close(self, finish: Finish, error: Exception | None = None) -> None:
         """Give it its one end."""
@@ -71,17 +111,37 @@ class Generation:
         self.finish = finish
         self.error = error
 
+    @property
+    def _verdict(self) -> Verdict | None:
+        """What was decided on its prompt."""
+        return None if self.request.decision is None else self.request.decision.verdict
+
     def _begin(self) -> None:
         self.begun = True
         if self.request.leader is None:
             self._metrics.decided(self.request)
-        decision = self.request.decision
-        if decision is not None and decision.verdict in (Verdict.STEERED, Verdict.BLOCKED):
+        if self._verdict in (Verdict.STEERED, Verdict.BLOCKED):
+            self._refuse()
+
+    def _answer_decided(self) -> None:
+        """The answer is flagged, and goes on."""
+        answer = self.request.answer
+        if answer is not None and answer.verdict is Verdict.STEERED:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """What comes from here on is a refusal."""
+        self._forget_held()
+        if not self.refused:
             self.refused = True
-            self._pipeline.refuse()
+            self._deltas += self._pipeline.refuse()
+
+    def _forget_held(self) -> None:
+        """Of tokens that are dropped nothing is told."""
+        self._generated -= self._pipeline.held
 
     def _count(self) -> None:
         now = monotonic()
         self._metrics.token(self._last_token, now, self.request.timings.arrived)
         self._last_token = now
-        self.tokens += 1
+        self._generated += 1

@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 
 from server.answer.delta import Delta, Kind
 from server.answer.detokenizer import Detokenizer
-from server.answer.gate import Gate, OpenGate
+from server.answer.gate import OpenGate, RefusalGate, gate_of
 from server.answer.logprobs import LogprobsInStep
 from server.answer.parser import Parser, PlainText
 from server.answer.stop_scan import StopScan
 from server.answer.text_decoder import TextDecoder
+from steering.policy import UNWATCHED, OutputPolicy
 
 if TYPE_CHECKING:
     from models.sampling import Logprobs
     from server.request import Request
+
+
+SEPARATOR = "\n\n"
 
 
 class Pipeline:
@@ -32,11 +36,16 @@ class Pipeline:
         *,
         logprobs: bool = False,
         parser: Parser | None = None,
+        output: OutputPolicy = UNWATCHED,
+        refusal: str = "",
     ) -> None:
         self._decoder = decoder
         self._detokenizer = Detokenizer(decoder)
         self._scan = StopScan(stops)
-        self._gate: Gate = OpenGate()
+        self._output = output
+        self._refusal = refusal
+        self._gate = gate_of(output)
+        self._shown = False  # something, of what is not yet set apart
         self._logprobs = LogprobsInStep(decoder) if logprobs else None
         self._parser: Parser = parser or PlainText(Kind.TEXT)
 
@@ -49,7 +58,28 @@ class Pipeline:
         parser: Callable[[], Parser] = lambda: PlainText(Kind.TEXT),
     ) -> Pipeline:
         """The stages that a request's answer passes."""
-        return cls(decoder, stops, logprobs=request.ask.params.logprobs is not None, parser=parser())
+        logprobs, policy = request.ask.params.logprobs is not None, request.policy
+        return cls(decoder, stops, logprobs=logprobs, parser=parser(), output=policy.output, refusal=policy.refusal)
+
+    @property
+    def held(self) -> int:
+        """Tokens whose text is held back."""
+        return self._gate.held
+
+    @property
+    def holds(self) -> bool:
+        """Whether text is held back until it is cleared."""
+        return not isinstance(self._gate, OpenGate)
+
+    @property
+    def unrefused(self) -> bool:
+        """Whether what is to be a refusal has not begun as one."""
+        return isinstance(self._gate, RefusalGate) and not self._gate.begun
+
+    @property
+    def failed(self) -> bool:
+        """Whether it will not be one."""
+        return isinstance(self._gate, RefusalGate) and self._gate.failed
 
     @property
     def stopped(self) -> bool:
@@ -62,24 +92,31 @@ class Pipeline:
             self._logprobs.push(token, logprobs)
         return self._show(self._gate.push(self._scan.push(self._detokenizer.push(token))))
 
-    def refuse(self) -> None:
+    def refuse(self) -> Sequence[Delta]:
         """The guard acts: what comes from here on is a refusal, and nothing that is held back is shown any more.
 
         A refusal is said in full: the stop strings were the client's, for its answer.
         """
+        deltas = [*self._cut(), *self._apart()]
         self._detokenizer = Detokenizer(self._decoder)
         self._scan = StopScan(())
-        self._gate = OpenGate()
-        if self._logprobs is not None:
-            self._logprobs = LogprobsInStep(self._decoder)
+        self._gate = RefusalGate(gate_of(self._output), self._refusal) if self._output.intervenes else OpenGate()
         self._parser = PlainText(Kind.REFUSAL)
+        return deltas
 
     def say(self, text: str) -> Sequence[Delta]:
-        """Text that is not the model's, after all of its own."""
-        return self._parser.push(text, ())
+        """Text that is not the model's, after all of its own that is shown; nothing that is held back is."""
+        deltas = [*self._cut(), *self._apart()]
+        self._gate = OpenGate()
+        return [*deltas, *self._parser.push(text, ())]
+
+    def drop(self) -> Sequence[Delta]:
+        """Nothing more comes, and nothing that is held back is shown."""
+        self._gate = OpenGate()
+        return self._cut()
 
     def finish(self) -> Sequence[Delta]:
-        """The rest, after the last token."""
+        """The rest, after the last token, which has been cleared."""
         rest = self._scan.push(self._detokenizer.finish()) + self._scan.finish()
         deltas = [*self._show(self._gate.push(rest) + self._gate.finish())]
         if self._logprobs is not None and (cut := self._logprobs.finish()):
@@ -89,4 +126,19 @@ class Pipeline:
     def _show(self, text: str) -> Sequence[Delta]:
         if not text:
             return ()
+        self._shown = True
         return self._parser.push(text, self._logprobs.release(text) if self._logprobs is not None else ())
+
+    def _cut(self) -> Sequence[Delta]:
+        """The entry of a token that was shown in part; those of others that are held back are forgotten."""
+        if self._logprobs is None:
+            return ()
+        cut, self._logprobs = self._logprobs.finish(), LogprobsInStep(self._decoder)
+        return self._parser.push("", cut) if cut else ()
+
+    def _apart(self) -> Sequence[Delta]:
+        """What sets a text apart from one that is shown before it. A call has no place for it, and needs none."""
+        if not self._shown or not isinstance(self._parser, PlainText):
+            return ()
+        self._shown = False
+        return self._parser.push(SEPARATOR, ())

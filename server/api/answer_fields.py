@@ -18,6 +18,7 @@ MAX_STOPS_CHARACTERS = 4096  # of all: each token is compared with each of them
 MAX_BIASES = 1024
 MAX_CHOICES = 128
 MAX_EPS = 100.0
+MAX_HOLD = 4096  # tokens
 
 
 class StreamOptions(Strict):
@@ -28,6 +29,15 @@ class StreamOptions(Strict):
     include_obfuscation: Annotated[Literal[False] | None, only(False, why="obfuscation is not supported")] = None
 
 
+class OutputOptions(Strict):
+    """How one request wants its answer to be watched; what is left out is as the policy says."""
+
+    mode: Literal["off", "monitor", "steer", "block"] | None = None
+    threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
+    target_fpr: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    hold: Annotated[Integer, Field(ge=0, le=MAX_HOLD)] | Literal["sentence", "all"] | None = None
+
+
 class GuardOptions(Strict):
     """What one request wants its guard to be; an extension. What is left out is as the policy says."""
 
@@ -35,6 +45,7 @@ class GuardOptions(Strict):
     threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
     target_fpr: Annotated[Number, Field(gt=0, lt=1)] | None = None
     eps: Annotated[Number, Field(gt=0, le=MAX_EPS)] | None = None
+    output: OutputOptions | None = None
 
 
 def _stops(value: object) -> object:

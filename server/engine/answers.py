@@ -13,10 +13,9 @@ from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Work
 from steering.answers import AnswerReader
 from steering.policy import AnswerDecision, Fallback, Mode, Verdict, is_flagged
+from steering.refusals import REFUSAL_TOKENS
 
 logger = logging.getLogger(__name__)
-
-REFUSAL_TOKENS = 16  # a refusal with less room would end within its first sentence
 
 
 class Answers:

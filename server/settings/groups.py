@@ -49,6 +49,34 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+class OutputSettings(_Frozen):
+    """How answers are watched while they are generated; needs a guard bundle that reads answers."""
+
+    mode: Mode | None = Field(
+        default=None,
+        description="`off`, `monitor`, `steer` (a flagged answer goes on as a refusal) or `block` (it ends with the "
+        "policy's refusal text); the policy's own mode where not given.",
+    )
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Score from which an answer is flagged, 0 to 1; the bundle's where neither is given."
+    )
+    target_fpr: Share | None = Field(
+        default=None,
+        description="Instead of a threshold: the rate of false alarms per answer, one that the bundle has.",
+    )
+    hold: Annotated[int, Field(ge=0, le=4096)] | Literal["sentence", "all"] | None = Field(
+        default=None,
+        description="How much of an answer is held back until it is cleared: so many tokens, until its `sentence` "
+        "ends, or `all` of it; 16 in the modes `steer` and `block`, else 0.",
+    )
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        if self.threshold is not None and self.target_fpr is not None:
+            raise PydanticCustomError("threshold", "threshold and target_fpr exclude each other; give one of them")
+        return self
+
+
 class PolicySettings(_Frozen):
     """What a policy says; what a named one leaves out is as in the policy `default`, which the top level describes."""
 
@@ -66,6 +94,9 @@ class PolicySettings(_Frozen):
     )
     refusal: Annotated[str, Field(min_length=1, max_length=2000)] | None = Field(
         default=None, description="What a blocked request is told; the bundle's where not given."
+    )
+    output: OutputSettings | None = Field(
+        default=None, description="How answers are watched; as the policy's mode says where the bundle reads answers."
     )
     expose_scores: bool = Field(default=False, description="Show verdict and score in every answer.")
     may_loosen: bool = Field(default=False, description="Whether a request may loosen its policy.")

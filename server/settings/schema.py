@@ -254,12 +254,21 @@ class Settings(BaseSettings, PolicySettings):
         own = self.policies[name].model_dump(exclude_unset=True)
         if "threshold" in own or "target_fpr" in own:
             default |= {"threshold": None, "target_fpr": None}
+        if isinstance(own.get("output"), dict) and self.output is not None:
+            own["output"] = _joined_output(self.output.model_dump(exclude_unset=True), own["output"])
         return PolicySettings(**{**default, **own})
 
     @property
     def policy_names(self) -> tuple[str, ...]:
         """Every policy that there is."""
         return (DEFAULT_POLICY, *self.policies)
+
+
+def _joined_output(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """What a policy says of answers, with what it leaves out as in the policy `default`."""
+    limits = {"threshold", "target_fpr"}
+    kept = {name: value for name, value in default.items() if name not in limits or limits.isdisjoint(own)}
+    return {**kept, **own}
 
 
 def fixed_fields() -> tuple[str, ...]:

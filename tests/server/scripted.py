@@ -37,7 +37,7 @@ from server.engine.protocol import Facts, Load
 from server.engine.wire import Parcel
 from server.request import Ask, EngineError, Event, Finish, Request
 from server.settings.schema import Settings
-from steering.policy import Decision, Mode, Policy, Verdict
+from steering.policy import UNWATCHED, AnswerDecision, Decision, Mode, OutputPolicy, Policy, Verdict
 from tests.exposition import metric_of
 from tests.layouts import layout_of
 from tests.server.fakes import as_any
@@ -79,6 +79,8 @@ class Script:
     score: float | None = 0.25
     error: EngineError | None = None
     pause: float = 0.0
+    answer: AnswerDecision | None = None  # what is decided on the answer after its tokens
+    after: Sequence[int] = ()  # tokens that follow on that
 
     @classmethod
     def saying(cls, text: str, **options: Any) -> Script:
@@ -164,6 +166,20 @@ class ScriptedGuard:
             name, mode, threshold, options["eps"] or self.eps, options["refusal"] or REFUSAL, options["expose_scores"]
         )
 
+    watches = False
+
+    def output(self, mode: Mode, **options: Any) -> OutputPolicy:
+        if mode is Mode.OFF:
+            return UNWATCHED
+        if not self.watches:
+            raise ValueError("this bundle has no reader of answers")
+        threshold, hold = options.get("threshold"), options.get("hold")
+        if options.get("target_fpr") is not None:
+            threshold = self.threshold_for(options["target_fpr"])
+        if hold is None:
+            hold = 0 if mode is Mode.MONITOR else 16
+        return OutputPolicy(mode, 0.5 if threshold is None else threshold, hold)
+
     def threshold_for(self, target_fpr: float) -> float:
         if target_fpr not in THRESHOLDS:
             raise ValueError(f"target_fpr {target_fpr} is not calibrated in this bundle; it has 0.01, 0.05")
@@ -186,6 +202,7 @@ class ScriptedRunner:
 
     answer: Callable[[str], Script] = lambda text: Script.saying(text)
     guarded: bool = True
+    watches: bool = False  # answers as well
     calibration: Sequence[float] = ()
     max_live: int = 1000
     ready: bool = True
@@ -202,6 +219,8 @@ class ScriptedRunner:
         self.inputs = ScriptedInputs()
         self.tokenizer = byte_tokenizer()
         guard = ScriptedGuard() if self.guarded else None
+        if guard is not None:
+            guard.watches = self.watches
         facts = Facts(as_any(backbone_info()), guard, None if guard is None else guard.layer, self.calibration)
         self.model: Model | None = Model(facts, Inputs(as_any(self.inputs), self.tokenizer, plain_json(self.tokenizer)))
         self.load = Load()
@@ -273,6 +292,12 @@ class ScriptedRunner:
         if request.max_tokens == 0:
             script = replace(script, tokens=())
         for token in list(script.tokens)[: request.max_tokens]:
+            deliver([Event(request, token=token, logprobs=logprobs_of(request, token))])
+            await asyncio.sleep(script.pause)
+        request.answer = script.answer
+        if script.answer is not None and script.answer.verdict is Verdict.STEERED:
+            deliver([Event(request)])
+        for token in script.after:
             deliver([Event(request, token=token, logprobs=logprobs_of(request, token))])
             await asyncio.sleep(script.pause)
         if script.finish is None:

@@ -22,6 +22,7 @@ from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.request import Schema
 from tests.server.fakes import EOS, REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, FakeRow, as_any, next_token
+from tests.server.guards import token_reader
 from tests.server.in_thread import engine_client
 from tests.server.scripted import (
     CONTEXT,
@@ -79,10 +80,19 @@ class Guard(FakeGuard, ScriptedGuard):
     layer = 1
 
 
-def application_on(backbone: Backbone, load: Callable[[], object] = lambda: None, **options: str) -> FastAPI:
+class Reading(Guard):
+    """Reads answers as well: one is flagged from the second token of at least 30 on that stands beside another."""
+
+    answers = token_reader(30.0)
+    watches = True
+
+
+def application_on(
+    backbone: Backbone, load: Callable[[], object] = lambda: None, guard: type[Guard] = Guard, **options: Any
+) -> FastAPI:
     def make() -> OwnEngine:
         load()
-        return OwnEngine(as_any(backbone), as_any(Guard()), Scheduler(4, 1000))
+        return OwnEngine(as_any(backbone), as_any(guard()), Scheduler(4, 1000))
 
     return application(engine_client(make), **options)
 
@@ -108,6 +118,24 @@ async def test_answers_of_the_engine_arrive_whole_and_streamed() -> None:
     for i, (text, answer) in enumerate(zip(texts, answers, strict=True)):
         said = content_of(events_of(answer.text)) if i % 2 else answer.json()["choices"][0]["message"]["content"]
         assert said == answer_to(text, 9)
+
+
+async def test_a_flagged_answer_is_cut_and_refused_and_its_neighbours_are_not() -> None:
+    whole = answer_to(HARMLESS, 40)
+    flagged = next(n for n in range(2, 40) if min(map(ord, whole[n - 2 : n])) >= 30)
+    app = application_on(Backbone(), guard=Reading, output={"mode": "block", "hold": 2}, may_loosen=True)
+    async with loaded(app) as client:
+        cut, streamed, neighbour = await asyncio.gather(
+            greedy(client, HARMLESS, max_tokens=40),
+            greedy(client, HARMLESS, max_tokens=40, stream=True),
+            greedy(client, HARMLESS, max_tokens=40, guard={"output": {"mode": "off"}}),
+        )
+    (choice,) = cut.json()["choices"]
+    assert choice["finish_reason"] == "content_filter"
+    assert choice["message"]["content"] == whole[: flagged - 2] + "\n\n" + REFUSAL
+    assert content_of(events_of(streamed.text)) == choice["message"]["content"]
+    assert cut.json()["usage"]["completion_tokens"] == flagged - 2
+    assert neighbour.json()["choices"][0]["message"]["content"] == whole
 
 
 async def test_flagged_requests_are_steered_or_blocked_by_the_policys_mode() -> None:

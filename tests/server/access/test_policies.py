@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.access.policies import MAX_EPS_FACTOR, looser_in, make_policies, make_policy, wished_policy
-from server.api.answer_fields import GuardOptions
+from server.api.answer_fields import GuardOptions, OutputOptions
 from server.errors import BadRequest, Forbidden
-from server.settings.groups import PolicySettings
+from server.settings.groups import OutputSettings, PolicySettings
 from server.settings.schema import Settings
-from steering.policy import Decision, Mode, Policy, PolicyError, Verdict, decide
+from steering.policy import Decision, Mode, OutputPolicy, Policy, PolicyError, Verdict, decide
 from tests.server.scripted import THRESHOLDS, ScriptedGuard
 
 GUARD = ScriptedGuard()
@@ -152,3 +153,91 @@ def test_without_a_guard_only_off_is_possible() -> None:
     for terms in (PolicySettings(mode=Mode.STEER), PolicySettings(eps=1.0), PolicySettings(refusal="No.")):
         with pytest.raises(PolicyError, match=r"policies\.p: .* needs a guard"):
             make_policy("p", terms, None)
+
+
+# answers -----------------------------------------------------------------------------------------------------------
+
+
+class Reading(ScriptedGuard):
+    watches = True
+
+
+def said(**output: Any) -> OutputPolicy:
+    """What a policy in mode steer makes of these settings of answers."""
+    terms = PolicySettings(mode=Mode.STEER, output=OutputSettings(**output) if output else None)
+    return make_policy("default", terms, Reading()).output
+
+
+def test_answers_are_watched_as_prompts_are_where_the_bundle_reads_them_and_nothing_is_said() -> None:
+    assert said() == OutputPolicy(Mode.STEER, 0.5, 16)
+    assert said(mode="monitor") == OutputPolicy(Mode.MONITOR, 0.5, 0)
+    assert said(mode="off") == OutputPolicy()
+    assert said(mode="block", target_fpr=0.01, hold="all") == OutputPolicy(Mode.BLOCK, THRESHOLDS[0.01], "all")
+    assert make_policy("default", PolicySettings(mode=Mode.OFF), Reading()).output == OutputPolicy()
+    assert make_policy("default", PolicySettings(mode=Mode.STEER), GUARD).output == OutputPolicy()
+
+
+@pytest.mark.parametrize(
+    ("terms", "told"),
+    [
+        (PolicySettings(output=OutputSettings(mode=Mode.BLOCK)), "no reader of answers"),
+        (PolicySettings(output=OutputSettings(hold=4, mode=Mode.STEER)), "no reader of answers"),
+    ],
+)
+def test_a_policy_that_watches_answers_needs_a_bundle_that_reads_them(terms: PolicySettings, told: str) -> None:
+    with pytest.raises(PolicyError, match=told):
+        make_policy("default", terms, GUARD)
+    with pytest.raises(PolicyError, match="needs a guard"):
+        make_policy("default", terms, None)
+
+
+@pytest.mark.parametrize(
+    ("terms", "told"),
+    [
+        ({"mode": "off", "output": {"mode": "block"}}, "needs a mode other than off"),
+        ({"output": {"mode": "monitor", "hold": 4}}, "output.hold must be 0"),
+        ({"output": {"target_fpr": 0.3}}, "not calibrated"),
+    ],
+)
+def test_settings_of_answers_that_do_not_fit_are_refused(terms: dict[str, Any], told: str) -> None:
+    with pytest.raises(PolicyError, match=told):
+        make_policy("default", PolicySettings(**terms), Reading())
+
+
+WATCHING = replace(STEER, output=OutputPolicy(Mode.STEER, 0.5, 8))
+
+
+@pytest.mark.parametrize(
+    ("wish", "field"),
+    [
+        ({"mode": "monitor"}, "output.mode"),
+        ({"mode": "off"}, "output.mode"),
+        ({"threshold": 0.6}, "output.threshold"),
+        ({"target_fpr": 0.01}, "output.target_fpr"),
+        ({"hold": 7}, "output.hold"),
+        ({"hold": "sentence"}, "output.hold"),
+    ],
+)
+def test_a_request_may_not_loosen_what_is_said_of_answers(wish: dict[str, Any], field: str) -> None:
+    with pytest.raises(Forbidden) as refused:
+        wished_policy(WATCHING, GuardOptions(output=OutputOptions(**wish)), Reading(), may_loosen=False)
+    assert refused.value.param == f"guard.{field}"
+    assert wished_policy(WATCHING, GuardOptions(output=OutputOptions(**wish)), Reading(), may_loosen=True)
+
+
+@pytest.mark.parametrize(
+    ("wish", "made"),
+    [
+        ({"mode": "block"}, OutputPolicy(Mode.BLOCK, 0.5, 8)),
+        ({"threshold": 0.2, "hold": 9}, OutputPolicy(Mode.STEER, 0.2, 9)),
+        ({"hold": "all"}, OutputPolicy(Mode.STEER, 0.5, "all")),
+        ({"target_fpr": 0.05}, OutputPolicy(Mode.STEER, THRESHOLDS[0.05], 8)),
+    ],
+)
+def test_a_request_may_tighten_what_is_said_of_answers(wish: dict[str, Any], made: OutputPolicy) -> None:
+    asked = GuardOptions(output=OutputOptions(**wish))
+    assert wished_policy(WATCHING, asked, Reading(), may_loosen=False).output == made
+    with pytest.raises(BadRequest):
+        wished_policy(STEER, GuardOptions(output=OutputOptions(hold=3)), Reading(), may_loosen=False)
+    with pytest.raises(BadRequest):
+        wished_policy(STEER, GuardOptions(output=OutputOptions(mode="block")), GUARD, may_loosen=False)

@@ -33,9 +33,8 @@ def said(deltas: Sequence[Delta]) -> list[tuple[Kind, str]]:
 def test_an_answer_is_text_until_the_guard_acts_and_a_refusal_from_there_on() -> None:
     pipeline = Pipeline(DECODER, ["STOP"])
     deltas = pushed(pipeline, "so far")
-    pipeline.refuse()
-    deltas += [*pushed(pipeline, "no, STOP"), *pipeline.say(" Ask me"), *pipeline.finish()]
-    assert said(deltas) == [(Kind.TEXT, "so far"), (Kind.REFUSAL, "no, STOP Ask me")]
+    deltas += [*pipeline.refuse(), *pushed(pipeline, "no, STOP"), *pipeline.say("Ask me"), *pipeline.finish()]
+    assert said(deltas) == [(Kind.TEXT, "so far\n\n"), (Kind.REFUSAL, "no, STOP\n\nAsk me")]
     assert not pipeline.stopped  # stop strings are the client's, for its answer
 
 
