@@ -8,7 +8,7 @@ from server.answer.delta import Delta, merged
 from server.answer.pipeline import Pipeline
 from server.request import Event, Finish, Request
 from server.watch.metrics import Metrics
-from steering.policy import Fallback, Verdict
+from steering.policy import Fallback, Mode, Verdict
 
 FAILURES = frozenset({Finish.ABORT, Finish.TIMEOUT, Finish.ERROR})  # ends that are no answer's
 
@@ -76,6 +76,8 @@ class Generation:
         if finish in FAILURES:
             self._abandon(finish, error)
         elif finish is Finish.CONTENT_FILTER and answer is not None and answer.reason is not None:
+            if not self.refused:
+                self._metrics.answers.flagged(self.request.policy, self.tokens)
             self._fall_back(answer.reason)
         elif self._verdict is Verdict.BLOCKED:
             self._deltas += self._pipeline.say(self.request.policy.refusal)
@@ -110,6 +112,9 @@ class Generation:
         self.ended = True
         self.finish = finish
         self.error = error
+        request = self.request
+        if request.policy.output.mode is not Mode.OFF and finish not in FAILURES and request.max_tokens:
+            self._metrics.answers.ended(request.policy, request.answer, self.fallback)
 
     @property
     def _verdict(self) -> Verdict | None:
@@ -126,7 +131,10 @@ class Generation:
     def _answer_decided(self) -> None:
         """The answer is flagged, and goes on."""
         answer = self.request.answer
-        if answer is not None and answer.verdict is Verdict.STEERED:
+        if answer is None:
+            return
+        self._metrics.answers.flagged(self.request.policy, self.tokens)
+        if answer.verdict is Verdict.STEERED:
             self._refuse()
 
     def _refuse(self) -> None:
@@ -138,7 +146,9 @@ class Generation:
 
     def _forget_held(self) -> None:
         """Of tokens that are dropped nothing is told."""
-        self._generated -= self._pipeline.held
+        if held := self._pipeline.held:
+            self._generated -= held
+            self._metrics.answers.dropped(self.request.policy, held)
 
     def _count(self) -> None:
         now = monotonic()

@@ -88,6 +88,20 @@ def ignored_headers(names: Collection[str]) -> dict[str, str]:
     return {"x-autosteer-ignored": ", ".join(sorted(names))} if names else {}
 
 
+def answer_result(generation: Generation) -> ModerationResult | None:
+    """What the guard found in an answer that is over; `None` where its score is not known."""
+    answer = generation.request.answer
+    if answer is None:
+        return None
+    flagged = answer.flagged or generation.fallback is not None
+    return {
+        "flagged": flagged,
+        "categories": {CATEGORY: flagged},
+        "category_scores": {CATEGORY: answer.score},
+        "category_applied_input_types": {CATEGORY: ["text"]},
+    }
+
+
 def moderation_result(request: Request) -> ModerationResult | None:
     """What the guard found in a prompt; `None` where nothing scored it."""
     decision = request.decision

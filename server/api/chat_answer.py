@@ -11,7 +11,14 @@ from server.answer.choices import Choices
 from server.answer.delta import Delta, Kind, joined
 from server.answer.generation import Generation
 from server.answer.logprobs import Entry
-from server.api.answer import finish_reason, ignored_headers, moderation_result, usage_of, verdict_headers
+from server.api.answer import (
+    answer_result,
+    finish_reason,
+    ignored_headers,
+    moderation_result,
+    usage_of,
+    verdict_headers,
+)
 from server.api.chat_request import ChatCompletionRequest
 from server.api.events import DONE, HOLE, Template, event
 from server.api.objects import (
@@ -29,12 +36,14 @@ from server.api.objects import (
     ChatToolCall,
     ChatToolCallDelta,
     FinishReason,
+    ModerationResult,
     OneLogprob,
     TokenLogprob,
 )
 from server.api.served import Served
 from server.errors import ApiError
 from server.request import Finish
+from steering.policy import Mode
 
 
 class ChatAnswer:
@@ -192,7 +201,10 @@ class ChatAnswer:
 
     def choice_end(self, generation: Generation) -> bytes:
         """The chunk that says why a choice ended."""
-        return event(self._chunk(generation, {}, self._finish_reason(generation)))
+        chunk = self._chunk(generation, {}, self._finish_reason(generation))
+        if self._shown and self._watched and self.choices.outcome is not None:
+            chunk["moderation"] = self._moderation()
+        return event(chunk)
 
     def end(self) -> bytes:
         """Usage, if the request wants it, and `[DONE]`."""
@@ -231,19 +243,36 @@ class ChatAnswer:
 
     # what the guard found --------------------------------------------------------------------------------------
 
+    @property
+    def _watched(self) -> bool:
+        return self._first.policy.output.mode is not Mode.OFF
+
     def _moderation(self) -> ChatModeration:
-        """OpenAI's moderation object. The guard reads the prompt, so there is no result for the output."""
-        return {"input": self._moderated_input(), "output": _error("not_supported", "the guard scores the input only")}
+        """OpenAI's moderation object: of the prompt, and of each choice where answers are watched and all are over."""
+        return {"input": self._moderated_input(), "output": self._moderated_output()}
 
     def _moderated_input(self) -> ChatModerationResults | ChatModerationError:
         result = moderation_result(self._first)
         if result is None:
             return _error("not_scored", "no guard scored this request")
+        return self._results([result])
+
+    def _moderated_output(self) -> ChatModerationResults | ChatModerationError:
+        if not self._watched:
+            return _error("not_supported", "the guard scores the input only")
+        if self.choices.outcome is None:
+            return _error("not_over", "the last chunk has the scores of the answer")
+        found = [answer_result(generation) for generation in self.choices.generations]
+        if any(result is None for result in found):
+            return _error("not_scored", "the answer was ended before all of it was scored")
+        return self._results([result for result in found if result is not None])
+
+    def _results(self, results: Sequence[ModerationResult]) -> ChatModerationResults:
         model = self._served.name
         return {
             "type": "moderation_results",
             "model": model,
-            "results": [{"type": "moderation_result", "model": model, **result}],
+            "results": [{"type": "moderation_result", "model": model, **result} for result in results],
         }
 
 

@@ -58,7 +58,7 @@ class ChatModerationError(TypedDict):
 
 class ChatModeration(TypedDict):
     input: ChatModerationResults | ChatModerationError
-    output: ChatModerationError
+    output: ChatModerationResults | ChatModerationError
 
 
 # chat --------------------------------------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ from typing import Any
 import orjson
 
 from server.answer.choices import Choices
+from server.answer.generation import Generation
 from server.api.served import Judge
 from server.errors import Unavailable
 from server.record.audit.record import AuditRecord, Outcome
 from server.record.call import Call
 from server.request import Finish, Request
-from steering.policy import Policy
+from steering.policy import Mode, Policy, Verdict
 
 
 def record_of(call: Call, *, judge: Judge | None, content: bool) -> AuditRecord:
@@ -68,6 +69,7 @@ def _facts(choices: Choices, judge: Judge | None) -> dict[str, Any]:
         "decision": None if decision is None else decision.verdict.value,
         "score": None if decision is None else decision.score,
         **(judge._asdict() if judge is not None and decision is not None and decision.score is not None else {}),
+        **_watched(choices),
         "shadow": None if shadow is None else shadow.shadow,
         "shadow_decision": None if shadow is None else shadow.verdict.value,
         "shadow_score": None if shadow is None else shadow.score,
@@ -79,6 +81,27 @@ def _facts(choices: Choices, judge: Judge | None) -> dict[str, Any]:
         "first_token_seconds": None if first_token is None else first_token - timings.arrived,
         "guard_seconds": timings.guard_seconds,
     }
+
+
+def _watched(choices: Choices) -> dict[str, Any]:
+    """Of several watched answers, the one that fared worst stands for all."""
+    mode = choices.generations[0].request.policy.output.mode
+    if mode is Mode.OFF:
+        return {}
+    worst = max(choices.generations, key=_answer_score)
+    answer, reason = worst.request.answer, worst.fallback
+    verdict = Verdict.BLOCKED if reason is not None else None if answer is None else answer.verdict
+    return {
+        "answer_mode": mode.value,
+        "answer_decision": None if verdict is None else verdict.value,
+        "answer_score": None if answer is None else answer.score,
+        "answer_reason": None if reason is None else reason.value,
+    }
+
+
+def _answer_score(generation: Generation) -> tuple[bool, float]:
+    answer = generation.request.answer
+    return generation.fallback is not None, -1.0 if answer is None else answer.score
 
 
 def _judged_by(policy: Policy) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from models.progress import Stage
 from server.errors import rejection_reasons
 from server.request import Finish, Request
+from server.watch.answers import SCORE_BUCKETS, AnswerMetrics
 from server.watch.collectors import Gauges, LoadShares, Restarts, Tokens
 from server.watch.drift import DriftWatch
 from steering.policy import Policy, possible_verdicts
@@ -22,7 +23,6 @@ LATENCY_BUCKETS = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
     1920.0, 7680.0,
 )  # fmt: skip
-SCORE_BUCKETS = tuple(step / 20 for step in range(1, 21))
 GUARD_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 NEAR_THRESHOLD = 0.1  # how far from its threshold a score still counts as near
 MODALITIES = ("text", "image")
@@ -90,6 +90,7 @@ class Metrics:
         self.near_threshold = self._counter(
             "guard_near_threshold", "Scores within 0.1 of the threshold that they were judged by.", ("policy",)
         )
+        self.answers = AnswerMetrics(self.registry)
         self.drift = DriftWatch()
         self.registry.register(self.drift)
         self.guard_overhead = self._histogram(
@@ -133,6 +134,7 @@ class Metrics:
     def expect(self, policies: Iterable[Policy]) -> None:
         """Requests are going to be judged by these policies."""
         for policy in policies:
+            self.answers.expect(policy)
             for verdict in possible_verdicts(policy.mode):
                 for modality in MODALITIES:
                     self.decisions.labels(policy.name, policy.mode.value, verdict.value, modality)

@@ -56,6 +56,10 @@ class AuditRecord:
     score: float | None = None
     layer: int | None = None
     guard: str | None = None  # the id of the bundle that judged
+    answer_mode: str | None = None  # how answers are watched; None where they are not
+    answer_decision: str | None = None
+    answer_score: float | None = None
+    answer_reason: str | None = None  # why the policy's refusal text stands for it
     shadow: str | None = None
     shadow_decision: str | None = None
     shadow_score: float | None = None

@@ -12,20 +12,35 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as of_hypothesis
 from hypothesis import strategies as st
 
 from server.answer.choices import Choices
 from server.answer.gate import RefusalGate, SentenceGate, TokenGate
 from server.answer.pipeline import Pipeline
 from server.answer.text_decoder import TextDecoder
+from server.app import create_app
 from server.engine.wire import Parcel
 from server.request import EngineFailed, Event, Finish
+from server.settings.groups import OutputSettings
+from server.settings.schema import Settings
 from server.watch.metrics import Metrics
 from steering.policy import AnswerDecision, Decision, Fallback, Hold, Mode, OutputPolicy, Verdict
 from tests.server.answer.test_generation import Engine, text_of
-from tests.server.fakes import ask, own
-from tests.server.scripted import MODEL, Script, ScriptedRunner, byte_tokenizer, serving
+from tests.server.fakes import as_any, ask, own
+from tests.server.records import MemorySink, audit_settings
+from tests.server.scripted import (
+    MODEL,
+    Script,
+    ScriptedRunner,
+    byte_tokenizer,
+    chat,
+    client_of,
+    events_of,
+    metric,
+    serving,
+)
 
 DECODER = TextDecoder(byte_tokenizer())
 SAID = "abcdefghijklmnopqrstuvwxyz"
@@ -158,7 +173,7 @@ async def test_a_refusal_that_is_flagged_again_ends_with_the_policy_s_text() -> 
 async def test_a_stop_string_ends_an_answer_once_what_is_before_it_is_cleared() -> None:
     choices, engine = watching(stops=["STOP"])
     say(choices, engine, "one STOP")
-    assert choices.outcome is None
+    assert not choices.over.is_set()
     assert "".join(delta.text for delta in choices.generations[0].take()) == "one "[: len("one STOP") - 4]
     say(choices, engine, "x")
     assert (choices.outcome, choices.tokens, engine.aborted) == (Finish.STOP, len("one STOP"), ["r"])
@@ -317,7 +332,7 @@ def test_no_route_emits_a_token_that_was_not_cleared() -> None:
     with served() as ask:
 
         @given(CASES)
-        @settings(max_examples=50, deadline=None)
+        @of_hypothesis(max_examples=50, deadline=None)
         def every(case: Case) -> None:
             response = ask(case)
             shown = {letter for letter in said_in(response) if letter in SAID}
@@ -327,3 +342,46 @@ def test_no_route_emits_a_token_that_was_not_cleared() -> None:
                 assert shown == {*case.cleared}
 
         every()
+
+
+# what is told of it ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("verdict", "flagged"), [(Verdict.PASS, False), (Verdict.STEERED, True), (Verdict.BLOCKED, True)]
+)
+async def test_the_scores_of_an_answer_are_told_at_its_end(verdict: Verdict, flagged: bool, stream: bool) -> None:
+    reason = Fallback.MODE if verdict is Verdict.BLOCKED else None
+    finish = Finish.STOP if verdict is Verdict.PASS else Finish.CONTENT_FILTER
+    after = list(OWN_WORDS.encode()) if verdict is Verdict.STEERED else []
+    script = replace(
+        Script.saying("shown and held", answer=AnswerDecision(verdict, 0.875, 14, reason), finish=finish), after=after
+    )
+    runner = ScriptedRunner(answer=lambda _: script, watches=True)
+    async with serving(runner, output={"mode": "steer", "hold": 4}) as client:
+        response = await chat(client, stream=stream, moderation={"model": MODEL})
+        decided = await metric(client, "autosteer_answer_decisions_total", decision=verdict.value, mode="steer")
+        fallen = await metric(client, "autosteer_answer_fallbacks_total", reason="mode")
+        dropped = await metric(client, "autosteer_answer_dropped_tokens_total")
+    told = [each["moderation"] for each in events_of(response.text) if "moderation" in each] if stream else []
+    output = (told or [response.json()["moderation"]])[-1]["output"]
+    assert len(told) == (2 if stream else 0)
+    assert not told or told[0]["output"]["code"] == "not_over"
+    (result,) = output["results"]
+    assert (result["flagged"], result["category_scores"]) == (flagged, {"unsafe": 0.875})
+    assert (decided, fallen, dropped) == (1, verdict is Verdict.BLOCKED, 4 * flagged)
+
+
+async def test_an_audit_record_says_what_became_of_the_answer() -> None:
+    script = Script.saying(
+        "x", answer=AnswerDecision(Verdict.BLOCKED, 0.875, 1, Fallback.SHORT), finish=Finish.CONTENT_FILTER
+    )
+    sink, runner = MemorySink(), ScriptedRunner(answer=lambda _: script, watches=True)
+    settings = Settings(audit=audit_settings(), output=OutputSettings(mode=Mode.STEER))
+    app = create_app(settings, as_any(runner), name=MODEL, sink=sink)
+    async with client_of(app) as client:
+        await chat(client)
+    (record,) = sink.records
+    assert (record.answer_mode, record.answer_decision) == ("steer", "blocked")
+    assert (record.answer_score, record.answer_reason) == (0.875, "short")
