@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.bench import Scenario
 from benchmarks.scenarios import (
+    answer_step,
     arrivals,
     blocks,
     demo,
@@ -29,6 +30,7 @@ SCENARIOS: dict[str, Scenario] = {
     "rows-256": Scenario("growth of a step from 8 rows to 256 against the bare forward's", steps.rows),
     "guard-small": Scenario("off, monitor and steer: throughput and latencies kept", guard.run),
     "guard-step": Scenario("the same in process, by turns", guard_step.run),
+    "answer-step": Scenario("what a reader of answers adds between tokens, in process, by turns", answer_step.run),
     "long-prompt": Scenario("running rows while a long prompt is computed", prompts.long_prompt),
     "same-image": Scenario("time to the first token of the second question about an image", prompts.same_image),
     "blocks": Scenario("nothing is left in the cache after loads and aborts", blocks.run),

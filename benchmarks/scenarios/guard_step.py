@@ -126,7 +126,7 @@ def _firsts(bench: Bench, mode: str, off: EngineRun, guarded: EngineRun) -> Adde
     base, added = [], []
     for number in bench.each(range(-2, 20 * bench.effort.fine_rounds), f"guard-step, {mode}, first token"):
         prompt = _prompt(off, number)
-        without, within = _in_turn(number, partial(first, off, prompt), partial(first, guarded, prompt))
+        without, within = in_turn(number, partial(first, off, prompt), partial(first, guarded, prompt))
         if number >= 0:  # the first two are the warm-up
             base.append(without)
             added.append(within - without)
@@ -143,7 +143,7 @@ def _steps(bench: Bench, mode: str, off: EngineRun, guarded: EngineRun) -> list[
             prompt = _prompt(off, ROWS * number + place)
             requests += [(engine, engine.start([prompt], steps + ROWS + 16)) for engine in (off, guarded)]
         for step in range(-4, steps):
-            without, within = _in_turn(step, off.step, guarded.step)
+            without, within = in_turn(step, off.step, guarded.step)
             if step >= 0:
                 added.append(within - without)
         for engine, some in requests:
@@ -151,7 +151,7 @@ def _steps(bench: Bench, mode: str, off: EngineRun, guarded: EngineRun) -> list[
     return added
 
 
-def _in_turn(number: int, one: Work, other: Work) -> tuple[float, float]:
+def in_turn(number: int, one: Work, other: Work) -> tuple[float, float]:
     """Seconds of both. Each goes first as often as the other: who does pays for kernels of a new length."""
     if number % 2:
         first = one()
