@@ -19,6 +19,7 @@ from steering.fitting.dataset import Dataset
 ALONE = "alone"
 LONGEST = 1024  # words of padding
 COPIES: Mapping[Part, int] = {"train": 2, "validation": 1, "calibration": 1}  # surroundings of each row, beside alone
+PADDED = 0.5  # of harmless rows that calibrate: padded once more
 PROSE = Path(__file__).with_name("prose.txt")
 _SHARES: Mapping[Part, Sequence[int]] = {
     "train": (0, 1, 2),
@@ -85,7 +86,8 @@ class Row:
 def surrounded(dataset: Dataset, parts: Sequence[Part], seed: int) -> list[Row]:
     """The rows of these parts alone, and each in as many surroundings as its part has COPIES.
 
-    Harmless rows that calibrate are padded once more: thresholds promise nothing for lengths of which there are few.
+    Half of the harmless rows that calibrate are padded once more: thresholds promise nothing for lengths of which there
+    are few.
     """
     chance = Random(seed)  # noqa: S311
     rows: list[Row] = []
@@ -95,7 +97,7 @@ def surrounded(dataset: Dataset, parts: Sequence[Part], seed: int) -> list[Row]:
             asked = dataset.questions[place]
             rows.append(Row(asked, place, ALONE))
             kinds = chance.sample([*_KINDS], COPIES[part])
-            if part != "train" and dataset.labels[place] == 0:
+            if part != "train" and dataset.labels[place] == 0 and chance.random() < PADDED:
                 kinds.append(chance.choice(("suffix", "prefix")))
             rows += [Row(_KINDS[kind](asked, words, chance), place, kind) for kind in kinds]
     return rows
