@@ -10,22 +10,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from time import monotonic
+from collections import deque
 
 from server.workers.memory import return_free_pages
 
 NEVER = 2**30  # collections of the middle generation until Python would begin a full one
-PAUSE_SECONDS = 2.0
-PATIENCE_SECONDS = 60.0  # in which garbage may wait for a quiet moment
-FEW_BLOCKS = 50_000  # of memory, above what there was after the last full collection
+PAUSE_SECONDS = 2.0  # between two looks
+LOOKS = 15  # that are remembered: so long may garbage wait for a quiet moment
+FEW_BLOCKS = 50_000  # of memory, above the fewest that were in use at one of them
 
 
 class FullCollections:
     """Begins full collections in Python's place. For the event loop's thread."""
 
     def __init__(self) -> None:
-        self._last = 0.0  # when one ended, and the blocks of memory that were in use then
-        self._blocks = 0
+        self._blocks: deque[int] = deque(maxlen=LOOKS)  # of memory, in use at each look
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -34,27 +33,17 @@ class FullCollections:
         gc.freeze()
         young, middle, _ = gc.get_threshold()
         gc.set_threshold(young, middle, NEVER)
-        self._note()
+        self._blocks.append(sys.getallocatedblocks())
         self._task = asyncio.create_task(self._run())
 
     def is_due(self) -> bool:
-        """Whether there may be garbage, and to look for it costs little or has waited for long."""
-        if gc.get_count()[2] == 0:
-            return False
-        few = sys.getallocatedblocks() <= self._blocks + FEW_BLOCKS
-        return few or monotonic() - self._last >= PATIENCE_SECONDS
-
-    def collect(self) -> None:
-        """Look for garbage now."""
-        gc.collect()
-        self._note()
+        """Look whether there may be garbage, and few objects are alive: what stays for all looks is no body."""
+        self._blocks.append(sys.getallocatedblocks())
+        return gc.get_count()[2] > 0 and self._blocks[-1] <= min(self._blocks) + FEW_BLOCKS
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(PAUSE_SECONDS)
             if self.is_due():
-                self.collect()
+                gc.collect()
                 await asyncio.to_thread(return_free_pages)  # without the lock, which the event loop needs
-
-    def _note(self) -> None:
-        self._last, self._blocks = monotonic(), sys.getallocatedblocks()
