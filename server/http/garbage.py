@@ -16,7 +16,7 @@ from server.workers.memory import return_free_pages
 
 NEVER = 2**30  # collections of the middle generation until Python would begin a full one
 PAUSE_SECONDS = 2.0  # between two looks
-LOOKS = 15  # that are remembered: so long may garbage wait for a quiet moment
+LOOKS = 5  # that are remembered: so long may garbage wait for a quiet moment
 FEW_BLOCKS = 50_000  # of memory, above the fewest that were in use at one of them
 
 
