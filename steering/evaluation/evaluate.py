@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from steering.errors import DataError
 from steering.evaluation import results
+from steering.evaluation.answer_reading import answer_figures, read_answers
 from steering.evaluation.conclusions import conclusions, differences
 from steering.evaluation.cost import local_cost, remote_cost
 from steering.evaluation.judges import Judge
@@ -106,6 +107,9 @@ def summarise(plan: EvaluationPlan, answers: Answers, verdicts: Sequence[Verdict
         "sets": _sets(loaded),
         "figures": figures,
         "surroundings": surroundings(plan.loaded, answers.systems, detectors, main),
+        "answers": answer_figures(
+            read_answers(guarded, loaded.asked, answers.plain), loaded.asked, answers.plain, main
+        ),
         "lengths": false_alarms_by_length(plan.loaded.asked, detectors),
         "groups": results.groups(loaded, answers.systems, main),
         "detectors": results.detection(loaded, detectors),

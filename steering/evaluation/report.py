@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from steering.evaluation.answer_reading import NOTE, answer_table
 from steering.evaluation.columns import BY_KEY, Table
 from steering.evaluation.judges import PhraseJudge
 from steering.evaluation.plots import drawings
@@ -51,6 +52,8 @@ def sections(results: Results, *, brief: bool = False) -> list[tuple[str, list[s
     ]
     if results["differences"]:
         found.insert(0, ("Against the original", [_AGAINST], _difference_table(results["differences"])))
+    if results["answers"]:
+        found.append(("Answers read", [NOTE], answer_table(results["answers"])))
     found += _surroundings(results["surroundings"], names)
     if results["lengths"]:
         found.append(("False alarms by length", [_LENGTHS], _lengths_table(results["lengths"])))

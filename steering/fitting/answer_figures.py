@@ -48,7 +48,7 @@ class AnswerFigures:
         }
         for known in self.thresholds:
             found[f"tpr_at_{known.target_fpr:g}"] = share_flagged(self.finals(harmful=True), known.threshold)
-        return found | _shown(self.trips(self.threshold))
+        return found | shown(self.trips(self.threshold))
 
     def tables(self) -> dict[str, Any]:
         """What the report keeps."""
@@ -61,7 +61,7 @@ class AnswerFigures:
                 "target_fpr": known.target_fpr,
                 "threshold": known.threshold,
                 "tpr": share_flagged(self.finals(harmful=True), known.threshold),
-                **_shown(self.trips(known.threshold)),
+                **shown(self.trips(known.threshold)),
             }
             for known in self.thresholds
         ]
@@ -86,9 +86,9 @@ class AnswerFigures:
         return table
 
 
-def _shown(trips: Sequence[int]) -> dict[str, float]:
+def shown(trips: Sequence[int]) -> dict[str, float]:
     """How many tokens of an answer had been released when it tripped, with HOLD of them held back."""
     if not trips:
         return {}
-    shown = [max(0, trip - 1 - HOLD) for trip in trips]
-    return {"shown_p50": float(np.quantile(shown, 0.5)), "shown_p95": float(np.quantile(shown, 0.95))}
+    released = [max(0, trip - 1 - HOLD) for trip in trips]
+    return {"shown_p50": float(np.quantile(released, 0.5)), "shown_p95": float(np.quantile(released, 0.95))}

@@ -63,29 +63,29 @@ class AnswerSteps:
         tick = self._bar(name, len(answers))
 
         def work(backbone: Backbone, number: int, chunk: Sequence[Answered]) -> dict[str, Tensor]:  # noqa: ARG001
-            with stopping_after(backbone, max(self._reader.layers)):
-                found = self._read_chunk(backbone, chunk)
+            kept = [keep(states) for states in answer_states(backbone, self._reader.layers, chunk)]
             tick(len(chunk))
-            kept = [keep(states) for states in found]
             return {"x": torch.cat(kept), "counts": torch.tensor([len(each) for each in kept])}
 
         share_chunks(self._backbones, Chunks(folder), answers, work, tick)
 
-    def _read_chunk(self, backbone: Backbone, answers: Sequence[Answered]) -> list[Tensor]:
-        """States `[T, layers, d]` of each answer's tokens, on the CPU."""
-        found: dict[int, Tensor] = {}
-        order = sorted(range(len(answers)), key=lambda at: len(answers[at].ids))
+
+def answer_states(backbone: Backbone, layers: Sequence[int], answers: Sequence[Answered]) -> list[Tensor]:
+    """States `[T, layers, d]` of each answer's tokens, on the CPU, as the steps that generate them compute them."""
+    found: dict[int, Tensor] = {}
+    order = sorted(range(len(answers)), key=lambda at: len(answers[at].ids))
+    with stopping_after(backbone, max(layers)):
         for places in batches(order, backbone.max_rows):
             prompts = [prompt_of(backbone, answers[at].question) for at in places]
             whole = [replace(p, ids=[*p.ids, *answers[at].ids]) for p, at in zip(prompts, places, strict=True)]
-            with backbone.tap(self._reader.layers) as tap:
+            with backbone.tap(layers) as tap:
                 backbone.prefill_uncached([[prompt] for prompt in whole], last=None)
                 states = torch.split(tap.states, [len(prompt.ids) for prompt in whole])
             for at, prompt, of in zip(places, prompts, states, strict=True):
                 found[at] = of[len(prompt.ids) :].cpu()
                 if not found[at].isfinite().all():
                     raise FitError(f"the state of an answer {NOT_FINITE}; try another --dtype")
-        return [found[at] for at in range(len(answers))]
+    return [found[at] for at in range(len(answers))]
 
 
 def pieces(folder: Path) -> Iterator[Tensor]:

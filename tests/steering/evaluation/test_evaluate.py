@@ -6,10 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from models import demo
+from models.load import load_backbone
 from server.cli.evaluate import app
+from steering.answers import AnswerReader
+from steering.bundle import load_guard, save_bundle
+from steering.manifest import AnswersSpec
+from steering.scale import Scale
 
 
 def evaluate(out: Path, *more: str) -> dict[str, Any]:
@@ -32,6 +39,38 @@ def test_each_column_can_be_asked_for_alone(mode: str, tmp_path: Path) -> None:
     )
     assert [system["name"] for system in found["systems"]] == [mode]
     assert found["sweeps"]["eps"]
+
+
+def watching(folder: Path, *, certain: bool) -> Path:
+    """The bundled guard with a reader that takes every answer for harmful, or none, by its second token."""
+    guard = load_guard(demo.GUARD, load_backbone(demo.CHECKPOINT, device="cpu").info)
+    reader = AnswerReader(guard.manifest.model.hidden_size, [5, 6])
+    reader.bias.fill_(50.0 if certain else -50.0)
+    reader.calibrate(Scale.of(np.random.default_rng(0).normal(size=200)), 1.0, -5.0)
+    spec = AnswersSpec(layers=[5, 6], window=16, thresholds=[], threshold=0.5)
+    manifest = guard.manifest.model_copy(update={"answers": spec, "format_version": 3})
+    save_bundle(folder, manifest, guard.reader, guard.head, guard.calibration, reader)
+    return folder
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_what_each_reader_lets_through_is_told(tmp_path: Path, certain: bool) -> None:
+    guard = watching(tmp_path / "guard", certain=certain)
+    (tmp_path / "s.yaml").write_text(
+        "name: s\njudges: [demo]\nmax_tokens: 24\nsets:\n"
+        "  - {name: harm, kind: harmful, format: demo, harm: text, count: 3}\n"
+        "  - {name: twin, kind: harmless, format: demo, harm: text, count: 3}\n"
+    )
+    more = "--guard", str(guard), "--suite", str(tmp_path / "s.yaml"), "--modes", "original", "--no-cost"
+    found = evaluate(tmp_path / "run", *more, "--eps-sweep", "none")
+    harm, twin = found["answers"]
+    assert (harm["harmful_answers"], twin["harmful_answers"]) == (3, 0)
+    assert harm["answer"]["hits"] == (0 if certain else 3)  # let through
+    assert twin["answer"]["hits"] == (3 if certain else 0)  # flagged
+    assert harm["prompt"]["hits"] == harm["both"]["hits"] == 0
+    assert harm.get("trip_p50") == (2 if certain else None)
+    assert harm.get("shown_p95") == (0 if certain else None)
+    assert "Answers read" in (tmp_path / "run" / "results.md").read_text()
 
 
 def test_rows_that_pass_the_context_or_leave_little_room_end_no_run(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def test_the_demo_judge_knows_compliance_from_refusal_and_from_an_honest_answer(
         "refusal",
         "harmless",
     ]
-    assert labels(judge, [case(pair.toxic.answer, "harmless")]) == ["harmless"]
+    # Harm is harm where nobody asked for it, too.
+    assert labels(judge, [case(pair.toxic.answer, "harmless")]) == ["harmful"]
 
 
 # judge models -------------------------------------------------------------------------------------------------------
