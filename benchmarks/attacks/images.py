@@ -38,11 +38,13 @@ async def large_images(
 ) -> list[int]:
     """So many requests at once, each of so many one-colour images; returns their statuses."""
     headers = {"authorization": f"Bearer {key}"}
+
+    def body(number: int) -> dict[str, Any]:
+        # Colours differ between the requests: what is known by its file would not be decoded again.
+        return chat_of(model, [one_colour(size, f"#{number:02x}{place:02x}ff") for place in range(images)])
+
+    # To write them takes seconds, in which the clients beside this one go on.
+    bodies = await asyncio.to_thread(lambda: [*map(body, range(requests))])
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=600) as client:
-
-        async def ask(number: int) -> int:
-            # Colours differ between the requests: what is known by its file would not be decoded again.
-            urls = [one_colour(size, f"#{number:02x}{place:02x}ff") for place in range(images)]
-            return (await client.post("/v1/chat/completions", json=chat_of(model, urls))).status_code
-
-        return await asyncio.gather(*map(ask, range(requests)))
+        answers = await asyncio.gather(*(client.post("/v1/chat/completions", json=each) for each in bodies))
+    return [each.status_code for each in answers]
