@@ -87,16 +87,20 @@ def arguments(model: Path, data: tuple[Path, Path], out: Path, *more: str) -> li
 def test_the_whole_command(tiny_models: TinyModels, family: str, tmp_path: Path) -> None:
     pictures = tiny_models.backbone(family).inputs.sees
     data, out = write_data(tmp_path / "data", pictures=pictures), tmp_path / "guard"
-    responses = "--responses", str(write_responses(tmp_path / "said.jsonl"))
-    result = CliRunner().invoke(app, arguments(tiny_models.folder(family), data, out, *responses))
+    more = ["--responses", str(write_responses(tmp_path / "said.jsonl"))]
+    own = family == "llama"  # it answers the rows itself as well
+    more += ["--answers", "--answer-tokens", "16"] if own else []
+    result = CliRunner().invoke(app, arguments(tiny_models.folder(family), data, out, *more))
     assert result.exit_code == 0, result.output
     backbone = tiny_models.backbone(family)
     guard = load_guard(out, backbone.info)
     manifest = guard.manifest
     assert manifest.format_version == 3
     assert manifest.answers is not None
-    assert [row.target_fpr for row in manifest.answers.thresholds] == [0.05]
-    assert (manifest.answers.figures["harmful"], manifest.answers.figures["harmless"]) == (12, 24)
+    assert manifest.answers.thresholds[-1].target_fpr == 0.05
+    # Fresh ones: of the file 12 and 24, of the rows those of 30 pairs and of 30 harmless prompts.
+    figures = manifest.answers.figures
+    assert [figures["harmful"], figures["harmless"]] == ([12 + 30, 24 + 60] if own else [12, 24])
     assert [row.layer for row in manifest.layers] == list(range(backbone.info.num_layers + 1))
     assert manifest.layer == max(manifest.layers, key=lambda row: row.sas).layer
     assert {row.target_fpr for row in manifest.thresholds} <= {0.05, 0.01}
@@ -109,6 +113,7 @@ def test_the_whole_command(tiny_models: TinyModels, family: str, tmp_path: Path)
     assert any("cannot promise an FPR of 0.001" in line for line in report["warnings"])
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(list(folder.glob("*.png"))) == 9
+    assert report["answers"]["figures"] == manifest.answers.figures
     kinds = {row["surrounding"]: row for row in report["surroundings"]}
     assert {"alone", "suffix", "earlier turn", "answer begun", "retry"} <= {*kinds}
     assert kinds["alone"]["toxic"] == report["sizes"]["calibration"]["toxic"]
@@ -177,17 +182,10 @@ def test_several_layers_are_read_side_by_side(tiny_models: TinyModels, tmp_path:
 def test_the_demo_model_from_its_data_to_a_guard(tmp_path: Path) -> None:
     pairs, benign = demo_data.write(tmp_path / "data", scale=0.03)
     command = ["fit", "--model", str(CHECKPOINT), "--pairs", str(pairs), "--benign", str(benign)]
-    command += ["--answers", "--judge", "demo", "--answer-tokens", "24"]
     result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "guard"), "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    guard = load_guard(tmp_path / "guard", load_backbone(CHECKPOINT, device="cpu").info)
-    assert guard.manifest.validation["auroc"] > 0.9
-    assert guard.manifest.answers is not None
-    assert guard.manifest.answers.figures["auroc"] > 0.9
-    assert guard.answers is not None
-    report = json.loads((tmp_path / "guard.report" / "report.json").read_text())
-    assert report["answers"]["figures"] == guard.manifest.answers.figures
-    assert (tmp_path / "guard.report" / "answers.png").exists()
+    manifest = load_guard(tmp_path / "guard", load_backbone(CHECKPOINT, device="cpu").info).manifest
+    assert manifest.validation["auroc"] > 0.9
 
 
 @pytest.mark.parametrize(
