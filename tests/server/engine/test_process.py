@@ -24,7 +24,7 @@ from server.engine.connection import Connection
 from server.engine.host import Inputs
 from server.engine.launch import SMALL_MODEL, set_threads
 from server.engine.live import NotReady
-from server.engine.process import EngineProcess, engine_environment
+from server.engine.process import EngineProcess, engine_environment, patient
 from server.engine.restarts import Restarts
 from server.engine.wire import pack
 from server.request import EngineFailed, Finish
@@ -310,6 +310,12 @@ def test_an_environment_without_secrets_and_with_what_torch_and_the_hub_read() -
         "OTEL_EXPORTER_OTLP_HEADERS": "authorization=x", "GITHUB_TOKEN": "x", "DB_PASSWORD": "x", "SENTRY_DSN": "x",
     }  # fmt: skip
     assert engine_environment(kept | dropped) == kept
+
+
+@pytest.mark.parametrize("said", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
+def test_threads_wait_patiently_unless_told_otherwise(said: dict[str, str]) -> None:
+    assert patient({"PATH": "/bin"}) == {"PATH": "/bin", "GOMP_SPINCOUNT": "1000"}
+    assert patient(said) == said
 
 
 def test_threads_are_those_of_the_plan_one_for_a_small_model_or_what_the_quota_leaves(
