@@ -56,6 +56,7 @@ class Mix:
     twins: int  # pairs of each kind of harm, and 8 times as many other harmless prompts
     split: Split
     harm: tuple[int, int]
+    tokens: int = 24  # at most, of an answer
 
     def examples(self) -> list[tuple[Example, bool]]:
         """Prompts, each with whether it is harmful; of harmless ones as many of each kind as in the calibration."""
@@ -65,7 +66,7 @@ class Mix:
         return [*((pair.toxic, True) for pair in twins), *((example, False) for example in harmless)]
 
 
-MIXED = Mix(3, "test", (8, 3))
+MIXED = Mix(3, "test", (8, 3), tokens=8)
 HEALTHY = Mix(50, "val", (40, 40))  # like what the bundle was calibrated on: nothing drifts
 
 
@@ -87,7 +88,7 @@ def run_scripted_load(stack: Stack, requests: int, mix: Mix = MIXED) -> Seen:
         choice = (
             clients[policy]
             .chat.completions.create(
-                model=MODEL, messages=[user(example.question, *images)], temperature=0, max_tokens=24
+                model=MODEL, messages=[user(example.question, *images)], temperature=0, max_tokens=mix.tokens
             )
             .choices[0]
         )

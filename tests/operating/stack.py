@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 import httpx
 import httpx2
@@ -85,7 +86,7 @@ class Stack:
         self._ports: dict[str, int] = {}
         self._programs = {name: program(name) for name in ("nginx", *(["prometheus"] if watched else []))}
 
-    def __enter__(self) -> Stack:
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.servers = [stack.enter_context(self._server(name)) for name in ("a", "b")]
             self._make_certificate()
