@@ -17,6 +17,7 @@ from tests.end_to_end import commands
 from tests.end_to_end.commands import Ended
 from tests.end_to_end.forked import Forked, ForkedServer
 from tests.end_to_end.processes import ServerProcess, clean_environment, end
+from tests.undrawn import undrawn
 from tests.waiting import wait_until
 
 SUITE = """
@@ -24,10 +25,10 @@ name: small
 max_tokens: 32
 judges: [demo, phrases]
 sets:
-  - {name: harm, kind: harmful, format: demo, harm: cross, count: 12, seed: 7}
-  - {name: harm-text, kind: harmful, format: demo, harm: text, count: 12, seed: 7}
-  - {name: twin, kind: harmless, format: demo, harm: cross, count: 12, seed: 7}
-  - {name: utility, kind: utility, format: demo, count: 28, seed: 7}
+  - {name: harm, kind: harmful, format: demo, harm: cross, count: 6, seed: 7}
+  - {name: harm-text, kind: harmful, format: demo, harm: text, count: 6, seed: 7}
+  - {name: twin, kind: harmless, format: demo, harm: cross, count: 6, seed: 7}
+  - {name: utility, kind: utility, format: demo, count: 14, seed: 7}
 """
 TIMED = ("cost", "seconds", "date")
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,8 @@ def arguments(suite: Path, out: Path, *more: str) -> list[str]:
 
 
 def run(suite: Path, out: Path, *more: str) -> Ended:
-    return commands.run(*arguments(suite, out, *more))
+    with undrawn():
+        return commands.run(*arguments(suite, out, *more))
 
 
 def figures(out: Path) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def figures(out: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = run(suite, out, "--model", "demo", "--eps-sweep", "0.5")
+    done = commands.run(*arguments(suite, out, "--model", "demo", "--eps-sweep", "0.5"))
     assert done.returncode == 0, done.stderr
     assert "attack success" in done.stdout
     return out
@@ -91,7 +93,7 @@ def _kept(out: Path) -> int:
 
 
 @pytest.mark.chance
-@pytest.mark.parametrize("after", [1, 70])
+@pytest.mark.parametrize("after", [1, 40])
 def test_killed_and_started_again_it_says_the_same(after: int, suite: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     more = ("--model", "demo", "--eps-sweep", "0.5")
@@ -140,7 +142,7 @@ def test_a_server_answers_as_the_model_in_process_does(
     compared = commands.run("compare", str(whole), str(out))
     assert compared.returncode == 0, compared.stderr
     for mode in modes:
-        assert f"{mode}: 64 of 64 answers are the same to the letter" in compared.stdout
+        assert f"{mode}: 32 of 32 answers are the same to the letter" in compared.stdout
     rows = [[json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()] for folder in (whole, out)]
     for mine, other in zip(*rows, strict=True):
         for mode in modes:

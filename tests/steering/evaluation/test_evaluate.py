@@ -17,11 +17,13 @@ from steering.answers import AnswerReader
 from steering.bundle import load_guard, save_bundle
 from steering.manifest import AnswersSpec
 from steering.scale import Scale
+from tests.undrawn import undrawn
 
 
 def evaluate(out: Path, *more: str) -> dict[str, Any]:
     options = ["eval", "--model", "demo", "--device", "cpu", "--out", str(out), "--limit", "3", *more]
-    result = CliRunner().invoke(app, options)
+    with undrawn():
+        result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads((out / "results.json").read_text())
     return found

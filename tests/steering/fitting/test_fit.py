@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,14 @@ import pytest
 import torch
 from rich.progress import Progress
 from sklearn.feature_extraction.text import TfidfVectorizer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from models.demo import CHECKPOINT
-from models.load import load_backbone
 from server.cli.fit import app
 from steering.bundle import TENSORS, load_guard
 from steering.data import questions
 from steering.data.questions import Question
 from steering.errors import FitError
 from steering.files import write_whole
-from steering.fitting import demo_data
 from steering.fitting.dataset import Dataset
 from steering.fitting.figures import by_category
 from steering.fitting.fit import Fitted, fit
@@ -39,8 +38,10 @@ from steering.fitting.sweep import EpsPoint, choose_eps
 from steering.manifest import MANIFEST
 from steering.readers import LastToken
 from tests.tiny import TinyModels, picture
+from tests.undrawn import undrawn
 
 REFUSAL = "I can't help with that."
+OWN = {"llama": ("--answers", "--answer-tokens", "16")}  # models that answer the rows themselves as well
 THINGS = ["circle", "square", "picture", "sign", "image", "colour"]
 
 
@@ -83,16 +84,48 @@ def arguments(model: Path, data: tuple[Path, Path], out: Path, *more: str) -> li
     return ["fit", *files, "--dtype", "float32", "--device", "cpu", "--batch", "8", "--refusal", REFUSAL, *more]
 
 
+def unplotted(arguments: list[str]) -> Result:
+    """Run the command, but draw no figures."""
+    with undrawn():
+        return CliRunner().invoke(app, arguments)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What the whole command has read and written."""
+
+    model: Path
+    data: tuple[Path, Path]
+    answers: tuple[str, ...]
+    out: Path
+
+    def again(self, out: Path, data: tuple[Path, Path] | None = None) -> list[str]:
+        """The same command, for another folder of its own."""
+        return arguments(self.model, data or self.data, out, *self.answers)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
+    """The whole command on a family's tiny model, run once."""
+
+    @cache
+    def made(family: str) -> Whole:
+        folder, model = tmp_path_factory.mktemp(family), tiny_models.folder(family)
+        data = write_data(folder / "data", pictures=tiny_models.backbone(family).inputs.sees)
+        answers = "--responses", str(write_responses(folder / "said.jsonl")), *OWN.get(family, ())
+        done = Whole(model, data, answers, folder / "guard")
+        result = CliRunner().invoke(app, done.again(done.out))
+        assert result.exit_code == 0, result.output
+        return done
+
+    return made
+
+
 @pytest.mark.parametrize("family", ["llava_onevision", "chameleon", "llama"])
-def test_the_whole_command(tiny_models: TinyModels, family: str, tmp_path: Path) -> None:
-    pictures = tiny_models.backbone(family).inputs.sees
-    data, out = write_data(tmp_path / "data", pictures=pictures), tmp_path / "guard"
-    more = ["--responses", str(write_responses(tmp_path / "said.jsonl"))]
-    own = family == "llama"  # it answers the rows itself as well
-    more += ["--answers", "--answer-tokens", "16"] if own else []
-    result = CliRunner().invoke(app, arguments(tiny_models.folder(family), data, out, *more))
-    assert result.exit_code == 0, result.output
-    backbone = tiny_models.backbone(family)
+def test_the_whole_command(tiny_models: TinyModels, family: str, whole: Callable[[str], Whole]) -> None:
+    done, backbone = whole(family), tiny_models.backbone(family)
+    data, out = done.data, done.out
+    own = family in OWN
     guard = load_guard(out, backbone.info)
     manifest = guard.manifest
     assert manifest.format_version == 3
@@ -108,7 +141,7 @@ def test_the_whole_command(tiny_models: TinyModels, family: str, tmp_path: Path)
     assert guard.fitted_rows is not None
     assert {item.questions[0].fingerprint for item in read_prompts(data[1])} <= guard.fitted_rows
     assert Question("never seen").fingerprint not in guard.fitted_rows
-    folder = tmp_path / "guard.report"
+    folder = out.with_name("guard.report")
     report = json.loads((folder / "report.json").read_text())
     assert any("cannot promise an FPR of 0.001" in line for line in report["warnings"])
     page = (folder / "report.html").read_text()
@@ -133,39 +166,40 @@ def test_pairs_with_pictures_for_a_model_that_reads_none(tiny_models: TinyModels
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "llama"])
-def test_a_guard_reads_scores_as_it_was_fitted(tiny_models: TinyModels, tmp_path: Path, family: str) -> None:
-    pictures = tiny_models.backbone(family).inputs.sees
-    data, out = write_data(tmp_path / "data", pictures=pictures), tmp_path / "guard"
-    model = tiny_models.folder(family)
-    assert CliRunner().invoke(app, arguments(model, data, out, "--layer", "2")).exit_code == 0
-    command = ["score", "--model", str(model), "--guard", str(out), "--dtype", "float32", str(data[1])]
+def test_a_guard_reads_scores_as_it_was_fitted(
+    tiny_models: TinyModels, tmp_path: Path, family: str, whole: Callable[[str], Whole]
+) -> None:
+    done = whole(family)
+    command = ["score", "--model", str(done.model), "--guard", str(done.out), "--dtype", "float32", str(done.data[1])]
     result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "scores.jsonl")])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-    guard = load_guard(out, tiny_models.backbone(family).info)
+    guard = load_guard(done.out, tiny_models.backbone(family).info)
     assert [row["id"] for row in rows] == [f"b{n}" for n in range(60)]
     assert all(row["flagged"] == (row["score"] >= guard.manifest.threshold) for row in rows)
     kept = guard.calibration["safe_scores"]
     found = [min(abs(float(score) - row["score"]) for row in rows) for score in kept]
     assert sum(distance < 1e-4 for distance in found) >= 10  # the harmless calibration prompts are among them
-    assert guard.layer == 2
 
 
-@pytest.mark.parametrize("more", [("--prober", "linear"), ("--rank", "4"), ("--select", "auroc"), ("--refusal", "No.")])
-def test_the_options(tiny_models: TinyModels, tmp_path: Path, more: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "more", [("--prober", "linear", "--rank", "4", "--layer", "2"), ("--select", "auroc", "--refusal", "No.")]
+)
+def test_the_options(tiny_models: TinyModels, tmp_path: Path, more: tuple[str, ...]) -> None:
     data, out = write_data(tmp_path / "data"), tmp_path / "guard"
     last = "--reader", "last"
-    result = CliRunner().invoke(app, arguments(tiny_models.folder("llava_onevision"), data, out, *last, *more))
+    result = unplotted(arguments(tiny_models.folder("llava_onevision"), data, out, *last, *more))
     assert result.exit_code == 0, result.output
     manifest = load_guard(out, tiny_models.backbone("llava_onevision").info).manifest
     assert manifest.prober_hidden == (0 if "linear" in more else 64)
     assert manifest.head_rank == (4 if "--rank" in more else None)
+    assert manifest.layer == 2 or "--layer" not in more
 
 
 def test_several_layers_are_read_side_by_side(tiny_models: TinyModels, tmp_path: Path) -> None:
     data, out = write_data(tmp_path / "data"), tmp_path / "guard"
     model, backbone = tiny_models.folder("llava_onevision"), tiny_models.backbone("llava_onevision")
-    result = CliRunner().invoke(app, arguments(model, data, out, "--layers", "3,1", "--reader", "last"))
+    result = unplotted(arguments(model, data, out, "--layers", "3,1", "--reader", "last"))
     assert result.exit_code == 0, result.output
     guard = load_guard(out, backbone.info)
     assert (guard.layers, [row.layer for row in guard.manifest.layers]) == ([3, 1], [3, 1])
@@ -177,15 +211,6 @@ def test_several_layers_are_read_side_by_side(tiny_models: TinyModels, tmp_path:
     kept = guard.calibration["safe_scores"]
     assert sum(float((kept - score).abs().min()) < 1e-4 for score in scores) >= 2
     assert "layers 3 and 1 side by side" in (tmp_path / "guard.report" / "report.html").read_text()
-
-
-def test_the_demo_model_from_its_data_to_a_guard(tmp_path: Path) -> None:
-    pairs, benign = demo_data.write(tmp_path / "data", scale=0.03)
-    command = ["fit", "--model", str(CHECKPOINT), "--pairs", str(pairs), "--benign", str(benign)]
-    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "guard"), "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    manifest = load_guard(tmp_path / "guard", load_backbone(CHECKPOINT, device="cpu").info).manifest
-    assert manifest.validation["auroc"] > 0.9
 
 
 @pytest.mark.parametrize(
@@ -286,12 +311,15 @@ def _cutting(stage: str, *, begun: bool) -> Callable[[Path, bytes], None]:
     return write
 
 
-def test_killed_in_every_stage_and_started_again_gives_the_same_bundle(tiny_models: TinyModels, tmp_path: Path) -> None:
+def test_killed_in_every_stage_and_started_again_gives_the_same_bundle(
+    tmp_path: Path, whole: Callable[[str], Whole]
+) -> None:
     """SIGKILL to a real process, in one stage after the other; what had finished is not touched again."""
-    data = write_data(tmp_path / "data")
-    model, out, work = tiny_models.folder("llava_onevision"), tmp_path / "killed", tmp_path / "killed.work"
+    done_whole = whole("llava_onevision")
+    out, work = tmp_path / "killed", tmp_path / "killed.work"
+    given = done_whole.again(out)
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    program = [sys.executable, "-c", _KILLED, ",".join(STAGES), str(work), *arguments(model, data, out)]
+    program = [sys.executable, "-c", _KILLED, ",".join(STAGES), str(work), *given]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
     finished: dict[str, int] = {}
     for number, line in enumerate(done.stdout.splitlines()):
@@ -301,11 +329,10 @@ def test_killed_in_every_stage_and_started_again_gives_the_same_bundle(tiny_mode
         assert finished.items() <= now.items()
         finished = now
     assert len(finished) == len(STAGES) - 1
-    for folder in (tmp_path / "whole", out):
-        assert CliRunner().invoke(app, arguments(model, data, folder)).exit_code == 0
+    assert unplotted(given).exit_code == 0
     assert all(Path(path).stat().st_mtime_ns == time for path, time in finished.items())
     for file in (MANIFEST, TENSORS):
-        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert (out / file).read_bytes() == (done_whole.out / file).read_bytes()
 
 
 # For each stage a process that kills itself, hard, when the files are written but the stage is not finished. It is
@@ -362,14 +389,14 @@ def fitted(tiny_models: TinyModels, tmp_path: Path, data: list[Item], require_tp
 
 
 def test_shuffled_labels_are_called_no_signal(tiny_models: TinyModels, tmp_path: Path) -> None:
-    result = fitted(tiny_models, tmp_path, items(600, shuffled=True))
+    result = fitted(tiny_models, tmp_path, items(300, shuffled=True))
     assert result.guard.manifest.validation["auroc"] == pytest.approx(0.5, abs=0.1)
     assert any(line.startswith("There is no signal") for line in result.report["warnings"])
     assert result.report["words_auroc"] == pytest.approx(0.5, abs=0.1)
     assert result.report["headline"].startswith("DO NOT SERVE THIS GUARD")
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(FitError, match=r"--require-tpr asks for 90\.0%: no bundle is written"):
-        fitted(tiny_models, tmp_path, items(600, shuffled=True), require_tpr=0.9)
+        fitted(tiny_models, tmp_path, items(300, shuffled=True), require_tpr=0.9)
     assert not (tmp_path / "out").exists()
 
 
@@ -387,21 +414,6 @@ def test_a_state_that_is_no_number_is_one_line_that_names_prompt_and_layer(
         fitted(tiny_models, tmp_path, items(120, shuffled=False))
 
 
-def test_the_bag_of_words_is_fitted_once(
-    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fits: list[int] = []
-    real = TfidfVectorizer.fit_transform
-
-    def counting(*given: Any) -> Any:
-        fits.append(1)
-        return real(*given)
-
-    monkeypatch.setattr(TfidfVectorizer, "fit_transform", counting)
-    fitted(tiny_models, tmp_path, items(120, shuffled=False))
-    assert len(fits) == 1
-
-
 def test_every_image_file_is_hashed_once(
     tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +429,7 @@ def test_every_image_file_is_hashed_once(
     data = write_data(tmp_path / "data")
     rows = [json.loads(line) for line in data[1].read_text().splitlines()]
     data[1].write_text("\n".join(json.dumps({**row, "image": "0.png"} if n < 3 else row) for n, row in enumerate(rows)))
-    result = CliRunner().invoke(app, arguments(tiny_models.folder("llava_onevision"), data, tmp_path / "guard"))
+    result = unplotted(arguments(tiny_models.folder("llava_onevision"), data, tmp_path / "guard"))
     assert result.exit_code == 0, result.output
     assert sorted(hashed) == sorted(file.name for file in (tmp_path / "data").glob("*.png"))
 
@@ -429,14 +441,29 @@ def test_a_score_that_is_no_number_counts_as_flagged() -> None:
     assert by_category(dataset, scores, 0.5)["(none)"]["safe_flagged"] == 0.5
 
 
+@pytest.fixture
+def bags(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the bags of words that are fitted."""
+    sizes: list[int] = []
+    real = TfidfVectorizer.fit_transform
+
+    def counting(vectorizer: Any, texts: Any, *more: Any) -> Any:
+        sizes.append(len(texts))
+        return real(vectorizer, texts, *more)
+
+    monkeypatch.setattr(TfidfVectorizer, "fit_transform", counting)
+    return sizes
+
+
 def test_words_that_give_the_label_away_are_reported_and_rows_without_room_left_out(
-    tiny_models: TinyModels, tmp_path: Path
+    tiny_models: TinyModels, tmp_path: Path, bags: list[int]
 ) -> None:
-    long = Item("long", Question("Break it." + " a" * 5000), Question("Describe it."), where="pairs.jsonl:301")
-    result = fitted(tiny_models, tmp_path, [*items(300, shuffled=False), long])
-    assert len(result.dataset.items) == 300
+    long = Item("long", Question("Break it." + " a" * 5000), Question("Describe it."), where="pairs.jsonl:121")
+    result = fitted(tiny_models, tmp_path, [*items(120, shuffled=False), long])
+    assert len(result.dataset.items) == 120
+    assert len(bags) == 1, "one bag serves all figures"
     (told,) = [line for line in result.report["warnings"] if "left out" in line]
-    assert re.fullmatch(r"1 rows pass the model's context of \d+ tokens and are left out: pairs.jsonl:301", told)
+    assert re.fullmatch(r"1 rows pass the model's context of \d+ tokens and are left out: pairs.jsonl:121", told)
     assert result.guard.manifest.validation["auroc"] > 0.95
     assert not any(line.startswith("There is no signal") for line in result.report["warnings"])
     assert any(line.startswith("The words alone give the label away") for line in result.report["warnings"])
@@ -452,15 +479,17 @@ def test_the_eps_is_the_middle_of_those_that_work() -> None:
     assert choose_eps([point(1, 0.0), point(2, 0.3)]) == 2
 
 
-def test_another_place_on_disk_is_the_same_fit(tiny_models: TinyModels, tmp_path: Path) -> None:
-    model = tiny_models.folder("llava_onevision")
-    data = write_data(tmp_path / "data")
-    assert CliRunner().invoke(app, arguments(model, data, tmp_path / "one")).exit_code == 0
-    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+def test_another_place_on_disk_is_the_same_fit(
+    tiny_models: TinyModels, tmp_path: Path, whole: Callable[[str], Whole]
+) -> None:
+    one = whole("llava_onevision")
+    shutil.copytree(one.data[0].parent, tmp_path / "moved")
     moved = tmp_path / "moved" / "pairs.jsonl", tmp_path / "moved" / "benign.jsonl"
-    work = "--work", str(tmp_path / "one.work")
-    assert CliRunner().invoke(app, arguments(model, moved, tmp_path / "two", *work)).exit_code == 0
-    assert len(list((tmp_path / "one.work").glob("*-*"))) == len(STAGES)
-    assert (tmp_path / "one" / TENSORS).read_bytes() == (tmp_path / "two" / TENSORS).read_bytes()
-    backbone = load_backbone(model, device="cpu", dtype=torch.float32)
-    assert load_guard(tmp_path / "two", backbone.info).layer == load_guard(tmp_path / "one", backbone.info).layer
+    work = one.out.with_name(f"{one.out.name}.work")
+    stages = {*work.glob("*-*")}
+    assert len(stages) > len(STAGES)
+    assert unplotted([*one.again(tmp_path / "two", moved), "--work", str(work)]).exit_code == 0
+    assert {*work.glob("*-*")} == stages
+    assert (one.out / TENSORS).read_bytes() == (tmp_path / "two" / TENSORS).read_bytes()
+    info = tiny_models.backbone("llava_onevision").info
+    assert load_guard(tmp_path / "two", info).layer == load_guard(one.out, info).layer
