@@ -31,7 +31,7 @@ def false_alarms_by_length(asked: Sequence[Asked], detectors: Sequence[Detector]
     return found
 
 
-def _buckets(rows: Sequence[Asked]) -> list[tuple[tuple[int, int], list[Asked]]]:
+def _buckets(rows: Sequence[Asked]) -> list[tuple[list[int], list[Asked]]]:
     """Rows by length: the shortest and the longest of each bucket, and its rows. A length is in one bucket alone."""
     lengths = np.array([len(each.row.question.transcript) for each in rows], dtype=int)
     if not rows:
@@ -39,7 +39,7 @@ def _buckets(rows: Sequence[Asked]) -> list[tuple[tuple[int, int], list[Asked]]]
     edges = np.quantile(lengths, np.arange(1, BUCKETS) / BUCKETS, method="inverted_cdf")
     places = np.searchsorted(edges, lengths)
     return [
-        ((int(lengths[places == at].min()), int(lengths[places == at].max())), [rows[n] for n in inside.tolist()])
+        ([int(lengths[places == at].min()), int(lengths[places == at].max())], [rows[n] for n in inside.tolist()])
         for at in range(BUCKETS)
         if len(inside := np.flatnonzero(places == at))
     ]

@@ -38,4 +38,4 @@ def test_rows_are_counted_among_those_of_their_length() -> None:
 def test_rows_of_one_length_are_one_bucket() -> None:
     rows = [asked(7, pictures=bool(n % 2)) for n in range(2 * BUCKETS)]
     detector = Detector("guard", {each.key: 0.5 for each in rows}, frozenset())
-    assert [cell["characters"] for cell in false_alarms_by_length(rows, [detector])] == [(7, 7), (7, 7)]
+    assert [cell["characters"] for cell in false_alarms_by_length(rows, [detector])] == [[7, 7], [7, 7]]
