@@ -21,6 +21,7 @@ from steering.errors import FitError
 from steering.fitting.answer_figures import AnswerFigures
 from steering.fitting.answered import AnswersWanted
 from steering.fitting.answers import AnswersFit, AnswersRead
+from steering.fitting.bars import Bars
 from steering.fitting.choices import SELECTS
 from steering.fitting.confound import words_auroc
 from steering.fitting.conversation import ConversationSteps, spread_around
@@ -106,11 +107,12 @@ def fit(
     the guard worth less than `settings.require_tpr`.
     """
     stages = Stages(work)
-    parts, left_out = _within_context(stages, backbones[0], parts, settings, progress)
+    bars = Bars(progress, stages, stages_of(settings, answers))
+    parts, left_out = _within_context(stages, backbones[0], parts, settings, bars)
     dataset = Dataset.of(parts)
     layers = _layers(settings, backbones[0].info.num_layers)
     rate = check_enough(parts, settings.target_fpr)
-    steps = Steps(backbones, dataset, settings, progress)
+    steps = Steps(backbones, dataset, settings, bars)
     finished = _run(stages, steps, backbones, dataset, settings, layers)
     guard = _guard(finished, rate)
     read = None
@@ -135,19 +137,23 @@ def fit(
 
 
 def _within_context(
-    stages: Stages, backbone: Backbone, parts: Parts, settings: Settings, progress: Progress
+    stages: Stages, backbone: Backbone, parts: Parts, settings: Settings, bars: Bars
 ) -> tuple[Parts, list[Item]]:
     """The rows that have room for a refusal, and those that have not."""
     room = max(len(refusal_ids(backbone, refusal)) for refusal in settings.refusals)
     binding = ModelBinding.of(backbone.info).model_dump(exclude={"name", "revision"})
     inputs = {"model": binding, "data": Dataset.of(parts).digest(), "context": backbone.info.context_length - room}
-    task = progress.add_task("lengths", total=sum(map(len, parts.values())))
-    folder = stages.run(
-        "lengths",
-        inputs,
-        lambda to: find_long(backbone, parts, room, to, lambda count: progress.advance(task, count)),
-    )
+    tick = bars("lengths", sum(map(len, parts.values())))
+    folder = stages.run("lengths", inputs, lambda to: find_long(backbone, parts, room, to, tick))
     return without_long(parts, folder)
+
+
+def stages_of(settings: Settings, answers: AnswersWanted | None) -> int:
+    """How many stages a fit has."""
+    found = 8 + (3 if settings.reader == "conversation" else 0)
+    if answers is not None:
+        found += 3 + (0 if answers.label is None else 2) + (1 if answers.responses else 0)
+    return found
 
 
 def _layers(settings: Settings, num_layers: int) -> list[int]:

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 
 from models.backbone import Backbone
 from steering.errors import FitError
+from steering.fitting.bars import Bars
 from steering.fitting.choices import Reader, Select
-from steering.fitting.collect import NOT_FINITE, StateError, Tick, collect_forced, collect_states
+from steering.fitting.collect import NOT_FINITE, StateError, collect_forced, collect_states
 from steering.fitting.dataset import Dataset
 from steering.fitting.layers import layer_figures
 from steering.fitting.stages import Chunks, load_state, save_json, save_state
@@ -46,9 +46,9 @@ class Settings:
 class Steps:
     """The work of the stages. One backbone per device, all of the same model, share the collecting."""
 
-    def __init__(self, backbones: Sequence[Backbone], dataset: Dataset, settings: Settings, progress: Progress) -> None:
+    def __init__(self, backbones: Sequence[Backbone], dataset: Dataset, settings: Settings, bar: Bars) -> None:
         self.backbones, self._dataset, self._settings = backbones, dataset, settings
-        self._progress = progress
+        self.bar = bar
 
     def begin(self, folder: Path) -> None:
         """Keep the day on which the fit began, so that going on later does not change the bundle."""
@@ -156,11 +156,6 @@ class Steps:
 
     def _refusals(self) -> list[list[int]]:
         return [refusal_ids(self.backbones[0], refusal) for refusal in self._settings.refusals]
-
-    def bar(self, name: str, total: int) -> Tick:
-        """Show the progress of a piece of work."""
-        task = self._progress.add_task(name, total=total)
-        return lambda count: self._progress.advance(task, count)
 
 
 def load_head(folder: Path, backbone: Backbone, rank: int | None) -> RefusalHead:

@@ -29,7 +29,7 @@ from steering.errors import FitError
 from steering.files import write_whole
 from steering.fitting.dataset import Dataset
 from steering.fitting.figures import by_category
-from steering.fitting.fit import Fitted, fit
+from steering.fitting.fit import Fitted, fit, stages_of
 from steering.fitting.items import Item, read_prompts
 from steering.fitting.offline import score_batch
 from steering.fitting.parts import split
@@ -116,6 +116,9 @@ def whole(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> 
         done = Whole(model, data, answers, folder / "guard")
         result = CliRunner().invoke(app, done.again(done.out))
         assert result.exit_code == 0, result.output
+        shown = [(int(number), int(total)) for number, total in re.findall(r"stage (\d+) of (\d+): ", result.output)]
+        assert shown == sorted(shown)
+        assert shown[-1] == (15 + 2 * (family in OWN),) * 2
         return done
 
     return made
@@ -283,6 +286,7 @@ def test_cut_off_at_every_stage_and_started_again_gives_the_same_bundle(
             fit([backbone], parts, settings, tmp_path / name, tmp_path / f"{name}.work", progress)
 
     run("whole")
+    assert len({*(tmp_path / "whole.work").glob("*/done.json")}) == len(STAGES) == stages_of(settings, None)
     for stage in STAGES:
         for begun in (True, False):  # with half of its files there, and with all but the note that it is done
             monkeypatch.setattr("steering.fitting.stages.write_whole", _cutting(stage, begun=begun))
