@@ -24,7 +24,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from models.cache import PagedCache, Table
 from models.decode import Decode
-from models.operations import kernels
 
 PAGED = "paged"  # the name of this implementation in a model's config
 
@@ -109,12 +108,11 @@ class Pass(Cache):  # type: ignore[misc]
         States `[1, N, heads + 2 * kv_heads, D]`, which may be overwritten; cosine and signed sine `[1, N, 1, D]`.
         """
         shape = self._cache.shape
-        found = kernels(shape.device.type, shape.dtype, shape.head_dim)
-        if found is None or states.dtype != shape.dtype:
+        if shape.kernels is None or states.dtype != shape.dtype:
             query, key, value = rotated(states, cos, sin, heads, shape.kv_heads)
             self.update(key, value, layer)
             return query, key, value
-        found.rotate(states[0], cos[0, :, 0], sin[0, :, 0], self._slots, *self._cache.flat[layer])
+        shape.kernels.rotate(states[0], cos[0, :, 0], sin[0, :, 0], self._slots, *self._cache.flat[layer])
         query, key, value = torch.split(states.transpose(1, 2), [heads, shape.kv_heads, shape.kv_heads], dim=1)
         return query, key, value
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.blocks import BlockPool, OutOfBlocks, Table
 from models.memory import machine_memory
+from models.operations import Kernels, kernels
 
 __all__ = ["CacheShape", "OutOfBlocks", "PagedCache", "Table"]
 
@@ -31,6 +32,11 @@ class CacheShape:
     dtype: torch.dtype
     device: torch.device
     dense: bool  # what rows hold is read as one view, see `models.blocks`; else by following the tables
+
+    @property
+    def kernels(self) -> Kernels | None:
+        """What computes over it; None where plain torch does."""
+        return kernels(self.device.type, self.dtype, self.head_dim)
 
     @property
     def block_bytes(self) -> int:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from models.cache import PagedCache, Table
-from models.operations import kernels
 
 _RANGE = 8  # blocks that the range of a pass is rounded up to: each new size costs a new kernel on the CPU
 
@@ -140,10 +139,8 @@ class KernelDecode:
     def __init__(self, cache: PagedCache, tables: Sequence[Table], ends: Sequence[int], width: int = 0) -> None:
         width = max(width, *(len(table.blocks) for table in tables))
         padded = [[*table.blocks, *[0] * (width - len(table.blocks))] for table in tables]
-        shape = cache.shape
-        found = kernels(shape.device.type, shape.dtype, shape.head_dim)
-        assert found is not None, f"no kernel for {shape}"
-        self._kernels = found
+        assert cache.shape.kernels is not None, f"no kernels for {cache.shape}"
+        self._kernels = cache.shape.kernels
         self.rows = len(tables)
         self.table = torch.tensor(padded, dtype=torch.int32).to(cache.shape.device, non_blocking=True)
         self.ends = torch.tensor(ends, dtype=torch.int32).to(cache.shape.device, non_blocking=True)
@@ -161,6 +158,6 @@ class KernelDecode:
 
 def make_decode(cache: PagedCache, tables: Sequence[Table], ends: Sequence[int]) -> Decode:
     """Rows with these tables, each of which has its new token at the end."""
-    if kernels(cache.shape.device.type, cache.shape.dtype, cache.shape.head_dim) is not None:
+    if cache.shape.kernels is not None:
         return KernelDecode(cache, tables, ends)
     return SingleDecode(cache, tables[0], ends[0]) if len(tables) == 1 else DenseDecode(cache, tables, ends)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.progress import Progress
 
+from steering.fitting.collect import Tick
 from steering.fitting.stages import Stages
-
-Tick = Callable[[int], None]  # called with the number of pieces that are done
 
 
 @dataclass(frozen=True)

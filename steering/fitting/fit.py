@@ -23,6 +23,7 @@ from steering.fitting.answered import AnswersWanted
 from steering.fitting.answers import AnswersFit, AnswersRead
 from steering.fitting.bars import Bars
 from steering.fitting.choices import SELECTS
+from steering.fitting.collect import Bar
 from steering.fitting.confound import words_auroc
 from steering.fitting.conversation import ConversationSteps, spread_around
 from steering.fitting.dataset import Dataset
@@ -107,12 +108,12 @@ def fit(
     the guard worth less than `settings.require_tpr`.
     """
     stages = Stages(work)
-    bars = Bars(progress, stages, stages_of(settings, answers))
-    parts, left_out = _within_context(stages, backbones[0], parts, settings, bars)
+    bar = Bars(progress, stages, stages_of(settings, answers))
+    parts, left_out = _within_context(stages, backbones[0], parts, settings, bar)
     dataset = Dataset.of(parts)
     layers = _layers(settings, backbones[0].info.num_layers)
     rate = check_enough(parts, settings.target_fpr)
-    steps = Steps(backbones, dataset, settings, bars)
+    steps = Steps(backbones, dataset, settings, bar)
     finished = _run(stages, steps, backbones, dataset, settings, layers)
     guard = _guard(finished, rate)
     read = None
@@ -137,13 +138,13 @@ def fit(
 
 
 def _within_context(
-    stages: Stages, backbone: Backbone, parts: Parts, settings: Settings, bars: Bars
+    stages: Stages, backbone: Backbone, parts: Parts, settings: Settings, bar: Bar
 ) -> tuple[Parts, list[Item]]:
     """The rows that have room for a refusal, and those that have not."""
     room = max(len(refusal_ids(backbone, refusal)) for refusal in settings.refusals)
     binding = ModelBinding.of(backbone.info).model_dump(exclude={"name", "revision"})
     inputs = {"model": binding, "data": Dataset.of(parts).digest(), "context": backbone.info.context_length - room}
-    tick = bars("lengths", sum(map(len, parts.values())))
+    tick = bar("lengths", sum(map(len, parts.values())))
     folder = stages.run("lengths", inputs, lambda to: find_long(backbone, parts, room, to, tick))
     return without_long(parts, folder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,11 +51,8 @@ def read_pairs(
 
     `with_test`: also those that their author keeps for testing.
     """
-    examples = read_examples(path, PAIR_FIELDS, images, files, text_only=text_only)
-    return [
-        _item(each, each.question(harmful=True), each.harmless)
-        for each in _without_test(path, examples, with_test=with_test)
-    ]
+    examples = _read(path, PAIR_FIELDS, images, files, text_only=text_only, with_test=with_test)
+    return [_item(each, each.question(harmful=True), each.harmless) for each in examples]
 
 
 def read_prompts(
@@ -71,11 +68,8 @@ def read_prompts(
 
     `with_test`: also those that their author keeps for testing.
     """
-    examples = read_examples(path, PROMPT_FIELDS, images, files, text_only=text_only)
-    return [
-        _item(each, *((each.prompt, None) if toxic else (None, each.prompt)))
-        for each in _without_test(path, examples, with_test=with_test)
-    ]
+    examples = _read(path, PROMPT_FIELDS, images, files, text_only=text_only, with_test=with_test)
+    return [_item(each, *((each.prompt, None) if toxic else (None, each.prompt))) for each in examples]
 
 
 def read_hard(
@@ -87,14 +81,21 @@ def read_hard(
     with_test: bool = False,
 ) -> list[Item]:
     """Hard negatives of a file: pairs, single prompts, which are harmless, or XSTest's rows. Raises DataError."""
-    examples = read_examples(path, HARD_FIELDS, images, files, text_only=text_only)
-    kept = _without_test(path, examples, with_test=with_test)
-    return [replace(_item(each, each.harmful, each.question(harmful=False)), hard=True) for each in kept]
+    examples = _read(path, HARD_FIELDS, images, files, text_only=text_only, with_test=with_test)
+    return [replace(_item(each, each.harmful, each.question(harmful=False)), hard=True) for each in examples]
 
 
-def _without_test(path: Path, examples: Iterable[Example], *, with_test: bool) -> list[Example]:
+def _read(
+    path: Path,
+    fields: Mapping[frozenset[str], str],
+    images: Path | None,
+    files: PictureFiles | None,
+    *,
+    text_only: bool,
+    with_test: bool,
+) -> list[Example]:
     """The rows to fit on; how many are kept for testing is told."""
-    found = list(examples)
+    found = list(read_examples(path, fields, images, files, text_only=text_only))
     kept = [each for each in found if with_test or not each.test]
     if not kept:
         raise DataError(f"{path}: all {len(found)} rows are kept for testing; --with-test fits on them")

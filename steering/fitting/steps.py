@@ -12,9 +12,8 @@ import torch
 
 from models.backbone import Backbone
 from steering.errors import FitError
-from steering.fitting.bars import Bars
 from steering.fitting.choices import Reader, Select
-from steering.fitting.collect import NOT_FINITE, StateError, collect_forced, collect_states
+from steering.fitting.collect import NOT_FINITE, Bar, StateError, collect_forced, collect_states
 from steering.fitting.dataset import Dataset
 from steering.fitting.layers import layer_figures
 from steering.fitting.stages import Chunks, load_state, save_json, save_state
@@ -46,7 +45,7 @@ class Settings:
 class Steps:
     """The work of the stages. One backbone per device, all of the same model, share the collecting."""
 
-    def __init__(self, backbones: Sequence[Backbone], dataset: Dataset, settings: Settings, bar: Bars) -> None:
+    def __init__(self, backbones: Sequence[Backbone], dataset: Dataset, settings: Settings, bar: Bar) -> None:
         self.backbones, self._dataset, self._settings = backbones, dataset, settings
         self.bar = bar
 
