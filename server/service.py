@@ -258,13 +258,14 @@ class Service:
     async def accept(self, admission: Admission, job: Job, intake: Intake, deadline: Deadline) -> Choices:
         """What a job prepares in a worker thread, accepted by the engine, all or none. Raises ApiError."""
         call = admission.call
-        if job.schema is not None:
+        if (wanted := job.schema(intake.served)) is not None:
             async with deadline.held():
-                intake = replace(intake, schema=await self._compiled(call, job.schema))
+                intake = replace(intake, schema=await self._compiled(call, wanted))
         prepare = partial(self._packed, job, intake)
         parcel = await self.prepared(admission, job.images(intake.served, intake.settings), prepare, deadline)
         self._reserve(call, parcel.requests)
-        pipeline = partial(Pipeline.of, decoder=intake.served.decoder, stops=job.stops, parser=job.parser)
+        parser = partial(job.parser, intake.served)
+        pipeline = partial(Pipeline.of, decoder=intake.served.decoder, stops=job.stops, parser=parser)
         choices = Choices(parcel, self.engine, pipeline, self.metrics, keep=self.recorder.keeps_answers)
         try:
             choices.start(deadline)

@@ -68,8 +68,7 @@ class ChatJob:
         """Strings that end an answer."""
         return self.chat.stop or ()
 
-    @property
-    def schema(self) -> WantedSchema | None:
+    def schema(self, served: Served) -> WantedSchema | None:  # noqa: ARG002
         """What a forced call or `response_format` binds the answer to."""
         if self.tools is not None and self.tools.forced:
             return WantedSchema(self.tools.schema, "tools")
@@ -80,7 +79,7 @@ class ChatJob:
         field = "value" if self.chat.response_format.type == "json_object" else "json_schema"
         return WantedSchema(wanted, f"response_format.{field}")
 
-    def parser(self) -> Parser:
+    def parser(self, served: Served) -> Parser:  # noqa: ARG002  as every job
         """What takes the answer for a call, or for itself."""
         return parser_of(self.tools)
 

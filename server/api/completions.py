@@ -28,7 +28,6 @@ class CompletionJob:
     """A legacy completion of one prompt or several."""
 
     prefix: ClassVar[str] = "cmpl-"
-    schema: ClassVar[None] = None
     completion: CompletionRequest
     ignored: frozenset[str]
 
@@ -59,7 +58,10 @@ class CompletionJob:
         """Strings that end an answer."""
         return self.completion.stop or ()
 
-    def parser(self) -> Parser:
+    def schema(self, served: Served) -> None:
+        """Any text may be the answer."""
+
+    def parser(self, served: Served) -> Parser:  # noqa: ARG002  as every job
         """All text is the answer."""
         return PlainText(Kind.TEXT)
 

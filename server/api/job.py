@@ -54,11 +54,10 @@ class Job(Protocol):
     def stops(self) -> Sequence[str]:
         """Strings that end an answer."""
 
-    def parser(self) -> Parser:
+    def parser(self, served: Served) -> Parser:
         """What tells the meaning of one answer's text."""
 
-    @property
-    def schema(self) -> WantedSchema | None:
+    def schema(self, served: Served) -> WantedSchema | None:
         """What its answers satisfy, if anything."""
 
     def check(self, intake: Intake) -> None:

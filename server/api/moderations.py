@@ -102,7 +102,6 @@ class ModerationJob:
     prefix: ClassVar[str] = "modr-"
     guard: ClassVar[None] = None  # what judges is not the request's to choose
     stops: ClassVar[Sequence[str]] = ()
-    schema: ClassVar[None] = None
     moderation: ModerationRequest
     ignored: frozenset[str]
 
@@ -123,7 +122,10 @@ class ModerationJob:
         """One for each input."""
         return len(self.moderation.inputs), "input"
 
-    def parser(self) -> Parser:
+    def schema(self, served: Served) -> None:
+        """Any text may be the answer."""
+
+    def parser(self, served: Served) -> Parser:  # noqa: ARG002  as every job
         """All text is the answer."""
         return PlainText(Kind.TEXT)
 

@@ -63,15 +63,14 @@ class ResponsesJob:
         """One generation."""
         return 1, "input"
 
-    @property
-    def schema(self) -> WantedSchema | None:
+    def schema(self, served: Served) -> WantedSchema | None:  # noqa: ARG002
         """What a forced call or `text.format` binds the answer to."""
         if self.tools is not None and self.tools.forced:
             return WantedSchema(self.tools.schema, "tools")
         wanted = self.asked.answer_schema
         return None if wanted is None else WantedSchema(wanted, "text.format.schema")
 
-    def parser(self) -> Parser:
+    def parser(self, served: Served) -> Parser:  # noqa: ARG002  as every job
         """What takes the answer for a call, or for itself."""
         return parser_of(self.tools)
 
