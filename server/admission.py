@@ -21,7 +21,7 @@ from server.http.body_budget import BodyBudget, HeldBody, default_budget
 from server.record.call import Call
 from server.settings.groups import PolicySettings
 from server.settings.schema import Settings
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 from server.watch.metrics import Metrics
 from steering.policy import Policy
 

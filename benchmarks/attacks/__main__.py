@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.attacks.bodies import withheld_bodies
 from benchmarks.attacks.images import large_images
 from server.access.keys import hash_key, new_key
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 from tests.end_to_end.processes import ServerProcess
 
 PLACES = 272  # max_rows and max_queue by default

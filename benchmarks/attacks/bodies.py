@@ -7,7 +7,7 @@ from collections import Counter
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 
 
 async def withheld_bodies(url: str, key: str = "none", *, sockets: int, announced: int, sent: int) -> WithheldBodies:

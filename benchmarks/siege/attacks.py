@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.attacks.bodies import withheld_bodies
 from benchmarks.attacks.images import chat_of, one_colour
 from benchmarks.attacks.schemas import Schema, hostile_schemas
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 
 SILENCE_SECONDS = 60.0  # after which a server is said not to answer
 HOLD_SECONDS = 5.0  # for which sockets are held that send nothing

@@ -10,7 +10,7 @@ from models.schema import SchemaError
 from server.errors import BadRequest, TooManyRequests
 from server.request import Schema
 from server.settings.schema import Settings
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 from server.workers.lanes import Lane
 from server.workers.schemas import SchemaCompiler, VocabularySource
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from server.errors import BodiesFull
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 
 # Of the machine's memory, or the container's: texts and images made of a body are up to thrice as much.
 MEMORY_SHARE = 32

@@ -16,7 +16,7 @@ from PIL import Image
 
 from server.media.files import MediaError, decode_image, image_size
 from server.settings.decode_memory import DECODING_BYTES
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 from server.workers.limits import limit_memory
 from server.workers.process import Worker, WorkerLost, Workers, be_modest, serve
 

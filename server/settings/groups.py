@@ -18,7 +18,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from server.settings.values import AUDIT_SCHEMES, DEFAULT_POLICY, MEBI, Count, Domain, Name, Seconds, Share, Word
+from server.settings.units import MEBI
+from server.settings.values import AUDIT_SCHEMES, DEFAULT_POLICY, Count, Domain, Name, Seconds, Share, Word
 from steering.policy import Mode
 
 

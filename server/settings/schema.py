@@ -21,7 +21,8 @@ from server.settings.groups import (
     ShadowSettings,
     read_keys,
 )
-from server.settings.values import DEFAULT_POLICY, MEBI, Change, Count, Device, Endpoint, Name, Seconds, Word, Words
+from server.settings.units import MEBI
+from server.settings.values import DEFAULT_POLICY, Change, Count, Device, Endpoint, Name, Seconds, Word, Words
 
 LogFormat = Literal["json", "text"]
 

@@ -10,7 +10,6 @@ from pydantic_settings import NoDecode
 
 DEFAULT_POLICY = "default"
 AUDIT_SCHEMES = ("file", "sqlite", "postgresql")
-MEBI = 2**20
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]

@@ -6,7 +6,7 @@ import ctypes
 import resource
 from pathlib import Path
 
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
 _STATISTICS = Path("/proc/self/statm")

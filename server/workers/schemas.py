@@ -20,7 +20,7 @@ from cachetools import LRUCache
 from models.schema import SchemaError, check_size
 from server.errors import TooManyRequests, Unavailable
 from server.request import QUICK_SECONDS, Schema
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 from server.workers import compiler
 from server.workers.compiler import Kind, Verdict, question, read_verdict
 from server.workers.lanes import Lane

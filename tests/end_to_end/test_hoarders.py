@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks.attacks.bodies import WithheldBodies, withheld_bodies
 from server.access.keys import hash_key, new_key
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess
 

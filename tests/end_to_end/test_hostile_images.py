@@ -14,7 +14,7 @@ import yaml
 from benchmarks.attacks.images import chat_of, one_colour
 from server.access.keys import hash_key, new_key
 from server.settings.schema import Settings
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess
 from tests.waiting import until

@@ -17,7 +17,7 @@ from PIL import Image
 from server.media.decoder import Decoders
 from server.media.files import MediaError, decode_image
 from server.settings.decode_memory import DECODING_BYTES
-from server.settings.values import MEBI
+from server.settings.units import MEBI
 from tests.server.media.test_files import BOMBS, NOT_IMAGES, encoded, gradient
 from tests.server.scripted import png
 from tests.waiting import WAIT_SECONDS
