@@ -18,7 +18,7 @@ from server.workers.limits import limit_this_process
 from server.workers.memory import return_large_blocks
 
 LENGTH = struct.Struct("<Q")  # of what follows
-NICENESS = 5
+NICENESS = 10  # beside a step or the event loop, a tenth of a core
 VARIABLES = {"OPENBLAS_NUM_THREADS": "1"}  # each of its threads would reserve memory, which is limited
 
 
@@ -38,7 +38,9 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=plain_environment(os.environ) | VARIABLES,
-                start_new_session=True,  # a Ctrl-C is the server's to handle; what it starts is killed with it
+                # A Ctrl-C is the server's to handle; what it starts is killed with it. In the server's session: where
+                # the system shares the cores among sessions first (autogroups), a priority counts within one alone.
+                process_group=0,
             )
         self.ended = False
         self._socket = ours

@@ -77,7 +77,7 @@ async def test_it_knows_no_secrets_answers_and_ends_when_it_is_told_to(
     async with running() as (runner, process):
         assert not any("word" in value for value in process.environ().values())
         assert "word" not in " ".join(process.cmdline())
-        assert os.getsid(process.pid) == process.pid
+        assert os.getpgid(process.pid) == process.pid
         assert process.num_fds() <= 6
         for number, inbox in enumerate(inboxes):
             runner.submit(pack([ask(str(number), [number + 1])]), inbox)
