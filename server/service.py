@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -37,7 +36,7 @@ from server.request import Request, Schema
 from server.settings.schema import Settings
 from server.settings.values import DEFAULT_POLICY
 from server.watch.metrics import Metrics
-from server.workers.lanes import Lane
+from server.workers.threads import Threads
 from steering.policy import Policy, PolicyError
 
 T = TypeVar("T")
@@ -69,16 +68,12 @@ class Service:
         self.recorder = Recorder(audit, tracing)
         self.gate = Gate.of(engine, self.limiter, settings)
         self._served: Served | None = None
-        self._prepare = Lane(settings.prepare_threads, "prepare")
-        self._prepare_images = Lane(settings.prepare_threads, "images")  # so that no text waits for them
+        self._threads = Threads(settings.prepare_threads)
         self._schemas: Schemas | None = None  # until the model is there
-        self._parse_thread = ThreadPoolExecutor(1, thread_name_prefix="parse")  # one large body at a time
         self.metrics.watch(self._running, self._waiting, lambda: self.engine.load.cache_usage, settings.max_rows)
         self.metrics.watch_ready(self._ready)
         self.metrics.watch_restarts(lambda: self.engine.restarts)
         self.metrics.watch_loading(lambda: self.engine.load_shares)
-
-    # state -----------------------------------------------------------------------------------------------------
 
     @property
     def settings(self) -> Settings:
@@ -122,7 +117,7 @@ class Service:
     @property
     def _stalled(self) -> str | None:
         """Which threads have taken up nothing for too long, while requests wait for them."""
-        lanes = [self._prepare, self._prepare_images, *(() if self._schemas is None else self._schemas.lanes)]
+        lanes = [self._threads.texts, self._threads.images, *(() if self._schemas is None else self._schemas.lanes)]
         return next((lane.name for lane in lanes if lane.stalled > self.settings.pool_seconds), None)
 
     def check_progress(self) -> None:
@@ -143,22 +138,25 @@ class Service:
 
     def start(self) -> None:
         """Begin to load the model, and to write the audit log."""
-        self._parse_thread.submit(int)  # the thread is there from the start, and none is begun within a load
+        self._threads.start()
         self.recorder.start()
         self.engine.start()
+
+    def start_processes(self) -> None:
+        """Start those that would be started when they are first needed, beside what is served: once it is ready."""
+        if self._schemas is not None:
+            self._schemas.start()
+        if self.require_served().inputs.sees:
+            self._threads.images.submit(self.images.start)
 
     async def stop(self) -> None:
         """End what lives, let the worker threads end, and write the last records."""
         await self.engine.stop()
-        self._prepare.close()
-        self._prepare_images.close()
+        self._threads.close()
         if self._schemas is not None:
             self._schemas.close()
-        self._parse_thread.shutdown(wait=False, cancel_futures=True)
         self.images.close()
         await self.recorder.stop()
-
-    # requests --------------------------------------------------------------------------------------------------
 
     def authenticate(self, http: HttpRequest) -> None:
         """Find out who asks; from here on the request is recorded. Raises Unauthorized."""
@@ -241,7 +239,7 @@ class Service:
                 call.body = data
             return validate(data)
 
-        return await validated(body, kept, JsonLimits.of(settings), self._parse_thread)
+        return await validated(body, kept, JsonLimits.of(settings), self._threads.bodies)
 
     async def prepared(
         self, admission: Admission, images: Mapping[str, str], prepare: Callable[[RequestImages], T], deadline: Deadline
@@ -252,7 +250,7 @@ class Service:
         """
         async with deadline.held():
             found = await self.images.of(images)
-            lane = self._prepare_images if images else self._prepare
+            lane = self._threads.images if images else self._threads.texts
             return await lane.run(partial(self._prepared, admission.call, prepare, found), admission.tenant)
 
     async def accept(self, admission: Admission, job: Job, intake: Intake, deadline: Deadline) -> Choices:

@@ -38,6 +38,10 @@ class Schemas:
         """The threads that schemas wait for."""
         return self._compiler.lanes
 
+    def start(self) -> None:
+        """Start the process that compiles, beside all else."""
+        self._compiler.start()
+
     async def compiled(self, wanted: WantedSchema) -> Schema:
         """A schema that the engine may compile too. Raises BadRequest, TooManyRequests, Unavailable."""
         try:
@@ -62,5 +66,5 @@ class Schemas:
         self._held -= schema.memory_bytes
 
     def close(self) -> None:
-        """End the processes that compile."""
+        """End the process that compiles."""
         self._compiler.close()

@@ -133,6 +133,7 @@ def _serve(
     def ready() -> None:
         garbage.begin()
         announce(service.served, service.default_policy(service.served), _url(listener), settings.log_format)
+        service.start_processes()
 
     server = HttpServer(application, client, settings, announce=ready, reload=lambda: reload(service, load))
     server.run(sockets=[listener])

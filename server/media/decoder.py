@@ -39,6 +39,10 @@ class Decoders:
         memory = DECODING_BYTES * max_pixels + FILE_COPIES * max_bytes + OTHER_BYTES
         self._workers = Workers(count, lambda: Worker(__name__, max_pixels, memory))
 
+    def start(self) -> None:
+        """Start all processes, so that nobody waits for that later. Blocks, briefly."""
+        self._workers.start()
+
     def measure(self, data: bytes) -> tuple[int, int]:
         """`image_size` in another process; waits for one that is free. Raises MediaError."""
         return self._ask(MEASURE, data, self._seconds)[0]

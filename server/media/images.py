@@ -42,6 +42,10 @@ class Images:
                 resolve=self._resolver,
             )
 
+    def start(self) -> None:
+        """Start the decoders. Blocks, briefly."""
+        self._decoders.start()
+
     async def of(self, urls: Mapping[str, str]) -> RequestImages:
         """One request's images, by the path of the field that names each. Raises BadRequest for one not fetched."""
         remote = [url for url in urls.values() if is_remote(url)]

@@ -1,27 +1,28 @@
 """The process that compiles JSON schemas: what one costs is known only once it is compiled.
 
-It reads the vocabulary once, and forks for every schema: the copy has limits of CPU time and of memory, and whatever it
-took is given back with its end. Run as a module, by `server.workers.schemas`.
+It reads the vocabulary once, and a copy of it compiles each schema, within limits of CPU time and of memory. Run as a
+module, by `server.workers.schemas`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import signal
+import socket
 import struct
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from enum import IntEnum
+from functools import partial
 from time import process_time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.schema import SchemaError, check_schema, compile_source, read_vocabulary, source_of
+from server.workers.copies import Copies
 from server.workers.limits import limit_memory
 from server.workers.memory import own_memory
-from server.workers.process import be_modest, serve
+from server.workers.process import be_modest, receive, send
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -67,61 +68,41 @@ def question(schema: bytes, seconds: float) -> bytes:
 
 
 def main() -> None:
-    """The process: read the vocabulary, then compile what is asked for until the other side has gone."""
+    """The process: read the vocabulary, then have copies compile what is asked for until the other side has gone."""
     descriptor, memory_bytes = map(int, sys.argv[1:])
     be_modest()
-    vocabulary: LLTokenizer | None = None
-
-    def answer(data: memoryview) -> Iterator[bytes]:
-        nonlocal vocabulary
-        if vocabulary is None:
-            tokenizer, size, eos_ids = json.loads(bytes(data))
-            try:
-                vocabulary = read_vocabulary(tokenizer, size, eos_ids)
-                compile_source(
-                    vocabulary, source_of({"type": "object"})
-                )  # what is made once for all is there in every copy
-                yield b""
-            except SchemaError as error:
-                yield str(error).encode()
-        else:
-            (seconds,) = _SECONDS.unpack_from(data)
-            yield _forked(vocabulary, bytes(data[_SECONDS.size :]), seconds, memory_bytes, descriptor).packed()
-
-    serve(descriptor, answer)
+    with socket.socket(fileno=descriptor) as server:
+        if (vocabulary := _vocabulary(server)) is not None:
+            Copies(server, partial(_answer, vocabulary, memory_bytes), _lost).run()
 
 
-def _forked(vocabulary: LLTokenizer, schema: bytes, seconds: float, memory_bytes: int, connection: int) -> Verdict:
-    """The verdict of a copy of this process, which ends with it. Raises EOFError once nobody waits for it."""
-    reading, writing = os.pipe()
-    if (child := os.fork()) == 0:
-        with suppress(BaseException):
-            _limit(seconds, memory_bytes)
-            verdict = _verdict(vocabulary, json.loads(schema)).packed()
-            signal.setitimer(signal.ITIMER_PROF, 0)  # or a part of it might be told
-            with os.fdopen(writing, "wb") as file:
-                file.write(verdict)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as file:
-        if abandoned := not _comes_before_the_end_of(connection, reading):
-            os.kill(child, signal.SIGKILL)
-        told = file.read()
-    _, status = os.waitpid(child, 0)
-    if abandoned:
-        raise EOFError("the other side has gone")
-    if told:
-        return read_verdict(told)
-    ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-    return Verdict(Kind.TOO_SLOW if ended_by == signal.SIGPROF else Kind.TOO_LARGE)
+def _vocabulary(server: socket.socket) -> LLTokenizer | None:
+    """The vocabulary that the other side sends; it is told why where no grammar can be made over it."""
+    vocabulary, refusal = None, ""
+    with server.makefile("rwb") as file:
+        tokenizer, size, eos_ids = json.loads(bytes(receive(file)))
+        try:
+            vocabulary = read_vocabulary(tokenizer, size, eos_ids)
+            compile_source(vocabulary, source_of({"type": "object"}))  # what is made once for all is in every copy
+        except SchemaError as error:
+            refusal = str(error)
+        send(file, [refusal.encode()])
+    return None if refusal else vocabulary
 
 
-def _comes_before_the_end_of(connection: int, reading: int) -> bool:
-    """Wait for something to read, or its end; False if the connection ends first, as a killed server's does."""
-    poll = select.poll()
-    poll.register(reading, select.POLLIN)
-    poll.register(connection, 0)  # its end alone
-    return all(descriptor != connection for descriptor, _ in poll.poll())
+def _answer(vocabulary: LLTokenizer, memory_bytes: int, asked: memoryview) -> bytes:
+    """In a copy, which this may end: what comes of a schema."""
+    (seconds,) = _SECONDS.unpack_from(asked)
+    schema = json.loads(bytes(asked[_SECONDS.size :]))
+    _limit(seconds, memory_bytes)
+    verdict = _verdict(vocabulary, schema).packed()
+    signal.setitimer(signal.ITIMER_PROF, 0)  # or a part of it might be told
+    return verdict
+
+
+def _lost(ended_by: int | None) -> bytes:
+    """What is told of a schema whose copy has ended without a word."""
+    return Verdict(Kind.TOO_SLOW if ended_by == signal.SIGPROF else Kind.TOO_LARGE).packed()
 
 
 def _limit(seconds: float, memory_bytes: int) -> None:

@@ -8,8 +8,9 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedRWPair
 from queue import LifoQueue
 
@@ -53,13 +54,26 @@ class Worker:
 
     def ask(self, parts: Sequence[bytes], seconds: float) -> memoryview:
         """The answer to a request of several parts. Raises WorkerLost if none comes in time: it has ended then."""
-        try:
+        with self._ended_if_lost():
             self._socket.settimeout(seconds)
-            self._file.write(LENGTH.pack(sum(map(len, parts))))
-            for part in parts:
-                self._file.write(part)
-            self._file.flush()
+            send(self._file, parts)
             return receive(self._file)
+
+    def ask_a_copy(self, parts: Sequence[bytes], seconds: float) -> memoryview:
+        """As `ask`, for several threads at once, of a process that makes `Copies` of itself. Raises WorkerLost."""
+        ours, theirs = socket.socketpair()
+        with self._ended_if_lost(), ours:
+            ours.settimeout(seconds)
+            with theirs:
+                socket.send_fds(self._socket, [b"?"], [theirs.fileno()])
+            with ours.makefile("rwb") as file:
+                send(file, parts)
+                return receive(file)
+
+    @contextmanager
+    def _ended_if_lost(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, EOFError) as error:
             self.end()
             raise WorkerLost(repr(error)) from error
@@ -79,9 +93,10 @@ class Worker:
 
 
 class Workers:
-    """At most `count` processes, each started when it is first needed. For worker threads."""
+    """At most `count` processes, each started when it is first needed, or before. For worker threads."""
 
     def __init__(self, count: int, start: Callable[[], Worker]) -> None:
+        self._count = count
         self._start = start
         self._closed = False
         self._asked: set[Worker] = set()
@@ -89,14 +104,25 @@ class Workers:
         for _ in range(count):
             self._idle.put(None)
 
+    def start(self) -> None:
+        """Start all that are not there yet, so that nobody waits for that later. Blocks until they are all idle."""
+        with ExitStack() as held:
+            for _ in range(self._count):
+                held.enter_context(self._one())
+
     def ask(self, parts: Sequence[bytes], seconds: float) -> memoryview:
         """The answer of a process that is free, or waited for. Raises WorkerLost."""
+        with self._one() as worker:
+            return worker.ask(parts, seconds)
+
+    @contextmanager
+    def _one(self) -> Iterator[Worker]:
         worker = self._idle.get()
         try:
             if worker is None or worker.ended:
                 worker = self._start()
             self._asked.add(worker)
-            return worker.ask(parts, seconds)
+            yield worker
         finally:
             if worker is not None:
                 self._asked.discard(worker)
@@ -111,11 +137,41 @@ class Workers:
             if worker is not None:
                 worker.end()
 
+
+class SharedWorker:
+    """One process that answers by `Copies`, for several threads; started when it is first needed, or before."""
+
+    def __init__(self, start: Callable[[], Worker]) -> None:
+        self._start = start
+        self._starting = threading.Lock()
+        self._worker: Worker | None = None
+        self._closed = False
+
+    def start(self) -> Worker:
+        """The process, which may first have to start."""
+        with self._starting:
+            if self._worker is None or self._worker.ended:
+                self._worker = self._start()
+            if self._closed:
+                self._worker.end()
+            return self._worker
+
+    def ask(self, parts: Sequence[bytes], seconds: float) -> memoryview:
+        """The answer of a copy. Raises WorkerLost, also to all others who wait for one."""
+        return self.start().ask_a_copy(parts, seconds)
+
     def kill(self) -> None:
-        """End all processes now."""
-        self.close()
-        for worker in list(self._asked):
-            worker.kill()
+        """End the process now, or once it has started."""
+        self._closed = True
+        if self._worker is not None:
+            self._worker.end()
+
+
+def send(file: BufferedRWPair, parts: Sequence[bytes]) -> None:
+    """Send a message of several parts. Raises BrokenPipeError, ConnectionResetError if the other side has gone."""
+    file.write(LENGTH.pack(sum(map(len, parts))))
+    file.writelines(parts)
+    file.flush()
 
 
 def receive(file: BufferedRWPair) -> memoryview:
@@ -135,12 +191,7 @@ def serve(descriptor: int, answer: Callable[[memoryview], Iterable[bytes]]) -> N
     with socket.socket(fileno=descriptor) as connection, connection.makefile("rwb") as file:
         try:
             while True:
-                parts = list(answer(receive(file)))
-                file.write(LENGTH.pack(sum(map(len, parts))))
-                for part in parts:
-                    file.write(part)
-                del parts
-                file.flush()
+                send(file, [*answer(receive(file))])
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
 

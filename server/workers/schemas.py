@@ -1,6 +1,6 @@
 """JSON schemas are compiled where it can be ended, before anything else of their request is done.
 
-Nobody but schemas waits for schemas: they have threads and processes of their own. Most take a few milliseconds; what
+Nobody but schemas waits for schemas: they have threads and a process of their own. Most take a few milliseconds; what
 takes longer is begun again in a second lane, where it holds up only its like.
 """
 
@@ -24,7 +24,7 @@ from server.settings.units import MEBI
 from server.workers import compiler
 from server.workers.compiler import Kind, Verdict, question, read_verdict
 from server.workers.lanes import Lane
-from server.workers.process import Worker, WorkerLost, Workers
+from server.workers.process import SharedWorker, Worker, WorkerLost
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,12 @@ class SchemaCompiler:
             REMEMBERED_BYTES, getsizeof=lambda verdict: LEAST_BYTES + len(verdict.text)
         )
         self._asked: dict[bytes, asyncio.Task[Verdict]] = {}
-        start = partial(_started, source, memory_bytes)
-        self._processes = [Workers(1, start) for _ in range(2)]
+        self._process = SharedWorker(partial(_started, source, memory_bytes))
         self.lanes = [Lane(1, "schemas"), Lane(1, "dear-schemas")]
+
+    def start(self) -> None:
+        """Start the process beside all else, so that nobody waits for that later."""
+        self.lanes[0].submit(self._process.start)
 
     async def check(self, schema: Mapping[str, Any]) -> Schema:
         """The schema, which was compiled within the limits, now or before.
@@ -107,7 +110,7 @@ class SchemaCompiler:
         return verdict
 
     async def _compile(self, lane: int, seconds: float, schema: bytes) -> Verdict:
-        ask = partial(self._processes[lane].ask, [question(schema, seconds)], seconds + GRACE_SECONDS)
+        ask = partial(self._process.ask, [question(schema, seconds)], seconds + GRACE_SECONDS)
         try:
             return read_verdict(bytes(await self.lanes[lane].run(ask)))
         except WorkerLost as lost:
@@ -115,11 +118,10 @@ class SchemaCompiler:
             raise Unavailable("The schema could not be compiled in time; try again.", code="schema_compiler") from lost
 
     def close(self) -> None:
-        """End the processes, and the threads with what they do."""
+        """End the process, and the threads with what they do."""
         for task in self._asked.values():
             task.cancel()
-        for workers in self._processes:
-            workers.kill()
+        self._process.kill()
         for lane in self.lanes:
             lane.close()
 

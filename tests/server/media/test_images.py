@@ -215,7 +215,7 @@ async def test_the_images_of_one_key_make_anothers_wait_for_one_request_at_most(
     settings = [{"name": name, "hash": hash_key(key)} for name, key in keys.items()]
     app = application(ScriptedRunner(), prepare_threads=1, keys=settings)
     decoding = HeldDecoding(app)
-    lane = app.state.service._prepare_images
+    lane = app.state.service._threads.images
     theirs, mine = [png(9, n) for n in range(1, 5)], [png(8, n) for n in (1, 2)]
     async with client_of(app) as client:
 
@@ -312,7 +312,7 @@ async def test_sixteen_large_images_do_not_hold_up_the_event_loop() -> None:
 
         p99: list[float] = []
         while not p99 or (min(p99) > P99_SECONDS and len(p99) < 3):
-            work = asyncio.gather(*(service._prepare_images.run(partial(size_of, each)) for each in requests))
+            work = asyncio.gather(*(service._threads.images.run(partial(size_of, each)) for each in requests))
             late = np.array(await latencies(work))
             assert set(await work) == {(6000, 4000)}
             assert len(late) > 20

@@ -49,10 +49,11 @@ async def compiler() -> AsyncIterator[SchemaCompiler]:
     compiler.close()
 
 
-def processes(compiler: SchemaCompiler) -> list[psutil.Process]:
-    """The idle ones of both lanes."""
-    workers = [each._idle.queue[0] for each in compiler._processes if each._idle.queue]
-    return [psutil.Process(worker.pid) for worker in workers if worker is not None]
+def process_of(compiler: SchemaCompiler) -> psutil.Process:
+    """The one that all schemas are compiled in copies of."""
+    worker = compiler._process._worker
+    assert worker is not None
+    return psutil.Process(worker.pid)
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -191,7 +192,7 @@ async def test_a_process_that_gives_no_answer_is_replaced_and_blames_no_schema(
     compiler: SchemaCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await compiler.check({**SMALL, "title": "before"})
-    process = processes(compiler)[0]
+    process = process_of(compiler)
     process.suspend()
     monkeypatch.setattr(schemas, "GRACE_SECONDS", 0.05)
     with pytest.raises(Unavailable):
@@ -202,10 +203,11 @@ async def test_a_process_that_gives_no_answer_is_replaced_and_blames_no_schema(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_processes_are_modest_and_end_with_their_compiler() -> None:
+async def test_the_process_is_modest_and_ends_with_its_compiler() -> None:
     compiler = SchemaCompiler(BYTES, seconds=1, memory_bytes=2**27)
+    compiler.start()
     await compiler.check(SMALL)
-    (process,) = processes(compiler)
+    process = process_of(compiler)
     assert process.nice() > psutil.Process().nice()
     compiler.close()
     assert not psutil.pid_exists(process.pid)

@@ -1,0 +1,29 @@
+"""The worker threads of one server."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from server.workers.lanes import Lane
+
+
+class Threads:
+    """`count` threads that prepare texts, as many for requests with images, and one for large bodies.
+
+    So no text waits for images, and the bodies are parsed one at a time.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.texts = Lane(count, "prepare")
+        self.images = Lane(count, "images")
+        self.bodies = ThreadPoolExecutor(1, thread_name_prefix="parse")
+
+    def start(self) -> None:
+        """Begin the thread for bodies now, not within a load; the others are there."""
+        self.bodies.submit(int)
+
+    def close(self) -> None:
+        """Let the threads end when nothing waits any more; bodies that wait are given up."""
+        self.texts.close()
+        self.images.close()
+        self.bodies.shutdown(wait=False, cancel_futures=True)
