@@ -19,8 +19,11 @@ LONGEST = (
 
 
 def workers(cores: int, free_bytes: int) -> int:
-    """How many processes run tests: one a core, as far as there is memory for them."""
-    return max(1, min(cores, free_bytes // BYTES_A_WORKER, MOST_WORKERS))
+    """How many processes run tests: one more than there are cores, as far as there is memory for them.
+
+    A fifth of a run is waiting: for processes that start, for time to pass.
+    """
+    return max(1, min(cores + 1, free_bytes // BYTES_A_WORKER, MOST_WORKERS))
 
 
 def longest_first(name: str) -> int:

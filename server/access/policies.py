@@ -69,14 +69,7 @@ def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, 
     """
     if guard is None:
         raise BadRequest("No guard is loaded, so there is nothing to change.", param="guard")
-    threshold = wish.threshold
-    if wish.target_fpr is not None:
-        if threshold is not None:
-            raise BadRequest("'guard.threshold' and 'guard.target_fpr' exclude each other.", param="guard.target_fpr")
-        try:
-            threshold = guard.threshold_for(wish.target_fpr)
-        except ValueError as error:
-            raise BadRequest(f"Invalid value for 'guard.target_fpr': {error}.", param="guard.target_fpr") from None
+    threshold = _wished_threshold(wish, guard)
     if wish.eps is not None and wish.eps > (bound := max_eps(policy, guard)):
         raise BadRequest(
             f"Invalid value for 'guard.eps': {wish.eps:g} is above {bound:g}, the most that may be asked for here.",
@@ -105,6 +98,18 @@ def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, 
             code="may_not_loosen",
         )
     return new
+
+
+def _wished_threshold(wish: GuardOptions, guard: Calibrated) -> float | None:
+    """The threshold that a request asks for, itself or by a false-positive rate."""
+    if wish.target_fpr is None:
+        return wish.threshold
+    if wish.threshold is not None:
+        raise BadRequest("'guard.threshold' and 'guard.target_fpr' exclude each other.", param="guard.target_fpr")
+    try:
+        return guard.threshold_for(wish.target_fpr)
+    except ValueError as error:
+        raise BadRequest(f"Invalid value for 'guard.target_fpr': {error}.", param="guard.target_fpr") from None
 
 
 def _wished_output(policy: Policy, mode: Mode, wish: OutputOptions | None, guard: Calibrated) -> OutputPolicy:

@@ -169,7 +169,6 @@ def score(
         # Only now what takes seconds to import.
         from steering.bundle import load_guard
         from steering.fitting.offline import batches, score_batch
-        from steering.policy import is_flagged
 
         backbone = load(model, device, dtype, batch, revision)[0]
         loaded = load_guard(guard, backbone.info)
@@ -179,15 +178,19 @@ def score(
             task = progress.add_task("scores", total=len(items))
             for group in batches(items, batch):
                 scores = score_batch(backbone, loaded, [item.questions[0] for item in group])
-                for item, value in zip(group, scores, strict=True):
-                    known = value if math.isfinite(value) else None  # JSON has no word for NaN
-                    flagged = is_flagged(value, threshold)
-                    lines.append(json.dumps({"id": item.id, "score": known, "flagged": flagged}))
+                lines += [_score_line(item.id, value, threshold) for item, value in zip(group, scores, strict=True)]
                 progress.advance(task, len(group))
         if out is None:
             typer.echo("\n".join(lines))
         else:
             out.write_text("\n".join(lines) + "\n")
+
+
+def _score_line(name: str, score: float, threshold: float) -> str:
+    from steering.policy import is_flagged
+
+    known = score if math.isfinite(score) else None  # JSON has no word for NaN
+    return json.dumps({"id": name, "score": known, "flagged": is_flagged(score, threshold)})
 
 
 @app.command(name="import-reference")

@@ -126,11 +126,17 @@ def summarise(plan: EvaluationPlan, answers: Answers, verdicts: Sequence[Verdict
         "warnings": _warnings(figures),
         "cost": [],
         "cost_note": COST_NOTE,
+        **_where_and_when(),
+    }
+    return {"conclusions": conclusions(found), **found}
+
+
+def _where_and_when() -> dict[str, Any]:
+    return {
         "versions": versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    return {"conclusions": conclusions(found), **found}
 
 
 def _fitted_rows(plan: EvaluationPlan) -> frozenset[int] | None:

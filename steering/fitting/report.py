@@ -31,6 +31,23 @@ LEAKS_SHOWN = 30
 def write_report(fitted: Fitted, leaks: Sequence[Problem], folder: Path) -> Path:
     """Write the report; returns its page."""
     folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for name, (title, draw) in _drawings(fitted).items():
+        data = png(draw())
+        write_whole(folder / f"{name}.png", data)
+        pictures.append((title, data))
+    report = {**fitted.report, "leaks": [str(leak) for leak in leaks]}
+    write_whole(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    page = folder / "report.html"
+    write_whole(page, _page(report, fitted.guard.manifest, pictures).encode())
+    return page
+
+
+# the drawings ------------------------------------------------------------------------------------------------------
+
+
+def _drawings(fitted: Fitted) -> dict[str, tuple[str, Callable[[], Figure]]]:
+    """Name, title and drawing of each figure of a report."""
     manifest, dataset = fitted.guard.manifest, fitted.dataset
     scores = fitted.scores
     fresh = dataset.places("calibration")
@@ -59,19 +76,7 @@ def write_report(fitted: Fitted, leaks: Sequence[Problem], folder: Path) -> Path
         )
     if (answers := fitted.answers) is not None:
         drawings["answers"] = TITLE, lambda: draw_answers(answers)
-    pictures = []
-    for name, (title, draw) in drawings.items():
-        data = png(draw())
-        write_whole(folder / f"{name}.png", data)
-        pictures.append((title, data))
-    report = {**fitted.report, "leaks": [str(leak) for leak in leaks]}
-    write_whole(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
-    page = folder / "report.html"
-    write_whole(page, _page(report, manifest, pictures).encode())
-    return page
-
-
-# the drawings ------------------------------------------------------------------------------------------------------
+    return drawings
 
 
 def _layers(manifest: Manifest) -> Figure:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from multiprocessing import reduction
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -145,17 +146,75 @@ class _ForkedEngine:
             raise subprocess.TimeoutExpired("the engine", timeout or 0) from error
 
 
+class EngineOfForkServer:
+    """What `EngineProcess` needs of a `Popen`, for tests that are no forks themselves and have threads."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        pass_fds: Sequence[int],
+        env: Mapping[str, str],
+        **_: Any,
+    ) -> None:
+        module, *descriptors = command[command.index("server.engine.process") :]
+        assert descriptors == [str(each) for each in pass_fds]
+        theirs, ours = os.pipe()
+        self._process = _context().Process(
+            target=_engine, args=(module, _Descriptors([theirs, 2, *pass_fds]), dict(env))
+        )
+        self._process.start()
+        os.close(theirs)
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        self.stdin = os.fdopen(ours, "wb")
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("the engine", timeout or 0)
+        return self._process.exitcode
+
+
+class _Descriptors:
+    """Open files that are sent with what a process is started with."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = list(numbers)
+
+    def __getstate__(self) -> list[Any]:
+        return [reduction.DupFd(each) for each in self.numbers]
+
+    def __setstate__(self, sent: list[Any]) -> None:
+        self.numbers = [each.detach() for each in sent]
+
+
+def _engine(module: str, descriptors: _Descriptors, environment: Mapping[str, str]) -> NoReturn:
+    stdin, stderr, *passed = descriptors.numbers
+    os.dup2(stderr, 2)
+    _become([module, *map(str, passed)], stdin, set(passed), environment)
+
+
 class _Subprocess:
     """In place of the module, where the engine is started."""
 
-    Popen = _ForkedEngine
+    Popen: type = _ForkedEngine
     PIPE, DEVNULL, TimeoutExpired = subprocess.PIPE, subprocess.DEVNULL, subprocess.TimeoutExpired
+
+
+class EnginesOfForkServer(_Subprocess):
+    """The same in a test's own process."""
+
+    Popen = EngineOfForkServer
 
 
 def _become(argv: Sequence[str], stdin: int, kept: set[int], environment: Mapping[str, str]) -> NoReturn:
     """Run a module's `main` as a new process of it would, and end."""
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         os.dup2(stdin, 0)
         with open(os.devnull, "wb") as nothing:  # noqa: PTH123
             os.dup2(nothing.fileno(), 1)

@@ -48,9 +48,10 @@ def error_of(response: httpx.Response) -> dict[str, object]:
 
 
 def test_a_stream_is_what_the_server_sends(stack: Stack) -> None:
+    """The same text. Where one piece ends is chance: what has come while the other side was busy is sent together."""
     direct, through = stream(stack.direct(stack.servers[0])), stream(stack.client())
-    assert through == direct
-    assert len(direct) > LONG / 2
+    assert "".join(through) == "".join(direct)
+    assert min(len(direct), len(through)) > LONG / 8
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from models.errors import LoadError
+from server.engine import process
 from server.engine.client import EngineClient
 from server.engine.connection import Connection
 from server.engine.host import Inputs
@@ -29,6 +30,7 @@ from server.engine.restarts import Restarts
 from server.engine.wire import pack
 from server.request import EngineFailed, Finish
 from server.workers import launch
+from tests.end_to_end.forked import EnginesOfForkServer
 from tests.server.engine.test_client import Inbox, endless
 from tests.server.fakes import as_any, ask
 from tests.server.in_process import FakeSpec
@@ -40,8 +42,15 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process has to find these tests."""
+def _sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines are forks of a process that has imported everything."""
+    monkeypatch.setattr(process, "subprocess", EnginesOfForkServer)
+
+
+@pytest.fixture
+def _new_interpreter(_sooner: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is started as `autosteer serve` starts it, and finds these tests."""
+    monkeypatch.setattr(process, "subprocess", subprocess)
     monkeypatch.setattr(launch, "PACKAGES", (*launch.PACKAGES, "tests"))
 
 
@@ -68,17 +77,18 @@ async def running(spec: FakeSpec | None = None, **options: Any) -> AsyncIterator
         assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.usefixtures("_new_interpreter")
 async def test_it_knows_no_secrets_answers_and_ends_when_it_is_told_to(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(EngineClient, "STOP_SECONDS", WAIT_SECONDS)
     monkeypatch.setenv("AUTOSTEER_AUDIT__URL", "postgresql://me:word@db/audit")
     inboxes = [Inbox() for _ in range(6)]
-    async with running() as (runner, process):
-        assert not any("word" in value for value in process.environ().values())
-        assert "word" not in " ".join(process.cmdline())
-        assert os.getpgid(process.pid) == process.pid
-        assert process.num_fds() <= 6
+    async with running() as (runner, engine):
+        assert not any("word" in value for value in engine.environ().values())
+        assert "word" not in " ".join(engine.cmdline())
+        assert os.getpgid(engine.pid) == engine.pid
+        assert engine.num_fds() <= 6
         for number, inbox in enumerate(inboxes):
             runner.submit(pack([ask(str(number), [number + 1])]), inbox)
         await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
@@ -86,7 +96,7 @@ async def test_it_knows_no_secrets_answers_and_ends_when_it_is_told_to(
         last = Inbox()
         runner.submit(pack([endless("last")]), last)
         for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            process.send_signal(sent)  # what is sent to all processes of a service is for the server to handle
+            engine.send_signal(sent)  # what is sent to all processes of a service is for the server to handle
     assert last.finishes == [Finish.ABORT]
     assert "it is killed" not in caplog.text
 
@@ -94,12 +104,12 @@ async def test_it_knows_no_secrets_answers_and_ends_when_it_is_told_to(
 async def test_one_that_dies_ends_every_request_once_and_nothing_is_accepted_after(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with running() as (runner, process):
+    async with running() as (runner, engine):
         inboxes = [Inbox() for _ in range(9)]
         for number, inbox in enumerate(inboxes):
             runner.submit(pack([endless(str(number))]), inbox)
         await inboxes[0].begun.wait()
-        process.kill()
+        engine.kill()
         await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes))
         assert all(inbox.finishes == [Finish.ERROR] for inbox in inboxes)
         assert all(isinstance(inbox.events[-1].error, EngineFailed) for inbox in inboxes)
@@ -141,11 +151,11 @@ async def begun_or_ended(inbox: Inbox) -> None:
 
 async def test_one_that_stands_still_is_started_again() -> None:
     spec = FakeSpec()
-    async with running(spec, step_seconds=0.4, again=lambda: EngineProcess(as_any(spec))) as (runner, process):
+    async with running(spec, step_seconds=0.4, again=lambda: EngineProcess(as_any(spec))) as (runner, engine):
         inbox = Inbox()
         runner.submit(pack([endless("a")]), inbox)
         await begun_or_ended(inbox)
-        process.suspend()
+        engine.suspend()
         await inbox.ended.wait()
         await until(lambda: runner.ready, "another engine")
 
@@ -160,8 +170,8 @@ async def test_a_loop_of_failures_has_an_end(broken: FakeSpec) -> None:
         made.append(EngineProcess(as_any(broken)))
         return made[-1]
 
-    async with running(again=again, restarts=Restarts((0.0, 0.0, 0.0))) as (runner, process):
-        process.kill()
+    async with running(again=again, restarts=Restarts((0.0, 0.0, 0.0))) as (runner, engine):
+        engine.kill()
         failure = await runner.over()
         assert isinstance(failure, EngineFailed)
         assert runner.state == f"failed: {failure}"
@@ -169,16 +179,16 @@ async def test_a_loop_of_failures_has_an_end(broken: FakeSpec) -> None:
 
 
 async def test_without_another_one_it_is_over_at_once() -> None:
-    async with running() as (runner, process):
-        process.kill()
+    async with running() as (runner, engine):
+        engine.kill()
         assert "SIGKILL" in str(await runner.over())
         assert runner.restarts == 0
 
 
 async def test_one_that_waits_to_be_started_again_is_not_when_the_server_stops() -> None:
     made: list[object] = []
-    async with running(again=as_any(lambda: made.append(None)), restarts=Restarts((1000.0,))) as (runner, process):
-        process.kill()
+    async with running(again=as_any(lambda: made.append(None)), restarts=Restarts((1000.0,))) as (runner, engine):
+        engine.kill()
         await until(lambda: runner.restarts, "the decision to start another")
     assert made == []
 
@@ -192,13 +202,13 @@ async def test_one_that_stands_still_is_killed(monkeypatch: pytest.MonkeyPatch) 
         return looks[-1]
 
     monkeypatch.setattr(Connection, "heard", look)
-    async with running(step_seconds=0.4) as (runner, process):
+    async with running(step_seconds=0.4) as (runner, engine):
         await until(lambda: looks[-6:] == [False] * 6, "six looks in vain")  # idle, it has nothing to tell
         assert runner.ready
         inbox = Inbox()
         runner.submit(pack([endless("a")]), inbox)
         await begun_or_ended(inbox)
-        process.suspend()
+        engine.suspend()
         await inbox.ended.wait()
         assert inbox.finishes == [Finish.ERROR]
         assert "did not end within 0.4 seconds" in runner.state
