@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.engine.client_protocol import ClientProtocol
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
 from server.http.body import as_json
+from server.http.pace import Paced
 from server.http.tolerant import Tolerant
 from server.media.images import Images
 from server.record.access_log import log_access
@@ -93,6 +94,7 @@ def create_app(
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(Outermost, service=service)
+    app.add_middleware(Paced)
     return app
 
 
