@@ -96,7 +96,6 @@ def summarise(plan: EvaluationPlan, answers: Answers, verdicts: Sequence[Verdict
     policy = None if guarded is None else guarded.policy
     figures = results.figures(loaded, answers.systems, verdicts)
     detectors = results.detectors_of(answers)
-    extra = [] if guard is None else [known.threshold for known in guard.manifest.thresholds]
     found = {
         "suite": {"name": plan.suite.name, "about": plan.suite.about, "rows_sha256": plan.loaded.digest},
         "model": None if guarded is None else _model(guarded),
@@ -116,9 +115,7 @@ def summarise(plan: EvaluationPlan, answers: Answers, verdicts: Sequence[Verdict
         "scores": results.set_scores(loaded, detectors[0]) if detectors else {},
         "sweeps": {
             "eps": results.eps_sweep(loaded, answers, main),
-            "threshold": results.threshold_sweep(
-                loaded, answers, main, [*extra, *([policy.threshold] if policy else [])]
-            ),
+            "threshold": results.threshold_sweep(loaded, answers, main, _thresholds(guarded)),
         },
         "agreement": results.agreement(loaded, verdicts),
         "differences": differences(loaded, answers.systems, main),
@@ -129,6 +126,13 @@ def summarise(plan: EvaluationPlan, answers: Answers, verdicts: Sequence[Verdict
         **_where_and_when(),
     }
     return {"conclusions": conclusions(found), **found}
+
+
+def _thresholds(guarded: Guarded | None) -> list[float]:
+    """Those that the bundle knows, and the one in effect."""
+    guard, policy = (None, None) if guarded is None else (guarded.guard, guarded.policy)
+    known = [] if guard is None else [each.threshold for each in guard.manifest.thresholds]
+    return known if policy is None else [*known, policy.threshold]
 
 
 def _where_and_when() -> dict[str, Any]:
