@@ -33,7 +33,7 @@ from steering.fitting.collect import collect_forced, collect_states
 from steering.fitting.layers import auroc, choose_layer, layer_figures
 from steering.fitting.offline import batches
 from steering.fitting.training import Forced, Optimisation, States, fit_head, fit_prober
-from steering.manifest import LayerFigures
+from steering.specs import LayerFigures
 from tests.reference import stock
 from tests.reference import training as reference
 from tests.tiny import chat, make_tiny, picture

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.info import BackboneInfo
 from steering.answers import AnswerReader
+from steering.categories import CategoryReader
 from steering.errors import BundleError
 from steering.files import digest, write_whole
 from steering.guard import Guard
@@ -31,15 +32,17 @@ def save_bundle(
     head: RefusalHead,
     calibration: Mapping[str, Tensor],
     answers: AnswerReader | None = None,
+    categories: CategoryReader | None = None,
 ) -> None:
     """Write a bundle; each file appears whole or not at all. `calibration`: what is kept of a fit's rows, `[N]`."""
     assert (manifest.answers is None) == (answers is None), "manifest and reader of answers go together"
+    assert (manifest.categories is None) == (categories is None), "manifest and reader of categories go together"
     folder.mkdir(parents=True, exist_ok=True)
     prompts: Mapping[str, nn.Module] = (
         {"prober": reader.prober} if isinstance(reader, LastToken) else {"conversation": reader}
     )
-    modules = {**prompts, "head": head} | ({} if answers is None else {"answers": answers})
-    parts = {name: module.state_dict() for name, module in modules.items()}
+    modules = {**prompts, "head": head, "answers": answers, "categories": categories}
+    parts = {name: module.state_dict() for name, module in modules.items() if module is not None}
     parts["calibration"] = dict(calibration)
     named = {
         f"{part}.{name}": t.detach().cpu().contiguous() for part, state in parts.items() for name, t in state.items()
@@ -66,7 +69,7 @@ def load_guard(folder: Path, info: BackboneInfo) -> Guard:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{folder / TENSORS}: {name} holds values that are no numbers")
-    reader, answers = make_reader(manifest), make_answer_reader(manifest)
+    reader, answers, categories = make_reader(manifest), make_answer_reader(manifest), make_category_reader(manifest)
     head = RefusalHead(info.hidden_size, manifest.head_rank)
     try:
         if isinstance(reader, LastToken):
@@ -75,20 +78,21 @@ def load_guard(folder: Path, info: BackboneInfo) -> Guard:
             reader.load_state_dict(_part(tensors, "conversation"))
         if answers is not None:
             answers.load_state_dict(_part(tensors, "answers"))
+        if categories is not None:
+            categories.load_state_dict(_part(tensors, "categories"))
         head.load_state_dict(_part(tensors, "head"))
     except RuntimeError as error:
         raise BundleError(f"{folder / TENSORS}: {' '.join(str(error).split())}") from error
-    guard = Guard(manifest, reader, head, _part(tensors, "calibration"), answers)
+    guard = Guard(manifest, reader, head, _part(tensors, "calibration"), answers, categories)
     return guard.to(info.device).requires_grad_(requires_grad=False)
 
 
 def make_reader(manifest: Manifest) -> LastToken | Conversation:
     """The reader that a manifest describes, not fitted."""
-    inputs = manifest.model.hidden_size * (len(manifest.probe_layers) or 1)
     if manifest.conversation is None:
-        return LastToken(Prober(inputs, manifest.prober_hidden))
+        return LastToken(Prober(manifest.inputs, manifest.prober_hidden))
     cells = [Cell(cell.has_image, cell.most_tokens, cell.samples) for cell in manifest.conversation.cells]
-    return Conversation(inputs, cells, manifest.conversation.window)
+    return Conversation(manifest.inputs, cells, manifest.conversation.window)
 
 
 def make_answer_reader(manifest: Manifest) -> AnswerReader | None:
@@ -96,6 +100,14 @@ def make_answer_reader(manifest: Manifest) -> AnswerReader | None:
     if manifest.answers is None:
         return None
     return AnswerReader(manifest.model.hidden_size, manifest.answers.layers, manifest.answers.window)
+
+
+def make_category_reader(manifest: Manifest) -> CategoryReader | None:
+    """The reader of categories that a manifest describes, not fitted; None where there is none."""
+    if (spec := manifest.categories) is None:
+        return None
+    thresholds = [category.threshold for category in spec.categories]
+    return CategoryReader(manifest.inputs, spec.names, thresholds, other=spec.other)
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from models.layout import Layout
 from steering.answers import AnswerReader
+from steering.categories import CategoryReader
 from steering.head import RefusalHead
+from steering.policy import CategoryScore
 from steering.readers import Conversation, LastToken
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 class Guard(nn.Module):
     """Reads tokens, scores prompts and steers hidden states. It keeps nothing of a request.
 
-    `answers`: reads answers, where the bundle has such a reader.
+    `answers`: reads answers, where the bundle has such a reader; `categories` tells which kind of harm a prompt is.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Guard(nn.Module):
         head: RefusalHead,
         calibration: Mapping[str, Tensor],
         answers: AnswerReader | None = None,
+        categories: CategoryReader | None = None,
     ) -> None:
         super().__init__()
         self.manifest = manifest
@@ -37,6 +40,7 @@ class Guard(nn.Module):
         self.head = head
         self.calibration = dict(calibration)
         self.answers = answers
+        self.categories = categories
 
     @property
     def layer(self) -> int:
@@ -51,7 +55,7 @@ class Guard(nn.Module):
     @property
     def width(self) -> int:
         """How many numbers it keeps of a token."""
-        return self.reader.width
+        return self.reader.width + (0 if self.categories is None else self.categories.width)
 
     @property
     def calibration_scores(self) -> list[float]:
@@ -68,11 +72,19 @@ class Guard(nn.Module):
     @torch.inference_mode()
     def read(self, states: Tensor) -> Tensor:
         """What is kept of tokens, `[N, width]`, of their states at `layers`, `[N, layers, d]`."""
-        return self.reader.read(states)
+        found = self.reader.read(states)
+        return found if self.categories is None else torch.cat([found, self.categories.read(states)], dim=1)
 
     def score(self, notes: Tensor, layout: Layout) -> float:
         """The score in [0, 1] of a prompt, 1 is toxic, of what was read of all its tokens `[T, width]`."""
-        return self.reader.score(notes.double().cpu().numpy(), layout)
+        return self.reader.score(notes[:, : self.reader.width].double().cpu().numpy(), layout)
+
+    def categorise(self, notes: Tensor, layout: Layout) -> Sequence[CategoryScore]:
+        """How much a prompt is of each category, of what was read of all its tokens `[T, width]`; else nothing."""
+        if self.categories is None:
+            return ()
+        at_ends = notes[list(self.reader.ends(layout)), self.reader.width :]
+        return self.categories.scores(at_ends.double().cpu().numpy())
 
     @torch.inference_mode()
     def steer(self, hidden: Tensor, eps: Tensor) -> Tensor:

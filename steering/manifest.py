@@ -10,33 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from steering.errors import BundleError
 from steering.files import digest
 from steering.policy import DEFAULT_HOLD, UNWATCHED, Hold, Mode, OutputPolicy, Policy
+from steering.specs import AnswersSpec, CategoriesSpec, ConversationSpec, Frozen, LayerFigures, Rate, Threshold
 
 if TYPE_CHECKING:
     from models.info import BackboneInfo
 
 MANIFEST = "guard.json"
-
-Rate = Annotated[float, Field(ge=0, le=1)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+Format = Literal[1, 2, 3, 4]
 
 
-class ModelBinding(_Frozen):
+class ModelBinding(Frozen):
     """The model that a guard was fitted on."""
 
     name: str
@@ -77,78 +65,23 @@ class ModelBinding(_Frozen):
             )
 
 
-class LayerFigures(_Frozen):
-    """What validation says of one layer."""
-
-    layer: int = Field(ge=0)
-    sas: float
-    auroc: Rate
-    sas_low: float | None = None  # 95 % bootstrap interval
-    sas_high: float | None = None
-    accuracy: Rate | None = None  # balanced, at even odds
-
-
-class Threshold(_Frozen):
-    """A threshold for a target false-positive rate, from `samples` held-out safe scores (split conformal)."""
-
-    target_fpr: Rate
-    threshold: Rate
-    samples: int = Field(ge=0)
-
-
-class CellSpec(_Frozen):
-    """Prompts that were calibrated together, and how many harmless ones."""
-
-    has_image: bool
-    most_tokens: int | None  # None: any number
-    samples: int = Field(ge=0)
-
-
-class ConversationSpec(_Frozen):
-    """How a whole conversation is read: every turn's end, and windows of tokens."""
-
-    window: int = Field(gt=0)
-    cells: list[CellSpec] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _check_cells(self) -> Self:
-        """Each kind of prompt ends with a cell that takes any length."""
-        for kind in (True, False):
-            lengths = [cell.most_tokens for cell in self.cells if cell.has_image is kind]
-            *bounded, last = lengths or [None]
-            if last is not None or None in bounded or bounded != sorted(set(map(int, filter(None, bounded)))):
-                raise ValueError(
-                    f"cells {'with' if kind else 'without'} images have lengths {lengths}, not rising ones"
-                )
-        return self
-
-
-class AnswersSpec(_Frozen):
-    """How answers are read, and from which final score of one on it is harmful.
-
-    Thresholds are for rates of false alarms per whole answer.
-    """
-
-    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)  # read side by side
-    window: int = Field(gt=0)
-    thresholds: list[Threshold]
-    threshold: Rate  # the default one
-    figures: dict[str, float] = {}
-
-
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """Everything of a bundle but its tensors.
 
-    Format 1 reads the last prompt token alone; format 2 has `conversation`; format 3 has `answers` beside either.
+    Format 1 reads the last prompt token alone; format 2 has `conversation`; format 3 has `answers` beside either;
+    format 4 has `categories` beside any of these.
     """
 
-    format_version: Literal[1, 2, 3] = 1
+    format_version: Format = 1
     model: ModelBinding
     layer: int = Field(ge=0)
-    probe_layers: list[Annotated[int, Field(ge=0)]] = []  # what the prober reads side by side; empty: `layer` alone
+    probe_layers: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[]
+    )  # what the prober reads side by side; empty: `layer` alone
     probe_position: Literal["last_prompt_token", "conversation"] = "last_prompt_token"
     conversation: ConversationSpec | None = None
     answers: AnswersSpec | None = None
+    categories: CategoriesSpec | None = None
     prober_hidden: int = Field(ge=0)  # 0: linear
     head_rank: int | None = Field(default=None, gt=0)
     layers: list[LayerFigures]
@@ -166,10 +99,10 @@ class Manifest(_Frozen):
     @model_validator(mode="after")
     def _check_format(self) -> Self:
         whole = self.conversation is not None
-        if self.format_version != format_of(self.conversation, self.answers) or whole != (
-            self.probe_position == "conversation"
-        ):
-            found = {"conversation": whole, "answers": self.answers is not None}
+        expected = format_of(self.conversation, self.answers, self.categories)
+        if self.format_version != expected or whole != (self.probe_position == "conversation"):
+            parts = {"conversation": self.conversation, "answers": self.answers, "categories": self.categories}
+            found = {name: part is not None for name, part in parts.items()}
             named = " and ".join(f"{'with' if there else 'without'} {name}" for name, there in found.items())
             raise ValueError(f"format_version {self.format_version} at {self.probe_position} {named}")
         return self
@@ -182,6 +115,8 @@ class Manifest(_Frozen):
             del data["conversation"]
         if self.format_version < 3:
             del data["answers"]
+        if self.format_version < 4:
+            del data["categories"]
         return data
 
     @property
@@ -190,6 +125,11 @@ class Manifest(_Frozen):
         if self.conversation is None:
             return "last token"
         return f"turn ends, windows of {self.conversation.window} tokens"
+
+    @property
+    def inputs(self) -> int:
+        """How many numbers of a token are read: its states at the layers that are read side by side."""
+        return self.model.hidden_size * (len(self.probe_layers) or 1)
 
     @property
     def highest_layer(self) -> int:
@@ -201,6 +141,11 @@ class Manifest(_Frozen):
     def watches(self) -> bool:
         """Whether it reads answers."""
         return self.answers is not None
+
+    @property
+    def category_names(self) -> Sequence[str]:
+        """The categories of harm that it tells apart."""
+        return () if self.categories is None else self.categories.names
 
     @property
     def recall(self) -> float:
@@ -266,8 +211,12 @@ class Manifest(_Frozen):
         return _threshold_for(target_fpr, self.thresholds)
 
 
-def format_of(conversation: ConversationSpec | None, answers: AnswersSpec | None) -> Literal[1, 2, 3]:
+def format_of(
+    conversation: ConversationSpec | None, answers: AnswersSpec | None, categories: CategoriesSpec | None = None
+) -> Format:
     """The format of a bundle with these readers: the lowest that has them."""
+    if categories is not None:
+        return 4
     if answers is not None:
         return 3
     return 1 if conversation is None else 2

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 
 class Mode(StrEnum):
@@ -26,12 +26,9 @@ class Verdict(StrEnum):
     BLOCKED = "blocked"
 
 
+# What lets less through is stronger: a steered answer is decoded, and what steering fails on gets through.
+STRENGTH = {Mode.OFF: 0, Mode.MONITOR: 1, Mode.STEER: 2, Mode.BLOCK: 3}
 _FLAGGED = {Mode.MONITOR: Verdict.MONITORED, Mode.STEER: Verdict.STEERED, Mode.BLOCK: Verdict.BLOCKED}
-
-
-def possible_verdicts(mode: Mode) -> tuple[Verdict, ...]:
-    """What can become of a request in this mode."""
-    return (Verdict.PASS,) if mode is Mode.OFF else (Verdict.PASS, _FLAGGED[mode])
 
 
 Hold = int | Literal["sentence", "all"]  # tokens; until a sentence ends; until the answer ends
@@ -71,7 +68,8 @@ DEFAULT_HOLD = 16  # tokens: a whole window of those that the reader compares
 class Policy:
     """How requests are judged, and their answers.
 
-    `threshold` in [0, 1]: a score at or above it is flagged. `eps` > 0: strength of steering. Raises ValueError.
+    `threshold` in [0, 1]: a score at or above it is flagged. `eps` > 0: strength of steering. `categories`: of a
+    flagged request that counts as one of these, the mode in place of `mode`; see `mode_for`. Raises ValueError.
     """
 
     name: str
@@ -81,16 +79,19 @@ class Policy:
     refusal: str
     expose_scores: bool = False
     output: OutputPolicy = UNWATCHED
+    categories: Sequence[tuple[str, Mode]] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
         if not 0.0 <= self.eps < float("inf"):
             raise ValueError(f"eps must be a finite number, 0 or more, not {self.eps}")
-        if self.mode is Mode.STEER and self.eps == 0.0:
+        if Mode.STEER in self.modes and self.eps == 0.0:
             raise ValueError("eps must be more than 0 in mode steer: 0 steers nothing")
-        if self.mode is Mode.BLOCK and not self.refusal:
+        if Mode.BLOCK in self.modes and not self.refusal:
             raise ValueError("refusal must not be empty in mode block")
+        if self.categories and self.mode is Mode.OFF:
+            raise ValueError("categories needs a mode other than off, in which nothing is scored")
         if self.output.mode is Mode.OFF:
             return
         if self.mode is Mode.OFF:
@@ -101,6 +102,34 @@ class Policy:
             raise ValueError("eps must be more than 0 in output.mode steer: 0 steers nothing")
         if self.output.intervenes and not self.refusal:
             raise ValueError(f"refusal must not be empty in output.mode {self.output.mode}")
+
+    @property
+    def modes(self) -> set[Mode]:
+        """Its mode, and those of its categories."""
+        return {self.mode, *(mode for _, mode in self.categories)}
+
+    @property
+    def possible_verdicts(self) -> list[Verdict]:
+        """What can become of a request."""
+        return [Verdict.PASS, *(_FLAGGED[mode] for mode in Mode if mode in self.modes and mode is not Mode.OFF)]
+
+    def mode_of(self, category: str) -> Mode:
+        """What is done with a flagged request that counts as this category alone."""
+        return dict(self.categories).get(category, self.mode)
+
+    def mode_for(self, found: Sequence[CategoryScore]) -> Mode:
+        """What is done with a flagged request: the strictest of what is said of the categories that it counts as.
+
+        A category of which nothing is said has the policy's mode, as has a request that counts as none.
+        """
+        if not self.categories:
+            return self.mode
+        modes = [self.mode_of(each.name) for each in found if each.reached]
+        return max(modes, key=STRENGTH.__getitem__, default=self.mode)
+
+    def in_mode(self, mode: Mode) -> Policy:
+        """The policy with this mode, whatever the category."""
+        return replace(self, mode=mode, categories=())
 
 
 class PolicyError(ValueError):
@@ -128,6 +157,10 @@ class Calibrated(Protocol):
     @property
     def watches(self) -> bool:
         """Whether it has a reader of answers."""
+
+    @property
+    def category_names(self) -> Sequence[str]:
+        """The categories of harm that it tells apart."""
 
     @property
     def eps(self) -> float:
@@ -166,18 +199,35 @@ class Fallback(StrEnum):
     NOT_BEGUN = "not_begun"  # a steered answer did not begin with a refusal
 
 
+class CategoryScore(NamedTuple):
+    """How much a prompt is of one category of harm, in [0, 1]; `reached`: as much as the category's threshold asks."""
+
+    name: str
+    score: float
+    reached: bool
+
+
 @dataclass(frozen=True)
 class Decision:
-    """What the policy made of one row: `score` is None where nothing was scored, `eps` 0 where nothing is steered."""
+    """What the policy made of one row: `score` is None where nothing was scored, `eps` 0 where nothing is steered.
+
+    `categories`: how much the prompt is of each category that the bundle has; none where nothing was scored.
+    """
 
     verdict: Verdict
     score: float | None
     eps: float
+    categories: Sequence[CategoryScore] = ()
 
     @property
     def flagged(self) -> bool:
         """Whether the score reached the threshold, also where that was only counted."""
         return self.verdict is not Verdict.PASS
+
+    @property
+    def kinds(self) -> list[str]:
+        """The categories that a flagged prompt counts as; none of one that is not flagged."""
+        return [each.name for each in self.categories if each.reached] if self.flagged else []
 
 
 @dataclass(frozen=True)
@@ -202,7 +252,7 @@ class AnswerDecision:
 class ShadowDecision(Decision):
     """What a shadow would have made of one row: `pass` or `monitored`."""
 
-    shadow: str
+    shadow: str = field(kw_only=True)
 
 
 def is_flagged(score: float, threshold: float) -> bool:
@@ -213,14 +263,20 @@ def is_flagged(score: float, threshold: float) -> bool:
     return not score < threshold
 
 
-def decide(scores: Sequence[float], policies: Sequence[Policy]) -> list[Decision]:
-    """One decision per row, from its own score and its own policy."""
-    return [_decide(score, policy) for score, policy in zip(scores, policies, strict=True)]
+def decide(
+    scores: Sequence[float],
+    policies: Sequence[Policy],
+    categories: Sequence[Sequence[CategoryScore]] | None = None,
+) -> list[Decision]:
+    """One decision per row, from its own score, its own policy, and how much it is of each category, if told."""
+    told = [()] * len(scores) if categories is None else categories
+    return [_decide(*row) for row in zip(scores, policies, told, strict=True)]
 
 
-def _decide(score: float, policy: Policy) -> Decision:
+def _decide(score: float, policy: Policy, categories: Sequence[CategoryScore]) -> Decision:
     if policy.mode is Mode.OFF:
         return Decision(Verdict.PASS, None, 0.0)
     if not is_flagged(score, policy.threshold):
-        return Decision(Verdict.PASS, score, 0.0)
-    return Decision(_FLAGGED[policy.mode], score, policy.eps if policy.mode is Mode.STEER else 0.0)
+        return Decision(Verdict.PASS, score, 0.0, categories)
+    mode = policy.mode_for(categories)
+    return Decision(_FLAGGED[mode], score, policy.eps if mode is Mode.STEER else 0.0, categories)

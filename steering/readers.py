@@ -40,6 +40,10 @@ class LastToken(nn.Module):
         logits: Tensor = self.prober(states.flatten(1)) / self.prober.temperature
         return logits[:, None]
 
+    def ends(self, layout: Layout) -> Sequence[int]:
+        """The tokens that stand for a prompt: its last."""
+        return [layout.tokens - 1]
+
     def score(self, notes: Notes, layout: Layout) -> float:  # noqa: ARG002
         """The score in [0, 1] of a prompt with these notes `[T, 1]`."""
         return logistic(float(notes[-1, 0]), 1.0, 0.0)
@@ -86,6 +90,10 @@ class Conversation(nn.Module):
     def read(self, states: Tensor) -> Tensor:
         """Two numbers of each token, `[N, 2]`, of states `[N, layers, d]`: as an end, and as part of a window."""
         return states.flatten(1).float() @ self.weight.T + self.bias
+
+    def ends(self, layout: Layout) -> Sequence[int]:
+        """The tokens that stand for the turns of a prompt."""
+        return layout.ends
 
     def raw(self, notes: Notes, layout: Layout) -> tuple[float, float]:
         """The highest end, and the mean of the highest windows."""

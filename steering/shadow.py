@@ -26,7 +26,7 @@ class Shadow:
     def judge(self, score: float) -> ShadowDecision:
         """What this would do about a score. One that is no number is flagged."""
         verdict = Verdict.MONITORED if is_flagged(score, self.threshold) else Verdict.PASS
-        return ShadowDecision(verdict, score, 0.0, self.name)
+        return ShadowDecision(verdict, score, 0.0, shadow=self.name)
 
 
 class Beside:

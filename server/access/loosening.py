@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 
-from server.access.policies import looser_fields, make_policy
+from server.access.policies import looser_fields, make_policy, value_in
 from server.settings.groups import NoKeys, PolicySettings
 from server.settings.schema import Settings
 from server.settings.values import DEFAULT_POLICY
@@ -83,8 +82,7 @@ def _looser(old: Settings, old_name: str, new: Settings, new_name: str, guard: C
     before, after = old.policy(old_name), new.policy(new_name)
     judged, judges = make_policy(old_name, before, guard), make_policy(new_name, after, guard)
     for field in looser_fields(judges, judged):
-        value = attrgetter(field)
-        yield f"{field} {_shown(value(judged))} -> {_shown(value(judges))}"
+        yield f"{field} {_shown(value_in(judged, field))} -> {_shown(value_in(judges, field))}"
     for field in _freer_fields(after, before):
         yield f"{field} {_shown(getattr(before, field))} -> {_shown(getattr(after, field))}"
     had, has = (each.completions or ("on" if guard is None else "text") for each in (before, after))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 
 from server.api.answer_fields import GuardOptions, OutputOptions
 from server.errors import BadRequest, Forbidden
-from server.settings.groups import OutputSettings, PolicySettings
+from server.settings.groups import CategorySettings, OutputSettings, PolicySettings
 from server.settings.schema import Settings
 from server.settings.values import DEFAULT_POLICY
-from steering.policy import UNWATCHED, Calibrated, Hold, Mode, OutputPolicy, Policy, PolicyError
+from steering.policy import STRENGTH, UNWATCHED, Calibrated, Hold, Mode, OutputPolicy, Policy, PolicyError
 
-# A blocked request is never decoded; a steered one is, and what steering fails on gets through.
-STRENGTH = {Mode.OFF: 0, Mode.MONITOR: 1, Mode.STEER: 2, Mode.BLOCK: 3}
 # Far above its calibrated strength the head drowns the model. Three refusals of the demo model have the same 12 tokens
 # at twice its bundle's eps; at 4 times one is "I'm'm'm'm sorry'm sorry'm", at 8 all go on so to their limit of tokens.
 MAX_EPS_FACTOR = 2
@@ -25,6 +24,7 @@ def make_policy(name: str, terms: PolicySettings, guard: Calibrated | None) -> P
         _check_unguarded(name, terms)
         return Policy(name, Mode.OFF, threshold=1.0, eps=0.0, refusal="", expose_scores=terms.expose_scores)
     try:
+        categories = _category_modes(terms.categories, guard)
         policy = guard.policy(
             name,
             terms.mode or Mode.STEER,
@@ -37,9 +37,20 @@ def make_policy(name: str, terms: PolicySettings, guard: Calibrated | None) -> P
         said = terms.output or OutputSettings()
         mode = said.mode or (policy.mode if guard.watches else Mode.OFF)
         output = guard.output(mode, threshold=said.threshold, target_fpr=said.target_fpr, hold=said.hold)
-        return replace(policy, output=output)
+        return replace(policy, output=output, categories=categories)
     except ValueError as error:
         raise PolicyError(f"{_path(name)}{error}") from error
+
+
+def _category_modes(terms: CategorySettings | None, guard: Calibrated) -> tuple[tuple[str, Mode], ...]:
+    """The mode of each category that is named. Raises ValueError where the bundle does not have it."""
+    modes = () if terms is None else tuple(terms.modes)
+    for name, mode in modes:
+        if name not in guard.category_names:
+            known = ", ".join(guard.category_names)
+            way_out = f"it has {known}" if known else "it has none; fit one on pairs that name their category"
+            raise ValueError(f"categories.{mode} {name!r} is no category of this guard bundle; {way_out}")
+    return modes
 
 
 def make_policies(settings: Settings, guard: Calibrated | None) -> dict[str, Policy]:
@@ -53,6 +64,8 @@ def _check_unguarded(name: str, terms: PolicySettings) -> None:
             raise PolicyError(f"{_path(name)}{field} needs a guard; give one with --guard")
     if terms.mode not in (None, Mode.OFF):
         raise PolicyError(f"{_path(name)}mode {terms.mode} needs a guard; give one with --guard")
+    if terms.categories is not None and terms.categories.modes:
+        raise PolicyError(f"{_path(name)}categories needs a guard; give one with --guard")
     if terms.output is not None and terms.output.mode is not Mode.OFF:
         raise PolicyError(f"{_path(name)}output needs a guard; give one with --guard")
 
@@ -65,7 +78,8 @@ def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, 
     """The policy as a request wants it. Raises BadRequest, or Forbidden where that is looser and it may not be.
 
     Tighter is a stronger mode (off < monitor < steer < block), a lower threshold, or a higher eps; of answers also that
-    more is held back. Where steering is turned on its eps is at least the bundle's; no eps is above `max_eps`.
+    more is held back. A mode that is wished for holds for every category. Where steering is turned on its eps is at
+    least the bundle's; no eps is above `max_eps`.
     """
     if guard is None:
         raise BadRequest("No guard is loaded, so there is nothing to change.", param="guard")
@@ -76,11 +90,13 @@ def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, 
             param="guard.eps",
         )
     mode = policy.mode if wish.mode is None else Mode(wish.mode)
-    output = _wished_output(policy, mode, wish.output, guard)
+    categories = policy.categories if wish.mode is None else ()
+    output = _wished_output(replace(policy, categories=categories), mode, wish.output, guard)
     least = least_eps(policy, mode, guard, output.mode)
     new = replace(
         policy,
         mode=mode,
+        categories=categories,
         threshold=policy.threshold if threshold is None else threshold,
         eps=least if wish.eps is None else wish.eps,
         output=output,
@@ -88,6 +104,8 @@ def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, 
     steers = Mode.STEER in (mode, output.mode)
     field = looser_in(new, policy) or ("eps" if steers and new.eps < least else None)
     if not may_loosen and field is not None:
+        if field.startswith("categories."):
+            field = "mode"
         if field == "threshold" and wish.target_fpr is not None:
             field = "target_fpr"
         if field == "output.threshold" and wish.output is not None and wish.output.target_fpr is not None:
@@ -162,15 +180,24 @@ def looser_in(new: Policy, policy: Policy) -> str | None:
 
 
 def looser_fields(new: Policy, policy: Policy) -> Iterator[str]:
-    """Every field in which a policy is looser than another: mode, threshold, eps, and those of `output`."""
+    """Every field in which a policy is looser than another: mode, `categories`, threshold, eps, those of `output`."""
     if STRENGTH[new.mode] < STRENGTH[policy.mode]:
         yield "mode"
+    for name in dict([*policy.categories, *new.categories]):
+        if STRENGTH[new.mode_of(name)] < STRENGTH[policy.mode_of(name)]:
+            yield f"categories.{name}"
     if policy.mode is not Mode.OFF and new.threshold > policy.threshold:
         yield "threshold"
-    steered = ((policy.mode, new.mode), (policy.output.mode, new.output.mode))
-    if new.eps < policy.eps and (Mode.STEER, Mode.STEER) in steered:
+    steers = all(Mode.STEER in each.modes for each in (policy, new))
+    if new.eps < policy.eps and (steers or policy.output.mode is new.output.mode is Mode.STEER):
         yield "eps"
     yield from _looser_outputs(new.output, policy.output)
+
+
+def value_in(policy: Policy, field: str) -> object:
+    """What a policy has in a field that `looser_fields` names."""
+    group, _, name = field.partition(".")
+    return policy.mode_of(name) if group == "categories" else attrgetter(field)(policy)
 
 
 def _looser_outputs(new: OutputPolicy, old: OutputPolicy) -> Iterator[str]:

@@ -12,8 +12,7 @@ from server.api.objects import FinishReason, InputType, ModerationResult, Usage
 from server.errors import ApiError
 from server.request import Request
 from steering.policy import Decision
-
-CATEGORY = "unsafe"  # what the prober was trained to tell apart, as one category
+from steering.specs import UNSAFE
 
 
 class Stream(Protocol):
@@ -96,9 +95,9 @@ def answer_result(generation: Generation) -> ModerationResult | None:
     flagged = answer.flagged or generation.fallback is not None
     return {
         "flagged": flagged,
-        "categories": {CATEGORY: flagged},
-        "category_scores": {CATEGORY: answer.score},
-        "category_applied_input_types": {CATEGORY: ["text"]},
+        "categories": {UNSAFE: flagged},
+        "category_scores": {UNSAFE: answer.score},
+        "category_applied_input_types": {UNSAFE: ["text"]},
     }
 
 
@@ -107,10 +106,11 @@ def moderation_result(request: Request) -> ModerationResult | None:
     decision = request.decision
     if decision is None or decision.score is None:
         return None
+    kinds = decision.kinds
     types: list[InputType] = ["text", "image"] if request.prompt.image_tokens else ["text"]
     return {
         "flagged": decision.flagged,
-        "categories": {CATEGORY: decision.flagged},
-        "category_scores": {CATEGORY: decision.score},
-        "category_applied_input_types": {CATEGORY: types},
+        "categories": {UNSAFE: decision.flagged} | {each.name: each.name in kinds for each in decision.categories},
+        "category_scores": {UNSAFE: decision.score} | {each.name: each.score for each in decision.categories},
+        "category_applied_input_types": dict.fromkeys([UNSAFE, *(each.name for each in decision.categories)], types),
     }

@@ -113,10 +113,10 @@ def moderated_policy(policy: Policy, moderation: Moderation | None, *, guarded: 
     if moderation is None:
         return policy
     if not moderation.blocks:
-        return replace(policy, mode=Mode.MONITOR) if guarded and policy.mode is Mode.OFF else policy
+        return policy.in_mode(Mode.MONITOR) if guarded and policy.mode is Mode.OFF else policy
     if not guarded:
         raise BadRequest(
             "'moderation.policy.input.mode' is 'block', but this server has no guard.",
             param="moderation.policy.input.mode",
         )
-    return replace(policy, mode=Mode.BLOCK)
+    return policy.in_mode(Mode.BLOCK)

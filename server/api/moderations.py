@@ -29,7 +29,7 @@ from server.settings.schema import Settings
 from steering.policy import Mode
 
 MAX_INPUTS = 128
-# OpenAI's categories. The prober was not trained to tell them apart: they are there, and apply to no type of input.
+# OpenAI's categories are there, and apply to no type of input, but for those that the guard's bundle has by that name.
 OPENAI_CATEGORIES = (
     "harassment",
     "harassment/threatening",
@@ -149,7 +149,7 @@ class ModerationJob:
             prompt = Conversation.of_input(parts).prompt(intake.served, intake.settings, images)
             check_room(prompt, intake.served, "input")
             prompts.append((prompt, 0))
-        scored = replace(intake, policy=replace(intake.policy, mode=Mode.MONITOR))
+        scored = replace(intake, policy=intake.policy.in_mode(Mode.MONITOR))
         return asks_of(scored, prompts, 1, SamplingParams.GREEDY)
 
     def answer(self, intake: Intake, choices: Choices) -> ModerationAnswer:

@@ -46,19 +46,22 @@ class Judge:
         scored = [request for request in requests if request.policy.mode is not Mode.OFF]
         found = {request: read(request) for request in scored}
         watch = Stopwatch(found[scored[0]][0].device) if scored else None
-        scores = {request: self._score(self.guard, *found[request]) for request in scored}
+        own = {request: (self._own(notes), layout) for request, (notes, layout) in found.items()}
+        scores = {request: self.guard.score(*read) for request, read in own.items()}
+        categories = {request: self.guard.categorise(*read) for request, read in own.items()}
         seconds = 0.0 if watch is None else spent + watch.stop()
         self._set_prefilled(requests, monotonic() - seconds)
         policies = [request.policy for request in requests]
-        self._set_decisions(requests, decide([scores.get(request, 0.0) for request in requests], policies))
+        told = [categories.get(request, ()) for request in requests]
+        self._set_decisions(requests, decide([scores.get(request, 0.0) for request in requests], policies, told))
         for request in requests:
             request.timings.guard_seconds = seconds
         if self.shadow is not None:
             self._watch(self.shadow, found, scores)
 
-    def _score(self, guard: Guard, notes: Tensor, layout: Layout) -> float:
-        """The acting guard's score."""
-        return guard.score(notes if self._beside is None else self._beside.apart(notes)[0], layout)
+    def _own(self, notes: Tensor) -> Tensor:
+        """What the acting guard has read, without the shadow's numbers."""
+        return notes if self._beside is None else self._beside.apart(notes)[0]
 
     def follow(self, request: OwnRequest, follower: OwnRequest) -> None:
         """Decide on a request as on that which has computed its prompt: rounding differs, a verdict must not."""

@@ -78,6 +78,30 @@ class OutputSettings(_Frozen):
         return self
 
 
+class CategorySettings(_Frozen):
+    """What is done with a flagged request by its category; needs a guard bundle that has categories.
+
+    A category that is in no list, and a request of no category, have the policy's mode; of several the strictest holds.
+    """
+
+    block: tuple[Word, ...] = Field(default=(), description="Categories of the bundle that are blocked.")
+    steer: tuple[Word, ...] = Field(default=(), description="Categories that are steered.")
+    monitor: tuple[Word, ...] = Field(default=(), description="Categories that are counted, and answered unchanged.")
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        listed = [name for name, _ in self.modes]
+        if twice := sorted({name for name in listed if listed.count(name) > 1}):
+            raise PydanticCustomError("categories", "{names}: in more than one list", {"names": ", ".join(twice)})
+        return self
+
+    @property
+    def modes(self) -> list[tuple[str, Mode]]:
+        """Each category that is named, and its mode."""
+        lists = {Mode.BLOCK: self.block, Mode.STEER: self.steer, Mode.MONITOR: self.monitor}
+        return [(name, mode) for mode, names in lists.items() for name in names]
+
+
 class PolicySettings(_Frozen):
     """What a policy says; what a named one leaves out is as in the policy `default`, which the top level describes."""
 
@@ -98,6 +122,9 @@ class PolicySettings(_Frozen):
     )
     output: OutputSettings | None = Field(
         default=None, description="How answers are watched; as the policy's mode says where the bundle reads answers."
+    )
+    categories: CategorySettings | None = Field(
+        default=None, description="What is done with a flagged request by its category, instead of `mode`."
     )
     expose_scores: bool = Field(default=False, description="Show verdict and score in every answer.")
     may_loosen: bool = Field(default=False, description="Whether a request may loosen its policy.")

@@ -13,7 +13,7 @@ from server.request import Finish, Request
 from server.watch.answers import SCORE_BUCKETS, AnswerMetrics
 from server.watch.collectors import Gauges, LoadShares, Restarts, Tokens
 from server.watch.drift import DriftWatch
-from steering.policy import Policy, possible_verdicts
+from steering.policy import Policy
 
 TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -135,7 +135,7 @@ class Metrics:
         """Requests are going to be judged by these policies."""
         for policy in policies:
             self.answers.expect(policy)
-            for verdict in possible_verdicts(policy.mode):
+            for verdict in policy.possible_verdicts:
                 for modality in MODALITIES:
                     self.decisions.labels(policy.name, policy.mode.value, verdict.value, modality)
 

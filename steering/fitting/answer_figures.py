@@ -12,7 +12,7 @@ import torch
 
 from steering.fitting.figures import share_flagged
 from steering.fitting.layers import auroc
-from steering.manifest import Threshold
+from steering.specs import Threshold
 
 HOLD = 16  # tokens that are held back in the figures
 LENGTHS = (32, 64, 128, 256, 512)  # tokens, edges of the table by length

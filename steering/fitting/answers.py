@@ -26,8 +26,9 @@ from steering.fitting.labelled import Sources
 from steering.fitting.probes import STEPS
 from steering.fitting.stages import Stages, load_state
 from steering.guard import Guard
-from steering.manifest import AnswersSpec, format_of
+from steering.manifest import format_of
 from steering.scale import Scale
+from steering.specs import AnswersSpec
 
 
 @dataclass(frozen=True)

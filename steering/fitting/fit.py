@@ -46,8 +46,9 @@ from steering.fitting.steps import Settings, Steps, load_head
 from steering.fitting.sweep import EPS_SWEEP, EpsPoint, choose_eps, refusal_ids
 from steering.fitting.verdict import headline, swapped_warning, words_warning
 from steering.guard import Guard
-from steering.manifest import LayerFigures, Manifest, ModelBinding
+from steering.manifest import Manifest, ModelBinding
 from steering.prober import Prober
+from steering.specs import LayerFigures
 from steering.versions import versions
 
 

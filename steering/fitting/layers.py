@@ -12,8 +12,8 @@ from steering.errors import FitError
 from steering.fitting.choices import Select
 from steering.fitting.sas import bootstrap_interval, safety_awareness_score
 from steering.fitting.training import Optimisation, States, fit_prober
-from steering.manifest import LayerFigures
 from steering.prober import HIDDEN
+from steering.specs import LayerFigures
 
 NEAR_BEST = 0.005  # AUROC within which SAS alone chooses between layers
 

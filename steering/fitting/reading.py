@@ -21,9 +21,9 @@ from steering.fitting.figures import share_flagged
 from steering.fitting.probes import HARD_SHARE, SHRINKAGE, STEPS
 from steering.fitting.stages import Stages, load_state
 from steering.fitting.surround import ALONE, Row, surrounded
-from steering.manifest import CellSpec, ConversationSpec
 from steering.prober import Prober
 from steering.readers import WINDOW, Conversation, LastToken
+from steering.specs import CellSpec, ConversationSpec
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from models.vision import Encoded
 from server.engine.own_request import OwnRequest
 from server.request import Ask, Schema
 from steering.answers import AnswerReader
-from steering.policy import Mode, Policy
+from steering.policy import CategoryScore, Mode, Policy
 
 VOCAB = 50
 EOS = 0
@@ -156,6 +156,9 @@ class FakeGuard:
 
     def score(self, notes: Tensor, layout: object) -> float:
         return float(notes[-1, 0])
+
+    def categorise(self, notes: Tensor, layout: object) -> Sequence[CategoryScore]:
+        return ()
 
     def steer(self, hidden: Tensor, eps: Tensor) -> Tensor:
         steered = hidden.clone()

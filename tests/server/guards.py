@@ -1,22 +1,32 @@
 """A guard with random weights for any backbone."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from models.backbone import BackboneInfo
 from steering.answers import AnswerReader
+from steering.categories import CategoryReader
 from steering.guard import Guard
 from steering.head import RefusalHead
-from steering.manifest import AnswersSpec, Manifest, ModelBinding, Threshold
+from steering.manifest import Manifest, ModelBinding, format_of
 from steering.prober import Prober
 from steering.readers import LastToken
 from steering.scale import GRID, Scale
+from steering.specs import AnswersSpec, CategoriesSpec, CategorySpec, Threshold
 
 
-def manifest(info: BackboneInfo, layer: int = 2, answers: AnswersSpec | None = None) -> Manifest:
+def manifest(
+    info: BackboneInfo,
+    layer: int = 2,
+    answers: AnswersSpec | None = None,
+    categories: CategoriesSpec | None = None,
+) -> Manifest:
     return Manifest(
-        format_version=1 if answers is None else 3,
+        format_version=format_of(None, answers, categories),
         answers=answers,
+        categories=categories,
         model=ModelBinding.of(info),
         layer=layer,
         prober_hidden=64,
@@ -34,7 +44,13 @@ def manifest(info: BackboneInfo, layer: int = 2, answers: AnswersSpec | None = N
     )
 
 
-def random_guard(info: BackboneInfo, seed: int = 0, layer: int = 2, answers: AnswerReader | None = None) -> Guard:
+def random_guard(
+    info: BackboneInfo,
+    seed: int = 0,
+    layer: int = 2,
+    answers: AnswerReader | None = None,
+    categories: CategoryReader | None = None,
+) -> Guard:
     torch.manual_seed(seed)
     head = RefusalHead(info.hidden_size)
     torch.nn.init.normal_(head.weight, std=info.hidden_size**-0.5)
@@ -43,8 +59,20 @@ def random_guard(info: BackboneInfo, seed: int = 0, layer: int = 2, answers: Ans
     if answers is not None:
         rate = Threshold(target_fpr=0.01, threshold=0.5, samples=99)
         spec = AnswersSpec(layers=list(answers.layers), window=answers.window, thresholds=[rate], threshold=0.5)
-    guard = Guard(manifest(info, layer, spec), reader, head, {}, answers)
+    kinds = None
+    if categories is not None:
+        named = [CategorySpec(name=name, threshold=0.5, auroc=0.9, samples=9) for name in categories.names]
+        kinds = CategoriesSpec(categories=named, other=True)
+    guard = Guard(manifest(info, layer, spec, kinds), reader, head, {}, answers, categories)
     return guard.requires_grad_(requires_grad=False)
+
+
+def random_categories(info: BackboneInfo, names: Sequence[str] = ("weapons", "fraud")) -> CategoryReader:
+    """A reader of categories with random weights."""
+    reader = CategoryReader(info.hidden_size, names, [0.5] * len(names), other=True)
+    generator = torch.Generator().manual_seed(8)
+    reader.weight.copy_(torch.randn(reader.weight.shape, generator=generator) * info.hidden_size**-0.5)
+    return reader
 
 
 def random_answers(info: BackboneInfo, layers: tuple[int, ...] = (1, 3), window: int = 4) -> AnswerReader:

@@ -37,7 +37,7 @@ from server.engine.protocol import Facts, Load
 from server.engine.wire import Parcel
 from server.request import Ask, EngineError, Event, Finish, Request
 from server.settings.schema import Settings
-from steering.policy import UNWATCHED, AnswerDecision, Decision, Mode, OutputPolicy, Policy, Verdict
+from steering.policy import UNWATCHED, AnswerDecision, CategoryScore, Decision, Mode, OutputPolicy, Policy, Verdict
 from tests.exposition import metric_of
 from tests.layouts import layout_of
 from tests.server.fakes import as_any
@@ -77,6 +77,7 @@ class Script:
     finish: Finish | None = Finish.STOP  # None: it never ends by itself
     verdict: Verdict = Verdict.PASS
     score: float | None = 0.25
+    categories: Sequence[CategoryScore] = ()
     error: EngineError | None = None
     pause: float = 0.0
     answer: AnswerDecision | None = None  # what is decided on the answer after its tokens
@@ -167,6 +168,7 @@ class ScriptedGuard:
         )
 
     watches = False
+    category_names: Sequence[str] = ()
 
     def output(self, mode: Mode, **options: Any) -> OutputPolicy:
         if mode is Mode.OFF:
@@ -288,7 +290,8 @@ class ScriptedRunner:
         script = self.answer(text)
         await (self.gate.wait() if self.gate else asyncio.sleep(0))
         request.timings.scheduled = request.timings.arrived
-        request.decision = Decision(script.verdict, script.score, 1.0 if script.verdict is Verdict.STEERED else 0.0)
+        eps = 1.0 if script.verdict is Verdict.STEERED else 0.0
+        request.decision = Decision(script.verdict, script.score, eps, script.categories)
         if request.max_tokens == 0:
             script = replace(script, tokens=())
         for token in list(script.tokens)[: request.max_tokens]:

@@ -17,11 +17,12 @@ from steering.answers import AnswerReader
 from steering.bundle import load_guard, save_bundle
 from steering.errors import BundleError
 from steering.head import RefusalHead
-from steering.manifest import AnswersSpec, Manifest, Threshold
+from steering.manifest import Manifest
 from steering.policy import is_flagged
 from steering.prober import Prober
 from steering.readers import Conversation, LastToken
 from steering.scale import Scale
+from steering.specs import AnswersSpec, Threshold
 from tests.reference import answers as reference
 from tests.steering.test_bundle import INFO, edit, manifest
 from tests.steering.test_readers import conversation, whole

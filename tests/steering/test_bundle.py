@@ -16,10 +16,11 @@ from steering.bundle import TENSORS, load_guard, save_bundle
 from steering.errors import BundleError
 from steering.guard import Guard
 from steering.head import RefusalHead
-from steering.manifest import MANIFEST, LayerFigures, Manifest, ModelBinding, Threshold, load_manifest
+from steering.manifest import MANIFEST, Manifest, ModelBinding, load_manifest
 from steering.policy import Mode
 from steering.prober import Prober
 from steering.readers import LastToken
+from steering.specs import LayerFigures, Threshold
 from tests.layouts import layout_of
 
 INFO = BackboneInfo(

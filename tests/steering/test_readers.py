@@ -15,11 +15,12 @@ from models.layout import Layout
 from steering.bundle import load_guard, save_bundle
 from steering.errors import BundleError
 from steering.head import RefusalHead
-from steering.manifest import CellSpec, ConversationSpec, Manifest
+from steering.manifest import Manifest
 from steering.policy import is_flagged
 from steering.prober import Prober
 from steering.readers import Cell, Conversation, LastToken, highest_mean, window_means
 from steering.scale import Scale
+from steering.specs import CellSpec, ConversationSpec
 from tests.layouts import layout_of
 from tests.steering.test_bundle import INFO, edit, manifest
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from server.access.policies import MAX_EPS_FACTOR, looser_in, make_policies, make_policy, wished_policy
 from server.api.answer_fields import GuardOptions, OutputOptions
@@ -153,6 +154,81 @@ def test_without_a_guard_only_off_is_possible() -> None:
     for terms in (PolicySettings(mode=Mode.STEER), PolicySettings(eps=1.0), PolicySettings(refusal="No.")):
         with pytest.raises(PolicyError, match=r"policies\.p: .* needs a guard"):
             make_policy("p", terms, None)
+
+
+# categories --------------------------------------------------------------------------------------------------------
+
+
+class Telling(ScriptedGuard):
+    category_names = ("fraud", "weapons")
+
+
+def acting(**terms: Any) -> Policy:
+    return make_policy("default", PolicySettings.model_validate(terms), Telling())
+
+
+def test_a_policy_acts_by_the_categories_that_its_bundle_has() -> None:
+    policy = acting(mode="steer", categories={"block": ["weapons"], "monitor": ["fraud"]})
+    assert dict(policy.categories) == {"weapons": Mode.BLOCK, "fraud": Mode.MONITOR}
+    strict = Settings.model_validate(
+        {"categories": {"block": ["weapons"]}, "policies": {"own": {"categories": {"monitor": ["fraud"]}}, "as": {}}}
+    )
+    made = make_policies(strict, Telling())
+    assert dict(made["own"].categories) == {"fraud": Mode.MONITOR}
+    assert made["as"].categories == made["default"].categories
+
+
+@pytest.mark.parametrize(
+    ("guard", "told"),
+    [
+        (
+            Telling(),
+            r"policies\.p: categories\.block 'arson' is no category of this guard bundle; it has fraud, weapons",
+        ),
+        (GUARD, r"policies\.p: categories\.block 'arson' is no .*; it has none; fit one on pairs that name their"),
+        (None, r"policies\.p: categories needs a guard"),
+    ],
+)
+def test_a_category_that_the_bundle_does_not_have_is_refused_by_name(guard: ScriptedGuard | None, told: str) -> None:
+    terms = PolicySettings.model_validate({"categories": {"block": ["arson"]}})
+    with pytest.raises(PolicyError, match=told) as refused:
+        make_policy("p", terms, guard)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_category_has_one_mode() -> None:
+    with pytest.raises(ValidationError, match="fraud: in more than one list"):
+        PolicySettings.model_validate({"categories": {"block": ["fraud"], "monitor": ["fraud", "weapons"]}})
+    with pytest.raises(PolicyError, match="categories needs a mode other than off"):
+        acting(mode="off", categories={"block": ["fraud"]})
+
+
+@pytest.mark.parametrize(
+    ("new", "field"),
+    [
+        ({}, "categories.weapons"),
+        ({"categories": {"block": ["weapons"], "monitor": ["fraud"]}}, "categories.fraud"),
+        ({"categories": {"steer": ["weapons"]}}, "categories.weapons"),
+        ({"categories": {"block": ["weapons", "fraud"]}}, None),
+        ({"mode": "block"}, None),
+        ({"mode": "monitor", "categories": {"block": ["weapons"]}}, "mode"),
+    ],
+)
+def test_a_weaker_mode_of_a_category_is_looser(new: dict[str, Any], field: str | None) -> None:
+    before = acting(mode="steer", categories={"block": ["weapons"]})
+    assert looser_in(acting(**{"mode": "steer", **new}), before) == field
+
+
+def test_a_mode_that_a_request_asks_for_holds_for_every_category() -> None:
+    policy = acting(mode="steer", categories={"block": ["weapons"], "monitor": ["fraud"]})
+    wished = wished_policy(policy, GuardOptions(mode="block"), Telling(), may_loosen=False)
+    assert (wished.mode, wished.categories) == (Mode.BLOCK, ())
+    kept = wished_policy(policy, GuardOptions(threshold=0.1), Telling(), may_loosen=False)
+    assert kept.categories == policy.categories
+    with pytest.raises(Forbidden) as refused:
+        wished_policy(policy, GuardOptions(mode="steer"), Telling(), may_loosen=False)
+    assert refused.value.param == "guard.mode"
+    assert wished_policy(policy, GuardOptions(mode="off"), Telling(), may_loosen=True).mode is Mode.OFF
 
 
 # answers -----------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def test_frames_that_arrive_in_any_pieces(sent: list[tuple[Kind, bytes]], data: 
 def test_a_step() -> None:
     state = State(
         Decision(Verdict.STEERED, float("inf"), 2.5),
-        ShadowDecision(Verdict.PASS, 0.5, 0.0, "next"),
+        ShadowDecision(Verdict.PASS, 0.5, 0.0, shadow="next"),
         AnswerDecision(Verdict.BLOCKED, float("inf"), 40, Fallback.GRAMMAR),
         Timings(1.0, 2.0, 3.0, 4.0, None, 0.25),
         64,

@@ -12,7 +12,7 @@ from openai.types import Moderation
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.request import Finish
-from steering.policy import Mode, Verdict
+from steering.policy import CategoryScore, Mode, Verdict
 from tests.server.fakes import FakeBackbone, FakeGuard, as_any, request
 from tests.server.scripted import (
     CONTEXT,
@@ -99,6 +99,24 @@ async def test_openai_s_own_categories_apply_to_no_type_of_input() -> None:
     assert not any(result["categories"][name] for name in theirs)
     assert {result["category_scores"][name] for name in theirs} == {0.0}
     assert all(result["category_applied_input_types"][name] == [] for name in theirs)
+
+
+async def test_the_bundle_s_categories_stand_beside_and_in_the_place_of_openai_s() -> None:
+    told = [CategoryScore("weapons", 0.8, reached=True), CategoryScore("hate", 0.2, reached=False)]
+    harm = Script(verdict=Verdict.MONITORED, score=0.9, categories=told)
+    quiet = Script(score=0.1, categories=[CategoryScore("weapons", 0.8, reached=True)])
+    async with serving(ScriptedRunner(answer=lambda text: harm if text == "bad" else quiet)) as client:
+        flagged, passed = (await moderate(client, ["bad", "good"])).json()["results"]
+        (asked,) = (await chat(client, "bad", **wish("score"))).json()["moderation"]["input"]["results"]
+    Moderation.model_validate(flagged, strict=True)
+    assert {name for name, found in flagged["categories"].items() if found} == {"unsafe", "weapons"}
+    assert (flagged["category_scores"]["weapons"], flagged["category_scores"]["hate"]) == (0.8, 0.2)
+    assert flagged["category_applied_input_types"]["hate"] == ["text"]
+    assert len(flagged["categories"]) == 13 + 2
+    assert asked["categories"] == {"unsafe": True, "weapons": True, "hate": False}
+    # What is not flagged is of no category, however high its scores.
+    assert not any(passed["categories"].values())
+    assert passed["category_scores"]["weapons"] == 0.8
 
 
 async def test_it_is_scored_whatever_the_policy_does() -> None:

@@ -44,7 +44,7 @@ class Runner(ScriptedRunner):
 
     def submit(self, parcel: Any, deliver: Any) -> None:
         for request in parcel.requests:
-            request.shadow = ShadowDecision(Verdict.MONITORED, 0.7, 0.0, "candidate")
+            request.shadow = ShadowDecision(Verdict.MONITORED, 0.7, 0.0, shadow="candidate")
         super().submit(parcel, deliver)
         self.requests.clear()
 

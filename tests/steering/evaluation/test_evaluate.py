@@ -15,8 +15,8 @@ from models.load import load_backbone
 from server.cli.evaluate import app
 from steering.answers import AnswerReader
 from steering.bundle import load_guard, save_bundle
-from steering.manifest import AnswersSpec
 from steering.scale import Scale
+from steering.specs import AnswersSpec
 from tests.undrawn import undrawn
 
 

@@ -23,7 +23,7 @@ from steering.fitting.collect import Tick
 from steering.fitting.items import Item
 from steering.fitting.offline import open_rows, score_batch
 from steering.fitting.stages import Chunks, load_state
-from steering.manifest import Threshold
+from steering.specs import Threshold
 from tests.server.guards import random_guard
 from tests.tiny import TinyModels
 

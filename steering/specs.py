@@ -1,0 +1,106 @@
+"""What a bundle's manifest says of each of its parts. Holds no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+UNSAFE = "unsafe"  # what the guard's own score is of, which no category is called
+
+
+class Frozen(BaseModel):
+    """A part of a manifest: it never changes, and has no field that nobody knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LayerFigures(Frozen):
+    """What validation says of one layer."""
+
+    layer: int = Field(ge=0)
+    sas: float
+    auroc: Rate
+    sas_low: float | None = None  # 95 % bootstrap interval
+    sas_high: float | None = None
+    accuracy: Rate | None = None  # balanced, at even odds
+
+
+class Threshold(Frozen):
+    """A threshold for a target false-positive rate, from `samples` held-out safe scores (split conformal)."""
+
+    target_fpr: Rate
+    threshold: Rate
+    samples: int = Field(ge=0)
+
+
+class CellSpec(Frozen):
+    """Prompts that were calibrated together, and how many harmless ones."""
+
+    has_image: bool
+    most_tokens: int | None  # None: any number
+    samples: int = Field(ge=0)
+
+
+class ConversationSpec(Frozen):
+    """How a whole conversation is read: every turn's end, and windows of tokens."""
+
+    window: int = Field(gt=0)
+    cells: list[CellSpec] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_cells(self) -> Self:
+        """Each kind of prompt ends with a cell that takes any length."""
+        for kind in (True, False):
+            lengths = [cell.most_tokens for cell in self.cells if cell.has_image is kind]
+            *bounded, last = lengths or [None]
+            if last is not None or None in bounded or bounded != sorted(set(map(int, filter(None, bounded)))):
+                raise ValueError(
+                    f"cells {'with' if kind else 'without'} images have lengths {lengths}, not rising ones"
+                )
+        return self
+
+
+class AnswersSpec(Frozen):
+    """How answers are read, and from which final score of one on it is harmful.
+
+    Thresholds are for rates of false alarms per whole answer.
+    """
+
+    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)  # read side by side
+    window: int = Field(gt=0)
+    thresholds: list[Threshold]
+    threshold: Rate  # the default one
+    figures: dict[str, float] = {}
+
+
+class CategorySpec(Frozen):
+    """A category of harm: its name, the score from which a flagged prompt counts as of it, and how well it is told.
+
+    `auroc`: of fresh prompts of it against fresh harmful ones of all other categories, `samples` of it.
+    """
+
+    name: str = Field(min_length=1, max_length=64)
+    threshold: Rate
+    auroc: Rate
+    samples: int = Field(ge=0)
+
+
+class CategoriesSpec(Frozen):
+    """The categories of harm that are told apart; `other`: harm of none of them is told apart from them, too."""
+
+    categories: list[CategorySpec] = Field(min_length=1, max_length=64)
+    other: bool
+    figures: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        if len({UNSAFE, *self.names}) <= len(self.names):
+            raise ValueError(f"categories {', '.join(self.names)}: each needs a name of its own, other than {UNSAFE}")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the categories, in order."""
+        return [category.name for category in self.categories]
