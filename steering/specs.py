@@ -7,7 +7,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Rate = Annotated[float, Field(ge=0, le=1)]
-UNSAFE = "unsafe"  # what the guard's own score is of, which no category is called
+UNSAFE = "unsafe"  # what the guard's own score is of
+NO_CATEGORY = "(none)"  # the category of what has none
 
 
 class Frozen(BaseModel):
@@ -96,8 +97,9 @@ class CategoriesSpec(Frozen):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        if len({UNSAFE, *self.names}) <= len(self.names):
-            raise ValueError(f"categories {', '.join(self.names)}: each needs a name of its own, other than {UNSAFE}")
+        if len({UNSAFE, NO_CATEGORY, *self.names}) < len(self.names) + 2:
+            others = f"other than {UNSAFE} and {NO_CATEGORY}"
+            raise ValueError(f"categories {', '.join(self.names)}: each needs a name of its own, {others}")
         return self
 
     @property

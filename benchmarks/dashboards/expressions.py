@@ -6,6 +6,7 @@ from benchmarks.dashboards.panels import Annotation, Query, Variable
 
 RATE = "$__rate_interval"
 DECISIONS = "autosteer_guard_decisions_total"
+CATEGORIES = "autosteer_guard_categories_total"
 SHADOW = "autosteer_shadow_decisions_total"
 REFUSED = 'decision=~"steered|blocked"'
 BY_POLICY = ("autosteer_guard_", "autosteer_shadow_", "autosteer_policy_")  # but for autosteer_guard_overhead

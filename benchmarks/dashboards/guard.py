@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.dashboards.expressions import (
+    CATEGORIES,
     DECISIONS,
     INSTANCE,
     MODEL,
@@ -138,6 +139,28 @@ GUARD = Dashboard(
                     unit="percentunit",
                     width=6,
                     maximum=1,
+                ),
+            ],
+        ),
+        (
+            "Categories",
+            [
+                Panel(
+                    "Flagged, by category",
+                    [rate(CATEGORIES, "category")],
+                    "Flagged requests per second by each category of harm that they count as, which may be several. "
+                    "Of none: all of them, where the bundle has no categories.",
+                    unit="reqps",
+                    width=12,
+                    stacked=True,
+                ),
+                Panel(
+                    "Flagged, by category and decision",
+                    [rate(CATEGORIES, "category, decision", "{{category}}: {{decision}}")],
+                    "What the policies made of them.",
+                    unit="reqps",
+                    width=12,
+                    stacked=True,
                 ),
             ],
         ),

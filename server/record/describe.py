@@ -14,7 +14,7 @@ from server.errors import Unavailable
 from server.record.audit.record import AuditRecord, Outcome
 from server.record.call import Call
 from server.request import Finish, Request
-from steering.policy import Mode, Policy, Verdict
+from steering.policy import Decision, Mode, Policy, Verdict
 
 
 def record_of(call: Call, *, judge: Judge | None, content: bool) -> AuditRecord:
@@ -68,6 +68,7 @@ def _facts(choices: Choices, judge: Judge | None) -> dict[str, Any]:
         "finish": choices.outcome,
         "decision": None if decision is None else decision.verdict.value,
         "score": None if decision is None else decision.score,
+        **_categories(decision),
         **(judge._asdict() if judge is not None and decision is not None and decision.score is not None else {}),
         **_watched(choices),
         "shadow": None if shadow is None else shadow.shadow,
@@ -81,6 +82,13 @@ def _facts(choices: Choices, judge: Judge | None) -> dict[str, Any]:
         "first_token_seconds": None if first_token is None else first_token - timings.arrived,
         "guard_seconds": timings.guard_seconds,
     }
+
+
+def _categories(decision: Decision | None) -> dict[str, str]:
+    if decision is None or not decision.categories:
+        return {}
+    scores = {each.name: each.score for each in decision.categories}
+    return {"categories": orjson.dumps(decision.kinds).decode(), "category_scores": orjson.dumps(scores).decode()}
 
 
 def _watched(choices: Choices) -> dict[str, Any]:

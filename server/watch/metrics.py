@@ -13,7 +13,8 @@ from server.request import Finish, Request
 from server.watch.answers import SCORE_BUCKETS, AnswerMetrics
 from server.watch.collectors import Gauges, LoadShares, Restarts, Tokens
 from server.watch.drift import DriftWatch
-from steering.policy import Policy
+from steering.policy import Policy, Verdict
+from steering.specs import NO_CATEGORY
 
 TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -78,6 +79,11 @@ class Metrics:
         self.decisions = self._counter(
             "guard_decisions", "The guard's decisions.", ("policy", "mode", "decision", "modality")
         )
+        self.categories = self._counter(
+            "guard_categories",
+            "Flagged requests, by each category that they count as.",
+            ("policy", "category", "decision"),
+        )
         self.score = self._histogram("guard_score", "The prober's score, 1 = toxic.", SCORE_BUCKETS, ("policy",))
         self.shadow_decisions = self._counter(
             "shadow_decisions",
@@ -131,13 +137,15 @@ class Metrics:
         self._last_reload.set(1)
         self._reload_time.set_to_current_time()
 
-    def expect(self, policies: Iterable[Policy]) -> None:
-        """Requests are going to be judged by these policies."""
+    def expect(self, policies: Iterable[Policy], categories: Sequence[str] = ()) -> None:
+        """Requests are going to be judged by these policies, and told to be of these categories."""
         for policy in policies:
             self.answers.expect(policy)
             for verdict in policy.possible_verdicts:
                 for modality in MODALITIES:
                     self.decisions.labels(policy.name, policy.mode.value, verdict.value, modality)
+                for category in () if verdict is Verdict.PASS else (*categories, NO_CATEGORY):
+                    self.categories.labels(policy.name, category, verdict.value)
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
         """Ask whether requests are accepted whenever the metrics are read."""
@@ -210,6 +218,8 @@ class Metrics:
         policy = request.policy
         modality = MODALITIES[bool(request.prompt.image_tokens)]
         self.decisions.labels(policy.name, policy.mode.value, decision.verdict.value, modality).inc()
+        for category in (decision.kinds or [NO_CATEGORY]) if decision.flagged else ():
+            self.categories.labels(policy.name, category, decision.verdict.value).inc()
         if decision.score is not None:
             self.score.labels(policy.name).observe(decision.score)
             if abs(decision.score - policy.threshold) <= NEAR_THRESHOLD:

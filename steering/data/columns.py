@@ -16,7 +16,6 @@ from steering.errors import DataError
 
 LOG = logging.getLogger(__name__)
 
-NO_CATEGORY = "(none)"  # the category of rows that have none
 SHOWN = 5  # names that a message lists
 
 # What other tables call our columns. Never taken for them without being asked.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from steering.data.columns import NO_CATEGORY
 from steering.evaluation.answers import is_right
 from steering.evaluation.columns import BY_KEY
 from steering.evaluation.figures import Rate, auroc, kappa, rate_of, tpr_at
@@ -18,6 +17,7 @@ from steering.evaluation.store import Output
 from steering.evaluation.suite import Asked, Loaded
 from steering.evaluation.surroundings import CLEAN
 from steering.policy import is_flagged
+from steering.specs import NO_CATEGORY
 
 FPRS = (0.01, 0.001)
 THRESHOLDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 0.99, 0.997, 0.999)

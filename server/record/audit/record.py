@@ -54,6 +54,8 @@ class AuditRecord:
     eps: float | None = None
     decision: str | None = None
     score: float | None = None
+    categories: str | None = None  # JSON: those that a flagged prompt counts as; None where the bundle has none
+    category_scores: str | None = None  # JSON: the score of each
     layer: int | None = None
     guard: str | None = None  # the id of the bundle that judged
     answer_mode: str | None = None  # how answers are watched; None where they are not

@@ -21,7 +21,7 @@ from server.app import create_app
 from server.record.audit.record import AuditRecord, Outcome, content_hash, content_of
 from server.request import EngineFailed, Finish
 from server.settings.schema import Settings
-from steering.policy import Verdict
+from steering.policy import CategoryScore, Verdict
 from tests.server.fakes import as_any
 from tests.server.records import MemorySink, audit_settings
 from tests.server.scripted import (
@@ -71,6 +71,15 @@ async def one(
         await chat(client, "hello", *urls, **request)
     [record] = sink.records
     return record
+
+
+async def test_the_categories_of_a_flagged_prompt_are_kept() -> None:
+    told = [CategoryScore("weapons", 0.75, reached=True), CategoryScore("fraud", 0.25, reached=False)]
+    record = await one(Script(verdict=Verdict.BLOCKED, score=0.9, finish=Finish.CONTENT_FILTER, categories=told))
+    assert record.categories == '["weapons"]'
+    assert record.category_scores == '{"weapons":0.75,"fraud":0.25}'
+    record = await one()
+    assert (record.categories, record.category_scores) == (None, None)
 
 
 async def test_requests_of_one_id_are_told_apart() -> None:

@@ -146,7 +146,7 @@ async def test_the_number_of_series_does_not_grow(requests: int, capsys: pytest.
     allowed = {
         "policy", "mode", "decision", "modality", "le", "finished_reason", "reason", "outcome", "shadow", "acting",
         "model", "architecture", "dtype", "device", "guarded_layer", "guard", "guard_date", "route", "kind",
-        "stage",
+        "stage", "category",
     }  # fmt: skip
     assert {name for each in labels for name in each} <= allowed
     assert len(after) < 1000

@@ -13,7 +13,7 @@ from server.errors import rejection_reasons
 from server.request import Finish, Request
 from server.watch.collectors import ITL_BUCKETS
 from server.watch.metrics import Metrics
-from steering.policy import Decision, Mode, Policy, Verdict
+from steering.policy import CategoryScore, Decision, Mode, Policy, Verdict
 from tests.server.fakes import ask, own, request
 
 FAMILIES = {
@@ -30,6 +30,7 @@ FAMILIES = {
     "autosteer_request_success": "counter",
     "autosteer_admission_rejections": "counter",
     "autosteer_guard_decisions": "counter",
+    "autosteer_guard_categories": "counter",
     "autosteer_guard_score": "histogram",
     "autosteer_guard_near_threshold": "counter",
     "autosteer_policy_threshold": "gauge",
@@ -105,6 +106,24 @@ def test_a_decision_is_counted_by_policy_mode_verdict_and_modality(verdict: Verd
     assert value(metrics, "guard_score_bucket", policy="default", le="0.95") == 1
     assert value(metrics, "guard_overhead_seconds_sum") == 0.002
     assert value(metrics, "request_queue_time_seconds_sum") == 0.5
+
+
+def test_a_flagged_request_is_counted_by_its_categories() -> None:
+    metrics = Metrics()
+    policy = Policy("default", Mode.STEER, 0.5, 1.0, "No.", categories=(("weapons", Mode.BLOCK),))
+    metrics.expect([policy], ["weapons", "fraud"])
+    counted = {"policy": "default", "category": "weapons"}
+    assert value(metrics, "guard_categories_total", **counted, decision="blocked") == 0
+    found = [CategoryScore("weapons", 0.9, reached=True), CategoryScore("fraud", 0.1, reached=False)]
+    metrics.decided(judged(Decision(Verdict.BLOCKED, 0.93, 0.0, found)))
+    metrics.decided(judged(Decision(Verdict.STEERED, 0.93, 1.0)))
+    metrics.decided(judged(Decision(Verdict.PASS, 0.1, 0.0, found)))
+    assert value(metrics, "guard_categories_total", **counted, decision="blocked") == 1
+    assert value(metrics, "guard_categories_total", policy="default", category="fraud", decision="blocked") == 0
+    assert value(metrics, "guard_categories_total", policy="default", category="(none)", decision="steered") == 1
+    families = text_string_to_metric_families(metrics.render().decode())
+    counts = [each for family in families for each in family.samples if each.name == "autosteer_guard_categories_total"]
+    assert sum(each.value for each in counts) == 2
 
 
 def test_a_request_without_a_score_leaves_the_scores_alone() -> None:
