@@ -26,7 +26,7 @@ OURS = "autosteer"  # what this project's server gives as a model's owner
 # What a server of this project is asked for, request by request (docs/api.md, "guard").
 MODES: Mapping[str, Mapping[str, Any]] = {
     "original": {"mode": "off"},
-    "steer-always": {"mode": "steer", "threshold": 0.0},
+    "steer-always": {"mode": "steer", "threshold": 0.0, "output": {"mode": "off"}},
     "autosteer": {"mode": "steer"},
     "block": {"mode": "block"},
 }

@@ -115,7 +115,7 @@ def test_a_port_in_use_is_one_line() -> None:
 @pytest.mark.chance
 @pytest.mark.parametrize("after", ["restart", "exit"])
 def test_a_server_whose_engine_is_killed_starts_it_again_or_ends(after: str) -> None:
-    with ForkedServer(["--engine-failure", after]) as server:
+    with ForkedServer(["--engine-failure", after, "--mode", "monitor"]) as server:
         endless = {"max_tokens": 1500, "logit_bias": {str(eos): -100 for eos in range(3)}, "stream": True}
         stream = server.client.chat.completions.create(  # type: ignore[call-overload]
             model=server.model, messages=[user("hello")], **endless

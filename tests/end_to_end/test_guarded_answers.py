@@ -120,22 +120,24 @@ def test_usage_counts_prompt_and_image_tokens(guarded: ServerProcess) -> None:
 
 
 @pytest.mark.chance
-def test_a_disconnected_client_frees_its_row(guarded: ServerProcess) -> None:
-    aborted = guarded.metric("autosteer_request_success_total", finished_reason="abort")
+def test_a_disconnected_client_frees_its_row(unguarded: ServerProcess) -> None:
+    """Unguarded: the guard would end such an answer, which goes on past its end."""
+    aborted = unguarded.metric("autosteer_request_success_total", finished_reason="abort")
     body = {
-        "model": guarded.model,
+        "model": unguarded.model,
         "messages": [{"role": "user", "content": "hello"}],
         "stream": True,
         "max_tokens": 1500,
         "logit_bias": {str(token): -100 for token in eos_tokens()},
     }
-    with httpx.stream("POST", f"{guarded.url}/v1/chat/completions", json=body, timeout=30) as response:
+    with httpx.stream("POST", f"{unguarded.url}/v1/chat/completions", json=body, timeout=30) as response:
         next(response.iter_lines())
-    wait_until(lambda: guarded.metric("autosteer_num_requests_running") == 0, "the end of the request")
+    wait_until(lambda: unguarded.metric("autosteer_num_requests_running") == 0, "the end of the request")
     wait_until(
-        lambda: guarded.metric("autosteer_request_success_total", finished_reason="abort") == aborted + 1, "its outcome"
+        lambda: unguarded.metric("autosteer_request_success_total", finished_reason="abort") == aborted + 1,
+        "its outcome",
     )
-    assert plain_http.get(f"{guarded.url}/ready").status_code == 200
+    assert plain_http.get(f"{unguarded.url}/ready").status_code == 200
 
 
 def eos_tokens() -> list[int]:

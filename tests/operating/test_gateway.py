@@ -23,6 +23,7 @@ from tests.operating.stack import MODEL, Stack
 from tests.waiting import WAIT_SECONDS, wait_until
 
 LONG, LONGER = 300, 600  # tokens
+KEY = "research"  # of long streams: whatever a model says past an answer's end, this policy shows it as it comes
 ERROR_FIELDS = {"message", "type", "param", "code"}
 
 
@@ -49,7 +50,7 @@ def error_of(response: httpx.Response) -> dict[str, object]:
 
 def test_a_stream_is_what_the_server_sends(stack: Stack) -> None:
     """The same text. Where one piece ends is chance: what has come while the other side was busy is sent together."""
-    direct, through = stream(stack.direct(stack.servers[0])), stream(stack.client())
+    direct, through = stream(stack.direct(stack.servers[0], KEY)), stream(stack.client(KEY))
     assert "".join(through) == "".join(direct)
     assert min(len(direct), len(through)) > LONG / 8
 
@@ -154,7 +155,7 @@ def mortal(tmp_path: Path) -> Iterator[Stack]:
 @pytest.mark.chance
 def test_a_server_that_dies_takes_only_its_own_streams(mortal: Stack) -> None:
     """Eight streams run, one server is killed: the other's all end well, and every new request is answered."""
-    client = mortal.client()
+    client = mortal.client(KEY)
 
     def one(_: int) -> str:
         try:
@@ -180,7 +181,7 @@ def test_a_server_that_dies_takes_only_its_own_streams(mortal: Stack) -> None:
 @pytest.mark.chance
 def test_a_server_that_drains_refuses_nobody(mortal: Stack) -> None:
     """On SIGTERM its streams go on to their end, and what it turns away the other answers."""
-    client = mortal.client()
+    client = mortal.client(KEY)
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(stream, client, LONGER) for _ in range(4)]
         wait_until(lambda: sum(s.metric("autosteer_num_requests_running") for s in mortal.servers) == 4, "four streams")

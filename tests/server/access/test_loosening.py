@@ -394,8 +394,9 @@ def test_the_command_tells_beforehand_what_a_reload_would_refuse(folder: Path) -
 
     refused = check()
     assert refused.exit_code == 2
-    assert "a reload would loosen: mode block -> monitor" in refused.output
-    after.write_text(f"mode: monitor\nloosens: {change_id(['mode block -> monitor'])}\n")
+    losses = [line.split(": ", 1)[1] for line in refused.output.splitlines() if line.startswith("a reload would")]
+    assert losses == ["mode block -> monitor", "output.mode block -> monitor", "output.hold 16 -> 0"]
+    after.write_text(f"mode: monitor\nloosens: {change_id(losses)}\n")
     assert check().exit_code == 0
     after.write_text("mode: block\nthreshold: 0.1\n")
     assert "a reload would loosen nothing" in check().output
