@@ -27,13 +27,15 @@ _CONTROL, _TEXT, _IMAGE = range(3)
 class Layout:
     """Of one prompt: its length, the last token of each turn's end, and the runs of text or image tokens.
 
-    `ends` rise, and the last of them is the prompt's last token. A run `(begin, end)` holds no control token.
+    `ends` rise, and the last of them is the prompt's last token. A run `(begin, end)` holds no control token. `begun`:
+    whether it ends within an answer that was begun for the model.
     """
 
     tokens: int
     ends: Sequence[int]
     runs: Sequence[tuple[int, int]]
     has_image: bool
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class LayoutFinder:
         kinds = self.kinds.take(found, mode="clip")
         borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(found)]
         runs = [(begin, end) for begin, end in pairwise(borders) if kinds[begin] != _CONTROL]
-        return Layout(len(found), sorted(ends), runs, bool((kinds == _IMAGE).any()))
+        headed = max(ends - {last}, default=None)
+        begun = headed is not None and bool(runs) and runs[-1][1] > last and runs[-1][0] <= headed + 1
+        return Layout(len(found), sorted(ends), runs, bool((kinds == _IMAGE).any()), begun)
 
 
 def _places(ids: NDArray[np.int64], wanted: Sequence[int]) -> NDArray[np.int64]:

@@ -189,6 +189,7 @@ class Manifest(Frozen):
         threshold: float | None = None,
         target_fpr: float | None = None,
         hold: Hold | None = None,
+        certain: float | None = None,
     ) -> OutputPolicy:
         """How answers are judged, with the bundle's threshold where none is given. Raises ValueError."""
         if mode is Mode.OFF:
@@ -204,7 +205,7 @@ class Manifest(Frozen):
             )
         if hold is None:
             hold = 0 if mode is Mode.MONITOR else DEFAULT_HOLD
-        return OutputPolicy(mode, threshold, hold)
+        return OutputPolicy(mode, threshold, hold, certain)
 
     def threshold_for(self, target_fpr: float) -> float:
         """The bundle's threshold for a target false-positive rate. Raises ValueError naming those it has."""

@@ -39,16 +39,19 @@ class OutputPolicy:
     """How answers are judged while they are generated: in mode `off` not at all.
 
     `threshold` in [0, 1]: an answer whose score reaches it is flagged. `hold`: how much of it is held back until the
-    reader has seen it. Raises ValueError.
+    reader has seen it. `certain`: a score that reaches it when it is flagged ends it, where it would be steered; None:
+    no score does. Raises ValueError.
     """
 
     mode: Mode = Mode.OFF
     threshold: float = 1.0
     hold: Hold = 0
+    certain: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"output.threshold must be between 0 and 1, not {self.threshold}")
+        for name, value in (("threshold", self.threshold), ("certain", self.certain)):
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"output.{name} must be between 0 and 1, not {value}")
         if isinstance(self.hold, int) and self.hold < 0:
             raise ValueError(f"output.hold must be 0 or more tokens, not {self.hold}")
         if self.mode in (Mode.OFF, Mode.MONITOR) and self.hold != 0:
@@ -180,7 +183,13 @@ class Calibrated(Protocol):
         """A policy with the bundle's values where none is given. Raises ValueError."""
 
     def output(
-        self, mode: Mode, *, threshold: float | None = ..., target_fpr: float | None = ..., hold: Hold | None = ...
+        self,
+        mode: Mode,
+        *,
+        threshold: float | None = ...,
+        target_fpr: float | None = ...,
+        hold: Hold | None = ...,
+        certain: float | None = ...,
     ) -> OutputPolicy:
         """How answers are judged, with the bundle's threshold where none is given. Raises ValueError."""
 
@@ -192,7 +201,9 @@ class Fallback(StrEnum):
     """Why an answer ends with the policy's refusal text, and not in the model's words."""
 
     MODE = "mode"  # the policy blocks
+    CERTAIN = "certain"  # its score leaves no doubt
     GRAMMAR = "grammar"  # the answer is JSON or a call, which has no place for a refusal
+    PREFILL = "prefill"  # the answer was begun for the model, and no refusal goes on from there
     SHORT = "short"  # too few tokens are left for one
     UNREADABLE = "unreadable"  # the reader failed, or its score is no number
     AGAIN = "again"  # a steered answer was flagged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from operator import attrgetter
@@ -36,7 +37,7 @@ def make_policy(name: str, terms: PolicySettings, guard: Calibrated | None) -> P
         )
         said = terms.output or OutputSettings()
         mode = said.mode or (policy.mode if guard.watches else Mode.OFF)
-        output = guard.output(mode, threshold=said.threshold, target_fpr=said.target_fpr, hold=said.hold)
+        output = guard.output(mode, **said.model_dump(exclude={"mode"}))
         return replace(policy, output=output, categories=categories)
     except ValueError as error:
         raise PolicyError(f"{_path(name)}{error}") from error
@@ -149,7 +150,8 @@ def _wished_output(policy: Policy, mode: Mode, wish: OutputOptions | None, guard
     if hold is None and now.intervenes and to in (Mode.STEER, Mode.BLOCK):
         hold = now.hold
     try:
-        output = guard.output(to, threshold=threshold, target_fpr=wish.target_fpr, hold=hold)
+        certain = now.certain if wish.certain is None else wish.certain
+        output = guard.output(to, threshold=threshold, target_fpr=wish.target_fpr, hold=hold, certain=certain)
         replace(policy, mode=mode, output=output, eps=policy.eps or guard.eps)
     except ValueError as error:
         raise BadRequest(f"Invalid value for 'guard.output': {error}.", param="guard.output") from None
@@ -207,6 +209,12 @@ def _looser_outputs(new: OutputPolicy, old: OutputPolicy) -> Iterator[str]:
         yield "output.threshold"
     if old.intervenes and not _holds_as_much(new.hold, old.hold):
         yield "output.hold"
+    if old.mode is new.mode is Mode.STEER and _or_never(new.certain) > _or_never(old.certain):
+        yield "output.certain"
+
+
+def _or_never(certain: float | None) -> float:
+    return math.inf if certain is None else certain
 
 
 def _holds_as_much(new: Hold, old: Hold) -> bool:

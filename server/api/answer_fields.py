@@ -36,6 +36,7 @@ class OutputOptions(Strict):
     threshold: Annotated[Number, Field(ge=0, le=1)] | None = None
     target_fpr: Annotated[Number, Field(gt=0, lt=1)] | None = None
     hold: Annotated[Integer, Field(ge=0, le=MAX_HOLD)] | Literal["sentence", "all"] | None = None
+    certain: Annotated[Number, Field(ge=0, le=1)] | None = None
 
 
 class GuardOptions(Strict):

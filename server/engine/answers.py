@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from models.layout import Layout
 from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Work
 from steering.answers import AnswerReader
@@ -19,10 +20,14 @@ logger = logging.getLogger(__name__)
 
 
 class Answers:
-    """Reads the answers whose policies say so, each token in the pass that computes it. Keeps nothing of a request."""
+    """Reads the answers whose policies say so, each token in the pass that computes it. Keeps nothing of a request.
 
-    def __init__(self, reader: AnswerReader | None) -> None:
+    `layout`: finds the layout of a prompt's token ids.
+    """
+
+    def __init__(self, reader: AnswerReader | None, layout: Callable[[Sequence[int]], Layout]) -> None:
         self._reader = reader
+        self._layout = layout
 
     @property
     def layers(self) -> Sequence[int] | None:
@@ -55,7 +60,7 @@ class Answers:
             score = watch.push(value)
             known = request.answer is not None and request.answer.verdict is Verdict.MONITORED
             if not known and is_flagged(score, request.policy.output.threshold):
-                decisions[request] = _decided(request, score)
+                decisions[request] = self._decided(request, score)
         return decisions
 
     def begin_refusal(self, request: OwnRequest) -> None:
@@ -70,33 +75,33 @@ class Answers:
         request.sampler = request.sampler.steered()
         request.watch = self._reader.watch(score)
 
+    def _decided(self, request: OwnRequest, score: float) -> AnswerDecision:
+        tokens = len(request.output_ids)
+        if request.policy.output.mode is Mode.MONITOR:
+            return AnswerDecision(Verdict.MONITORED, score, tokens)
+        fallback = self._fallback(request, score)
+        return AnswerDecision(Verdict.STEERED if fallback is None else Verdict.BLOCKED, score, tokens, fallback)
+
+    def _fallback(self, request: OwnRequest, score: float) -> Fallback | None:
+        """Why a flagged answer cannot go on as a refusal in the model's words; None where it can."""
+        output = request.policy.output
+        reasons = {
+            Fallback.MODE: output.mode is Mode.BLOCK,
+            Fallback.AGAIN: request.eps != 0,
+            Fallback.UNREADABLE: math.isnan(score),
+            Fallback.CERTAIN: output.certain is not None and score >= output.certain,
+            Fallback.GRAMMAR: request.ask.schema is not None,
+            Fallback.SHORT: request.max_tokens - _shown(request) < REFUSAL_TOKENS,
+            Fallback.PREFILL: self._layout(request.prompt.ids).begun,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
 
 def final(request: OwnRequest) -> AnswerDecision | None:
     """What became of a watched answer that ends and was not flagged before; else what is known."""
     if request.watch is None or request.answer is not None:
         return request.answer
     return AnswerDecision(Verdict.PASS, request.watch.score, request.watch.tokens)
-
-
-def _decided(request: OwnRequest, score: float) -> AnswerDecision:
-    tokens = len(request.output_ids)
-    if request.policy.output.mode is Mode.MONITOR:
-        return AnswerDecision(Verdict.MONITORED, score, tokens)
-    fallback = _fallback(request, score)
-    return AnswerDecision(Verdict.STEERED if fallback is None else Verdict.BLOCKED, score, tokens, fallback)
-
-
-def _fallback(request: OwnRequest, score: float) -> Fallback | None:
-    """Why a flagged answer cannot go on as a refusal in the model's words; None where it can."""
-    if request.policy.output.mode is Mode.BLOCK:
-        return Fallback.MODE
-    if request.eps:
-        return Fallback.AGAIN
-    if math.isnan(score):
-        return Fallback.UNREADABLE
-    if request.ask.schema is not None:
-        return Fallback.GRAMMAR
-    return Fallback.SHORT if request.max_tokens - _shown(request) < REFUSAL_TOKENS else None
 
 
 def _shown(request: OwnRequest) -> int:

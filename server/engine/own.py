@@ -71,7 +71,7 @@ class OwnEngine:
         self.scheduler = scheduler
         self.failure: EngineFailed | None = None
         self._judge = Judge(guard, shadow)
-        self._answers = Answers(None if guard is None else guard.answers)
+        self._answers = Answers(None if guard is None else guard.answers, backbone.inputs.layout)
         self.read_prompts()
         self._rows = BackboneRows(backbone)
         info = backbone.info

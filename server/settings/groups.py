@@ -70,6 +70,11 @@ class OutputSettings(_Frozen):
         description="How much of an answer is held back until it is cleared: so many tokens, until its `sentence` "
         "ends, or `all` of it; 16 in the modes `steer` and `block`, else 0.",
     )
+    certain: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="In mode `steer`: score from which a flagged answer ends with the policy's refusal text; none if "
+        "not given.",
+    )
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:

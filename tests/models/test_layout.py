@@ -42,6 +42,17 @@ def test_an_answer_that_begins_with_a_line_break_hides_no_end(backbone: Backbone
 
 
 @every_family
+def test_an_answer_that_was_begun_is_told_from_a_prompt_that_awaits_one(backbone: Backbone) -> None:
+    inputs = backbone.inputs
+    words = inputs.build_text("Sure, here is").ids[-3:]
+    for turns in ([user("one")], [user("one"), answer("yes"), user("two")]):
+        ids = inputs.build(turns, []).ids
+        assert not inputs.layout(ids).begun
+        assert inputs.layout([*ids, *words]).begun
+    assert not inputs.layout(words).begun
+
+
+@every_family
 def test_the_last_token_is_an_end(backbone: Backbone) -> None:
     inputs = backbone.inputs
     for ids in (inputs.build_text("no template at all").ids, inputs.build([user("one")], []).ids, [5], [5, 5]):

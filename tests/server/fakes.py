@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.errors import OutOfRows
+from models.layout import Layout
 from models.prompt import Prompt
 from models.row_sampler import RowSampler, SamplingParams
 from models.vision import Encoded
@@ -22,6 +23,7 @@ from steering.policy import CategoryScore, Mode, Policy
 VOCAB = 50
 EOS = 0
 REFUSAL_TOKEN = 7
+BEGUN = 49  # begins an answer in a prompt
 
 
 @dataclass(eq=False)
@@ -43,6 +45,11 @@ def next_token(history: Sequence[int]) -> int:
     return 1 + sum((i + 1) * token for i, token in enumerate(history)) % (VOCAB - 1)
 
 
+def _layout(ids: Sequence[int]) -> Layout:
+    """A prompt of one turn, within an answer to which it ends where `BEGUN` is in it."""
+    return Layout(len(ids), [len(ids) - 1], [(0, len(ids))], has_image=False, begun=BEGUN in ids)
+
+
 class FakeBackbone:
     """Rows hold their token history; `hidden` [B, 2] is (next token, score read by the guard).
 
@@ -52,7 +59,7 @@ class FakeBackbone:
     def __init__(self, max_rows: int = 8, room: int = 10**9) -> None:
         self.info = SimpleNamespace(eos_ids=frozenset({EOS}), vocab_size=VOCAB)
         self.tokenizer: Any = None
-        self.inputs: Any = SimpleNamespace(layout=lambda _: None)
+        self.inputs: Any = SimpleNamespace(layout=_layout)
         self.reading_seconds = 0.0
         self.max_rows = max_rows
         self.room = room

@@ -180,7 +180,7 @@ class ScriptedGuard:
             threshold = self.threshold_for(options["target_fpr"])
         if hold is None:
             hold = 0 if mode is Mode.MONITOR else 16
-        return OutputPolicy(mode, 0.5 if threshold is None else threshold, hold)
+        return OutputPolicy(mode, 0.5 if threshold is None else threshold, hold, options.get("certain"))
 
     def threshold_for(self, target_fpr: float) -> float:
         if target_fpr not in THRESHOLDS:

@@ -249,6 +249,7 @@ def test_answers_are_watched_as_prompts_are_where_the_bundle_reads_them_and_noth
     assert said(mode="monitor") == OutputPolicy(Mode.MONITOR, 0.5, 0)
     assert said(mode="off") == OutputPolicy()
     assert said(mode="block", target_fpr=0.01, hold="all") == OutputPolicy(Mode.BLOCK, THRESHOLDS[0.01], "all")
+    assert said(certain=0.99) == OutputPolicy(Mode.STEER, 0.5, 16, 0.99)
     assert make_policy("default", PolicySettings(mode=Mode.OFF), Reading()).output == OutputPolicy()
     assert make_policy("default", PolicySettings(mode=Mode.STEER), GUARD).output == OutputPolicy()
 
@@ -280,7 +281,7 @@ def test_settings_of_answers_that_do_not_fit_are_refused(terms: dict[str, Any], 
         make_policy("default", PolicySettings(**terms), Reading())
 
 
-WATCHING = replace(STEER, output=OutputPolicy(Mode.STEER, 0.5, 8))
+WATCHING = replace(STEER, output=OutputPolicy(Mode.STEER, 0.5, 8, certain=0.9))
 
 
 @pytest.mark.parametrize(
@@ -292,6 +293,7 @@ WATCHING = replace(STEER, output=OutputPolicy(Mode.STEER, 0.5, 8))
         ({"target_fpr": 0.01}, "output.target_fpr"),
         ({"hold": 7}, "output.hold"),
         ({"hold": "sentence"}, "output.hold"),
+        ({"certain": 0.95}, "output.certain"),
     ],
 )
 def test_a_request_may_not_loosen_what_is_said_of_answers(wish: dict[str, Any], field: str) -> None:
@@ -304,10 +306,11 @@ def test_a_request_may_not_loosen_what_is_said_of_answers(wish: dict[str, Any], 
 @pytest.mark.parametrize(
     ("wish", "made"),
     [
-        ({"mode": "block"}, OutputPolicy(Mode.BLOCK, 0.5, 8)),
-        ({"threshold": 0.2, "hold": 9}, OutputPolicy(Mode.STEER, 0.2, 9)),
-        ({"hold": "all"}, OutputPolicy(Mode.STEER, 0.5, "all")),
-        ({"target_fpr": 0.05}, OutputPolicy(Mode.STEER, THRESHOLDS[0.05], 8)),
+        ({"mode": "block"}, OutputPolicy(Mode.BLOCK, 0.5, 8, 0.9)),
+        ({"threshold": 0.2, "hold": 9}, OutputPolicy(Mode.STEER, 0.2, 9, 0.9)),
+        ({"hold": "all"}, OutputPolicy(Mode.STEER, 0.5, "all", 0.9)),
+        ({"target_fpr": 0.05}, OutputPolicy(Mode.STEER, THRESHOLDS[0.05], 8, 0.9)),
+        ({"certain": 0}, OutputPolicy(Mode.STEER, 0.5, 8, 0.0)),
     ],
 )
 def test_a_request_may_tighten_what_is_said_of_answers(wish: dict[str, Any], made: OutputPolicy) -> None:

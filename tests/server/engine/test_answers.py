@@ -24,7 +24,7 @@ from tests.reference import stock
 from tests.server.engine.test_engine import HARMFUL, HARMLESS, engine_of, expected, run
 from tests.server.engine.test_engine_on_models import chat_request, serve
 from tests.server.engine.test_followers import begun
-from tests.server.fakes import REFUSAL_TOKEN, FakeBackbone, FakeGuard, ask, own, policy
+from tests.server.fakes import BEGUN, REFUSAL_TOKEN, FakeBackbone, FakeGuard, ask, own, policy
 from tests.server.guards import random_answers, random_guard, rising, token_reader
 from tests.tiny import TinyModels
 
@@ -40,11 +40,18 @@ class Watching(FakeGuard):
 
 
 def watched(
-    name: str, mode: Mode, ids: Sequence[int] = HARMLESS, *, hold: Hold = 0, tokens: int = TOKENS, schema: bool = False
+    name: str,
+    mode: Mode,
+    ids: Sequence[int] = HARMLESS,
+    *,
+    hold: Hold = 0,
+    tokens: int = TOKENS,
+    schema: bool = False,
+    certain: float | None = None,
 ) -> OwnRequest:
     """A request whose answer is watched, and that ends by itself only at its limit of tokens."""
     made = ask(name, ids, max_tokens=tokens, schema=Schema("{}") if schema else None)
-    return own(replace(made, policy=replace(policy(), output=OutputPolicy(mode, 0.5, hold))))
+    return own(replace(made, policy=replace(policy(), output=OutputPolicy(mode, 0.5, hold, certain))))
 
 
 def tokens_until_flagged(ids: Sequence[int] = HARMLESS) -> int:
@@ -111,8 +118,11 @@ def test_what_was_shown_counts_among_the_tokens_of_the_answer(hold: Hold, kept: 
     [
         (watched("short", Mode.STEER, tokens=15, hold="all"), Fallback.SHORT),
         (watched("steered", Mode.STEER, HARMFUL), Fallback.AGAIN),
+        (watched("json", Mode.STEER, schema=True), Fallback.GRAMMAR),
+        (watched("begun", Mode.STEER, [*HARMLESS, BEGUN]), Fallback.PREFILL),
+        (watched("certain", Mode.STEER, certain=0.55), Fallback.CERTAIN),
     ],
-    ids=["short", "again"],
+    ids=["short", "again", "json", "begun", "certain"],
 )
 def test_where_no_refusal_can_follow_the_answer_ends_at_once(request_: OwnRequest, reason: Fallback) -> None:
     # The refusal's own tokens are above this threshold, so that a steered answer is flagged again.
@@ -128,10 +138,11 @@ def test_a_refusal_that_is_flagged_again_ends() -> None:
     assert (answer_of(request).verdict, answer_of(request).reason) == (Verdict.BLOCKED, Fallback.AGAIN)
 
 
-def test_json_has_no_place_for_a_refusal() -> None:
-    request = watched("a", Mode.STEER, schema=True)
+def test_an_answer_goes_on_as_a_refusal_where_it_is_flagged_and_not_for_certain() -> None:
+    request = watched("a", Mode.STEER, hold="all", certain=1.0)
     run(engine_of(FakeBackbone(), Watching()), request)
-    assert answer_of(request).reason is Fallback.GRAMMAR
+    assert 0.5 < answer_of(request).score < 1.0
+    assert answer_of(request).verdict is Verdict.STEERED
 
 
 class Raising(AnswerReader):
