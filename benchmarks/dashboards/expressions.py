@@ -9,7 +9,9 @@ DECISIONS = "autosteer_guard_decisions_total"
 CATEGORIES = "autosteer_guard_categories_total"
 SHADOW = "autosteer_shadow_decisions_total"
 REFUSED = 'decision=~"steered|blocked"'
-BY_POLICY = ("autosteer_guard_", "autosteer_shadow_", "autosteer_policy_")  # but for autosteer_guard_overhead
+FLAGGED = 'decision!="pass"'
+# But for autosteer_guard_overhead.
+BY_POLICY = ("autosteer_guard_", "autosteer_answer_", "autosteer_shadow_", "autosteer_policy_")
 FAILED = 'reason=~"internal_error|not_ready|audit_failed|deadline_exceeded"'
 
 MODEL = Variable("model", "Model", "autosteer_model_info", wild=True)
@@ -79,6 +81,11 @@ def quantiles(metric: str) -> list[Query]:
         Query(f"histogram_quantile({q}, sum by (le) ({per_second(metric + '_bucket')}))", f"p{round(q * 100)}")
         for q in (0.5, 0.95, 0.99)
     ]
+
+
+def heights(metric: str) -> Query:
+    """How many fell into each bucket of a histogram, for a heatmap."""
+    return Query(f"sum by (le) (increase({series(metric + '_bucket')}[{RATE}]))", "{{le}}")
 
 
 def rate(metric: str, by: str, legend: str | None = None) -> Query:

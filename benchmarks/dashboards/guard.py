@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from benchmarks.dashboards.answers import ANSWERED
 from benchmarks.dashboards.expressions import (
     CATEGORIES,
     DECISIONS,
+    FLAGGED,
     INSTANCE,
     MODEL,
     POLICY,
-    RATE,
     REFUSED,
     SHADOW,
     decided,
     differing,
+    heights,
     per_second,
     quantiles,
     rate,
@@ -24,7 +26,6 @@ from benchmarks.dashboards.panels import Dashboard, Levels, Panel, Query, Word
 
 REFUSALS = Levels("green", [(0.05, "orange")])
 SPIKE, ZERO, DRIFT = "AutosteerRefusalRateSpike", "AutosteerRefusalRateZero", "AutosteerScoreDrift"
-FLAGGED = 'decision!="pass"'
 
 GUARD = Dashboard(
     uid="autosteer-guard",
@@ -103,7 +104,7 @@ GUARD = Dashboard(
             [
                 Panel(
                     "Distribution of scores",
-                    [Query(f"sum by (le) (increase({series('autosteer_guard_score_bucket')}[{RATE}]))", "{{le}}")],
+                    [heights("autosteer_guard_score")],
                     "How many requests scored how high, in 20 steps from 0 to 1. Two bands apart: the guard separates "
                     "well. A band that widens towards the threshold: it gets unsure.",
                     kind="heatmap",
@@ -142,6 +143,7 @@ GUARD = Dashboard(
                 ),
             ],
         ),
+        ANSWERED,
         (
             "Categories",
             [
@@ -239,7 +241,7 @@ GUARD = Dashboard(
                 ),
                 Panel(
                     "Scores of the shadow policy",
-                    [Query(f"sum by (le) (increase({series('autosteer_shadow_score_bucket')}[{RATE}]))", "{{le}}")],
+                    [heights("autosteer_shadow_score")],
                     "As the distribution of scores above, by the shadow's bundle.",
                     kind="heatmap",
                 ),

@@ -37,6 +37,8 @@ class AnswerMetrics:
         mode = policy.output.mode
         for verdict in _VERDICTS[mode]:
             self._decisions.labels(policy.name, mode.value, verdict.value)
+        if mode is not Mode.OFF:
+            self._shown.labels(policy.name)
         if policy.output.intervenes:
             self._dropped.labels(policy.name)
             for reason in Fallback:

@@ -102,6 +102,7 @@ def test_every_alert_has_a_panel_that_links_to_its_runbook() -> None:
     ("title", "alert"),
     [
         ("guard: Refusal rate, all policies", "AutosteerRefusalRateSpike"),
+        ("guard: Refusals that failed", "AutosteerRefusalsFail"),
         ("serving: Share of requests that fail", "AutosteerErrorRate"),
         ("serving: Time to first token", "AutosteerFirstTokenSlow"),
         ("serving: Between two tokens", "AutosteerTokensSlow"),
