@@ -28,7 +28,8 @@ class Layout:
     """Of one prompt: its length, the last token of each turn's end, and the runs of text or image tokens.
 
     `ends` rise, and the last of them is the prompt's last token. A run `(begin, end)` holds no control token. `begun`:
-    whether it ends within an answer that was begun for the model.
+    whether it ends within an answer that was begun for the model; `header`: how many tokens at its end are an answer's
+    header.
     """
 
     tokens: int
@@ -36,6 +37,7 @@ class Layout:
     runs: Sequence[tuple[int, int]]
     has_image: bool
     begun: bool = False
+    header: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,21 @@ class LayoutFinder:
         """The layout of a prompt of at least one token."""
         found = np.asarray(ids)
         last = len(found) - 1
-        ends = {last}
-        if self.header:
-            at_end = _places(found, self.header) + len(self.header) - 1 + self.blanks
-            ends |= {min(int(place), last) for place in at_end}
+        headers = _places(found, self.header).tolist() if self.header else []
+        behind = [place + len(self.header) - 1 + self.blanks for place in headers]
         kinds = self.kinds.take(found, mode="clip")
         borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(found)]
         runs = [(begin, end) for begin, end in pairwise(borders) if kinds[begin] != _CONTROL]
-        headed = max(ends - {last}, default=None)
-        begun = headed is not None and bool(runs) and runs[-1][1] > last and runs[-1][0] <= headed + 1
-        return Layout(len(found), sorted(ends), runs, bool((kinds == _IMAGE).any()), begun)
+        awaits = bool(behind) and behind[-1] >= last
+        begun = bool(behind) and not awaits and bool(runs) and runs[-1][1] > last and runs[-1][0] <= behind[-1] + 1
+        return Layout(
+            len(found),
+            sorted({last, *(min(place, last) for place in behind)}),
+            runs,
+            bool((kinds == _IMAGE).any()),
+            begun,
+            len(found) - headers[-1] if awaits else 0,
+        )
 
 
 def _places(ids: NDArray[np.int64], wanted: Sequence[int]) -> NDArray[np.int64]:

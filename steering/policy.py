@@ -72,7 +72,8 @@ class Policy:
     """How requests are judged, and their answers.
 
     `threshold` in [0, 1]: a score at or above it is flagged. `eps` > 0: strength of steering. `categories`: of a
-    flagged request that counts as one of these, the mode in place of `mode`; see `mode_for`. Raises ValueError.
+    flagged request that counts as one of these, the mode in place of `mode`; see `mode_for`. `refusal`: what is said
+    in place of an answer; `translated`: the same in a client's language. Raises ValueError.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Policy:
     expose_scores: bool = False
     output: OutputPolicy = UNWATCHED
     categories: Sequence[tuple[str, Mode]] = ()
+    translated: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 1.0:
@@ -133,6 +135,11 @@ class Policy:
     def in_mode(self, mode: Mode) -> Policy:
         """The policy with this mode, whatever the category."""
         return replace(self, mode=mode, categories=())
+
+    @property
+    def told(self) -> str:
+        """The refusal text as this client is told it."""
+        return self.translated or self.refusal
 
 
 class PolicyError(ValueError):

@@ -60,8 +60,8 @@ def make_policies(settings: Settings, guard: Calibrated | None) -> dict[str, Pol
 
 
 def _check_unguarded(name: str, terms: PolicySettings) -> None:
-    for field in ("threshold", "target_fpr", "eps", "refusal"):
-        if getattr(terms, field) is not None:
+    for field in ("threshold", "target_fpr", "eps", "refusal", "refusals"):
+        if getattr(terms, field) not in (None, {}):
             raise PolicyError(f"{_path(name)}{field} needs a guard; give one with --guard")
     if terms.mode not in (None, Mode.OFF):
         raise PolicyError(f"{_path(name)}mode {terms.mode} needs a guard; give one with --guard")

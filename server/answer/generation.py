@@ -80,7 +80,7 @@ class Generation:
                 self._metrics.answers.flagged(self.request.policy, self.tokens)
             self._fall_back(answer.reason)
         elif self._verdict is Verdict.BLOCKED:
-            self._deltas += self._pipeline.say(self.request.policy.refusal)
+            self._deltas += self._pipeline.say(self.request.policy.told)
             self.close(finish)
         elif self._pipeline.unrefused:
             self._fall_back(Fallback.NOT_BEGUN)
@@ -102,7 +102,7 @@ class Generation:
     def _fall_back(self, reason: Fallback) -> None:
         """The policy's refusal text stands for what is not shown."""
         self._refuse()
-        self._deltas += self._pipeline.say(self.request.policy.refusal)
+        self._deltas += self._pipeline.say(self.request.policy.told)
         self.fallback = reason
         self.close(Finish.CONTENT_FILTER)
 

@@ -31,6 +31,7 @@ class Intake:
     arrived: float
     tenant: int  # who asks, as the engine tells them apart
     schema: Schema | None = None  # the job's own, once it is compiled
+    languages: Sequence[str] = ()  # that the client accepts, the most wanted first
 
 
 class Job(Protocol):

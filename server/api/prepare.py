@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from models.prompt import Prompt
 from models.row_sampler import SamplingParams
 from server.api.answer_fields import AnswerFields
 from server.api.job import Intake
+from server.api.languages import text_for
 from server.api.served import Served
 from server.errors import BadRequest, ContextLengthExceeded
 from server.request import Ask
+from steering.policy import Policy
+
+LAST_TOKENS = 512  # of a prompt, by which its language is known
 
 
 def asks_of(
@@ -24,13 +29,14 @@ def asks_of(
     asks: list[Ask] = []
     for prompt, max_tokens in prompts:
         leader: str | None = None
+        policy = _translated(intake, prompt)
         for _ in range(choices):
             ask = Ask(
                 id=f"{intake.answer_id}.{len(asks)}",
                 prompt=prompt,
                 params=sampling.of_choice(len(asks)),
                 max_tokens=max_tokens,
-                policy=intake.policy,
+                policy=policy,
                 schema=intake.schema,
                 leader=leader,
                 tenant=intake.tenant,
@@ -39,6 +45,25 @@ def asks_of(
             leader = leader or ask.id
             asks.append(ask)
     return asks
+
+
+def _translated(intake: Intake, prompt: Prompt) -> Policy:
+    """The policy with its refusal text in the language of a prompt, where there is one."""
+    if not intake.terms.refusals:
+        return intake.policy
+    text = text_for(intake.terms.refusals, _last_words(intake.served, prompt.ids), intake.languages)
+    return replace(intake.policy, translated=text)
+
+
+def _last_words(served: Served, ids: Sequence[int]) -> str:
+    """The end of what was said last; nothing where there are no words."""
+    layout = served.inputs.layout(ids)
+    for begin, end in reversed(layout.runs):
+        last = min(end, layout.tokens - layout.header)
+        text = served.decoder.decode(ids[max(begin, last - LAST_TOKENS) : max(begin, last)])
+        if any(letter.isalpha() for letter in text):
+            return text
+    return ""
 
 
 def check_room(prompt: Prompt, served: Served, field: str) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from server.settings.groups import nested_model
+from server.settings.groups import is_one_value
 from server.settings.schema import Settings
 from server.settings.sources import GONE
 
@@ -25,7 +25,7 @@ def with_settings(function: Callable[[dict[str, object], Path | None], None]) ->
     def command(config: Path | None = None, **values: object) -> None:
         function({name: value for name, value in values.items() if value not in (None, "")}, config)
 
-    single = {name: field for name, field in Settings.model_fields.items() if nested_model(field) is None}
+    single = {name: field for name, field in Settings.model_fields.items() if is_one_value(field)}
     parameters = [
         _parameter("config", Config),
         *(_parameter(name, _option(name, field)) for name, field in single.items()),

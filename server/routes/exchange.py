@@ -12,6 +12,7 @@ from starlette.responses import Response
 from server.answer.deadline import Deadline
 from server.api.answer import Answer
 from server.api.job import Intake, Job
+from server.api.languages import accepted
 from server.http.streaming import respond, unless_gone
 from server.service import Service
 
@@ -36,7 +37,10 @@ async def _accepted(service: Service, http: HttpRequest, job_of: Callable[[objec
         policy = admission.policy(job.guard, served)
         admission.widen(*job.places)
         answer_id = job.prefix + secrets.token_hex(16)
-        intake = Intake(served, admission.terms, policy, settings, answer_id, arrived, admission.tenant)
+        languages = accepted(http.headers.get("accept-language"))
+        intake = Intake(
+            served, admission.terms, policy, settings, answer_id, arrived, admission.tenant, languages=languages
+        )
         job.check(intake)
         deadline = Deadline.of(http, arrived, settings.request_seconds)
         choices = await unless_gone(http.receive, service.accept(admission, job, intake, deadline))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from server.settings.units import MEBI
-from server.settings.values import AUDIT_SCHEMES, DEFAULT_POLICY, Count, Domain, Name, Seconds, Share, Word
+from server.settings.values import AUDIT_SCHEMES, DEFAULT_POLICY, Count, Domain, Language, Name, Seconds, Share, Word
 from steering.policy import Mode
 
 
@@ -44,6 +44,9 @@ def _audit_url(value: SecretStr) -> SecretStr:
     if scheme == "sqlite" and (parts.netloc or len(parts.path) < 2):
         raise PydanticCustomError("audit_url", "must be sqlite:/// and the path of a file")
     return value
+
+
+RefusalText = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
 class _Frozen(BaseModel):
@@ -122,8 +125,13 @@ class PolicySettings(_Frozen):
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None, description="Steering strength; the bundle's where not given."
     )
-    refusal: Annotated[str, Field(min_length=1, max_length=2000)] | None = Field(
+    refusal: RefusalText | None = Field(
         default=None, description="What a blocked request is told; the bundle's where not given."
+    )
+    refusals: dict[Language, RefusalText] = Field(
+        default={},
+        description="The same in other languages, such as `de: ...`, by the script of what was asked and the client's "
+        "`Accept-Language`.",
     )
     output: OutputSettings | None = Field(
         default=None, description="How answers are watched; as the policy's mode says where the bundle reads answers."
@@ -240,6 +248,11 @@ class MediaSettings(_Frozen):
     seconds: Seconds = Field(default=10.0, description="How long one fetch may take in all.")
     fetches: Count = Field(default=16, description="Fetches at the same time.")
     fetches_per_host: Count = Field(default=8, description="Fetches from one host at the same time.")
+
+
+def is_one_value(field: FieldInfo) -> bool:
+    """Whether a setting is one value, as an option of the command line gives it."""
+    return nested_model(field) is None and get_origin(field.annotation) is not dict
 
 
 def nested_model(field: FieldInfo) -> type[BaseModel] | None:

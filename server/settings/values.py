@@ -23,6 +23,8 @@ ENDPOINT = r"^https?://[^\s@?#]+$"
 Endpoint = Annotated[str, Field(max_length=2000, pattern=ENDPOINT)]
 DEVICE = r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]{1,3})?)$"
 Device = Annotated[str, Field(pattern=DEVICE)]
+LANGUAGE = r"^[a-z]{2,3}$"
+Language = Annotated[str, Field(pattern=LANGUAGE)]
 CHANGE = r"^change-[0-9a-f]{16}$"
 Change = Annotated[str, Field(pattern=CHANGE)]
 # What a value must be, for those who cannot read patterns.
@@ -31,6 +33,7 @@ IN_WORDS = {
     DOMAIN: "must be a domain in lower case, such as images.example.com or *.example.com, without https:// or a path",
     ENDPOINT: "must be a URL such as http://collector:4318, without user, password or query",
     DEVICE: "must be auto, cpu, cuda, cuda:0, mps or xpu",
+    LANGUAGE: "must be a language's two or three letters in lower case, without a region, such as de",
     CHANGE: "must be the change- and digits that a refused reload names",
 }
 Word = Annotated[str, Field(min_length=1, max_length=200)]

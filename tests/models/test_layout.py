@@ -53,6 +53,17 @@ def test_an_answer_that_was_begun_is_told_from_a_prompt_that_awaits_one(backbone
 
 
 @every_family
+def test_what_stands_before_an_answer_s_header_are_the_last_words(backbone: Backbone) -> None:
+    inputs = backbone.inputs
+    ids = inputs.build([user("one"), answer("yes"), user("two three")], []).ids
+    layout = inputs.layout(ids)
+    (begin, end) = next(run for run in reversed(layout.runs) if run[0] < layout.tokens - layout.header)
+    words = backbone.tokenizer.decode(ids[begin : min(end, layout.tokens - layout.header)])
+    assert words.strip().endswith("two three")
+    assert inputs.layout(ids[:-1]).header in (0, layout.header - 1)
+
+
+@every_family
 def test_the_last_token_is_an_end(backbone: Backbone) -> None:
     inputs = backbone.inputs
     for ids in (inputs.build_text("no template at all").ids, inputs.build([user("one")], []).ids, [5], [5, 5]):
