@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from server.cli.main import listen
 from server.http import protocol as http_protocol
 from server.http.connections import connections_within
+from server.http.protocol import BoundedHttpProtocol
 from server.http.server import HttpServer
 from server.settings.schema import Settings
 from tests.server.fakes import as_any
@@ -93,6 +95,46 @@ async def test_a_request_that_offers_another_protocol_is_answered_in_its_own(pie
         received = await until_closed(int(url.rpartition(":")[2]), *sent)
     assert received.count(b"HTTP/1.1 200 OK") == 2, received
     assert received.count(b'"content":"hello"') == 2
+
+
+# much at once ------------------------------------------------------------------------------------------------------
+
+
+async def test_requests_that_are_sent_together_are_answered_one_after_another() -> None:
+    """More than belongs into one head came at once, and 400 then closed the connection under those before."""
+    one = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n"
+    count = 2 * http_protocol.MAX_HEAD_BYTES // len(one)
+    async with server(ScriptedRunner()) as (_, url):
+        last = one.replace(b"host", b"connection: close\r\nhost")
+        received = await until_closed(int(url.rpartition(":")[2]), one * count + last)
+    assert received.count(b"HTTP/1.1 200 OK") == count + 1
+
+
+async def test_a_body_of_many_chunks_is_taken_up_over_many_turns_of_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, turn, parts = asyncio.get_running_loop(), 0, Counter[int]()
+    on_body = BoundedHttpProtocol.on_body
+
+    def counted(self: BoundedHttpProtocol, part: bytes) -> None:
+        parts[turn] += 1
+        on_body(self, part)
+
+    def count_turns() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count_turns)
+
+    monkeypatch.setattr(BoundedHttpProtocol, "on_body", counted)
+    data = orjson.dumps(body("a" * 3_000))
+    coded = offering(b"transfer-encoding: chunked\r\n", last=True)
+    async with server(ScriptedRunner()) as (_, url):
+        count_turns()
+        chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in data) + b"0\r\n\r\n"
+        received = await until_closed(int(url.rpartition(":")[2]), coded + chunks)
+    assert received.startswith(b"HTTP/1.1 200 OK")
+    assert parts.total() == len(data)
+    assert max(parts.values()) < 2 * http_protocol.MOST_PARTS + http_protocol.SLICE // len(b"1\r\n \r\n")
 
 
 # heads -------------------------------------------------------------------------------------------------------------
