@@ -23,6 +23,11 @@ class WantedSchema:
     param: str
 
 
+def unusable(param: str, error: SchemaError) -> BadRequest:
+    """What is told of a schema that no grammar is made of."""
+    return BadRequest(f"Invalid value for '{param}': the schema cannot be used: {error}.", param=param)
+
+
 class Schemas:
     """Compiles schemas, and bounds the memory that those of live requests take. For the event loop's thread."""
 
@@ -47,9 +52,7 @@ class Schemas:
         try:
             return replace(await self._compiler.check(wanted.schema), param=wanted.param)
         except SchemaError as error:
-            raise BadRequest(
-                f"Invalid value for '{wanted.param}': the schema cannot be used: {error}.", param=wanted.param
-            ) from error
+            raise unusable(wanted.param, error) from error
 
     def hold(self, schema: Schema, retry_after: int) -> None:
         """Count a live request's schema, until it is released. Raises TooManyRequests, and counts nothing."""

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag
 
+from models.schema import SchemaError, check_size
 from server.api.fields import HintValue, Strict, Text
+from server.api.schemas import unusable
 from server.errors import BadRequest
 
 MAX_TOOLS = 128
@@ -157,11 +159,21 @@ def tools_of(tools: Sequence[Tool] | None, choice: object, within: str = "functi
             return Tools([_found(known, function.name, f"tool_choice.{within}name")], forced=True)
         case AllowedChoice(allowed_tools=allowed):
             path = "tool_choice.allowed_tools.tools"
-            named = [_found(known, each.function.name, path) for each in allowed.tools]
-            return Tools(named, forced=allowed.mode == "required")
+            names = dict.fromkeys(each.function.name for each in allowed.tools)  # each once, or its schema grows
+            return _checked(Tools([_found(known, name, path) for name in names], forced=allowed.mode == "required"))
         case "none":
             return None
-    return Tools([*known.values()], forced=choice == "required") if known else None
+    return _checked(Tools([*known.values()], forced=choice == "required")) if known else None
+
+
+def _checked(tools: Tools) -> Tools:
+    """The tools; raises BadRequest where the schema of a forced call would be too large to be made of theirs."""
+    try:
+        if tools.forced:
+            check_size({tool.function.name: tool.function.accepts for tool in tools.tools})
+    except SchemaError as error:
+        raise unusable("tools", error) from None
+    return tools
 
 
 def _check_object(function: Function, param: str) -> None:

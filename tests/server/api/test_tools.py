@@ -165,3 +165,21 @@ def test_pieces_of_a_call_of_one_of_several_come_as_they_are_certain(size: int) 
     assert (deltas[0].kind, deltas[0].text) == (Kind.CALL, "weather")
     assert {delta.kind for delta in deltas[1:]} == {Kind.ARGUMENTS}
     assert "".join(delta.text for delta in deltas[1:]) == ARGUMENTS
+
+
+async def test_a_schema_does_not_grow_with_what_is_named_of_the_tools() -> None:
+    """A schema of 64 KiB that is named 128 times held up all others while it was copied as often."""
+
+    def tool(name: str, properties: int) -> dict[str, Any]:
+        parameters = {"properties": {f"p{number}": {"type": "string"} for number in range(properties)}}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    tools = [tool("a", 40), *(tool(name, 1000) for name in "bcdefg")]
+    named = {"type": "function", "function": {"name": "a"}}
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named] * 128}}
+    runner = saying("{}")
+    async with serving(runner) as client:
+        refused = error_of(await chat(client, tools=tools, tool_choice="required"), 400)
+        assert (await chat(client, tools=tools, tool_choice=allowed)).status_code == 200
+    assert refused["param"] == "tools"
+    assert "more than 8192 values" in refused["message"]
