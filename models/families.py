@@ -89,6 +89,8 @@ class Family:
     banned: Callable[[Any], Sequence[int]] | None = None  # ids the model never answers with
     chat_template: str | None = None  # where checkpoints come without one
     tiles_one: bool = False  # an image is cut into tiles only where it is alone
+    # The processor's number of tokens that show a whole image, a square row by row, before any that show parts of it.
+    whole_view: str | None = None
     details: Mapping[str, Detail] = field(default_factory=dict)  # levels to choose from, where there are any
 
     @property
@@ -119,6 +121,7 @@ FAMILIES: dict[str, Family] = {
         features=("pixel_values", "image_sizes", "batch_num_images"),
         parts=_only,
         tiles_one=True,
+        whole_view="num_image_tokens",
         details=_TILES,
     ),
     "chameleon": Family(
@@ -192,6 +195,7 @@ FAMILIES: dict[str, Family] = {
         image_processor="Gemma3ImageProcessorPil",
         features=("pixel_values",),
         token_types="token_type_ids",  # noqa: S106 - the name of an argument
+        whole_view="image_seq_length",
         details=_PAN_AND_SCAN,
     ),
     "internvl": Family(

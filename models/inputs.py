@@ -14,7 +14,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from itertools import groupby
+from math import isqrt
+from typing import Any, NamedTuple
 
 import jinja2
 from PIL import Image
@@ -36,6 +38,14 @@ from models.tool_turns import Reads, in_plain_turns, reads_of, tool_fields
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 _STAND_IN = Image.new("RGB", (1, 1))  # for an image of which all is known
+
+
+class ImageSpan(NamedTuple):
+    """The image tokens `[begin, end)`; the first `side` squared show the whole image, row by row; None: unknown."""
+
+    begin: int
+    end: int
+    side: int | None
 
 
 class InputBuilder:
@@ -75,6 +85,22 @@ class InputBuilder:
     def details(self) -> frozenset[str]:
         """The levels of detail that images may be read at."""
         return frozenset({"auto", *self._family.details})
+
+    def image_spans(self, ids: Sequence[int]) -> list[ImageSpan]:
+        """Where the images of a prompt stand; images without a token between them are one span."""
+        found, begin = [], 0
+        for is_image, run in groupby(ids, lambda token: token == self._image_token_id):
+            end = begin + sum(1 for _ in run)
+            if is_image:
+                side = self._view_side
+                found.append(ImageSpan(begin, end, None if side is None or side**2 > end - begin else side))
+            begin = end
+        return found
+
+    @property
+    def _view_side(self) -> int | None:
+        name = self._family.whole_view
+        return None if name is None else isqrt(getattr(self._processor, name))
 
     def layout(self, ids: Sequence[int]) -> Layout:
         """Where the turns of a prompt end, and what of it is content."""

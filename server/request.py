@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from models.row_sampler import SamplingParams
     from models.sampling import Logprobs
     from steering.policy import AnswerDecision, Decision, Policy, ShadowDecision
+    from steering.token_scores import TokenScores
 
 
 class Finish(StrEnum):
@@ -96,6 +97,7 @@ class Ask:
     schema: Schema | None = None  # that the answer follows
     leader: str | None = None
     tenant: int = 0
+    scores: bool = False  # whether the score at each token of the prompt is wanted
     arrived: float = field(default_factory=monotonic)  # seconds of the monotonic clock
 
 
@@ -111,6 +113,7 @@ class Request:
     decision: Decision | None = None
     shadow: ShadowDecision | None = None  # never acted upon
     answer: AnswerDecision | None = None  # from when its answer is flagged, or has ended; None where nobody watches it
+    token_scores: TokenScores | None = None  # of the prompt, where its ask wants them and it was scored
     cached_tokens: int | None = None  # of the prompt, which the engine knew when the request first ran
     timings: Timings = field(init=False)
 

@@ -13,7 +13,8 @@ from steering.answers import AnswerReader
 from steering.categories import CategoryReader
 from steering.head import RefusalHead
 from steering.policy import CategoryScore
-from steering.readers import Conversation, LastToken
+from steering.readers import Conversation, LastToken, Notes
+from steering.token_scores import TokenScores
 
 if TYPE_CHECKING:
     from steering.manifest import Manifest
@@ -77,7 +78,7 @@ class Guard(nn.Module):
 
     def score(self, notes: Tensor, layout: Layout) -> float:
         """The score in [0, 1] of a prompt, 1 is toxic, of what was read of all its tokens `[T, width]`."""
-        return self.reader.score(notes[:, : self.reader.width].double().cpu().numpy(), layout)
+        return self.reader.score(self._of_reader(notes), layout)
 
     def categorise(self, notes: Tensor, layout: Layout) -> Sequence[CategoryScore]:
         """How much a prompt is of each category, of what was read of all its tokens `[T, width]`; else nothing."""
@@ -85,6 +86,14 @@ class Guard(nn.Module):
             return ()
         at_ends = notes[list(self.reader.ends(layout)), self.reader.width :]
         return self.categories.scores(at_ends.double().cpu().numpy())
+
+    def token_scores(self, notes: Tensor, layout: Layout) -> TokenScores:
+        """The score at each token of a prompt, of what was read of them `[T, width]`."""
+        return self.reader.token_scores(self._of_reader(notes), layout)
+
+    def _of_reader(self, notes: Tensor) -> Notes:
+        """The reader's own numbers, without those of categories."""
+        return notes[:, : self.reader.width].double().cpu().numpy()
 
     @torch.inference_mode()
     def steer(self, hidden: Tensor, eps: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from models.layout import Layout
 from steering.prober import Prober
 from steering.scale import GRID, Scale, logistic, most_unusual
+from steering.token_scores import TokenScores
 
 WINDOW = 8  # tokens
 HIGHEST = 3  # windows whose mean is the score of all
@@ -47,6 +48,11 @@ class LastToken(nn.Module):
     def score(self, notes: Notes, layout: Layout) -> float:  # noqa: ARG002
         """The score in [0, 1] of a prompt with these notes `[T, 1]`."""
         return logistic(float(notes[-1, 0]), 1.0, 0.0)
+
+    def token_scores(self, notes: Notes, layout: Layout) -> TokenScores:
+        """What a prompt would score if it ended at each of its tokens; of this one the last counts."""
+        last = len(notes) - 1
+        return TokenScores(_logistic_of(notes[:, 0], 1.0, 0.0), layout.ends, [(last, last + 1)])
 
 
 class Cell(NamedTuple):
@@ -111,6 +117,25 @@ class Conversation(nn.Module):
         slope, shift = self.logistic.tolist()
         return logistic(both(most_unusual(own, raw)), slope, shift)
 
+    def token_scores(self, notes: Notes, layout: Layout) -> TokenScores:
+        """What a prompt would score by each of its tokens alone: as a turn's end, or in its highest window.
+
+        What counted is the highest end or the highest windows, whichever is more unusual.
+        """
+        end_scale, window_scale, both = self._scales[self.cell(layout)]
+        windows = _windows(notes[:, 1], layout.runs, self.window)
+        unusual = window_scale.each(_highest_around(windows, len(notes)))
+        ends = np.asarray(layout.ends)
+        of_ends = end_scale.each(notes[ends, 0])
+        unusual[ends] = np.maximum(unusual[ends], of_ends)
+        scores = _logistic_of(both.each(unusual), *self.logistic.tolist())
+        highest, mean = self.raw(notes, layout)
+        if end_scale(highest) >= window_scale(mean):
+            at = layout.ends[int(of_ends.argmax())]
+            return TokenScores(scores, layout.ends, [(at, at + 1)])
+        counted = sorted((begin, end) for _, begin, end in sorted(windows)[-HIGHEST:])
+        return TokenScores(scores, layout.ends, counted)
+
     def cell(self, layout: Layout) -> int:
         """The number of a prompt's cell; where none has images, or none has not, that of its length."""
         alike = [n for n, cell in enumerate(self.cells) if cell.has_image == layout.has_image]
@@ -143,6 +168,29 @@ def window_means(values: NDArray[np.float64], runs: Sequence[tuple[int, int]], w
         sums = np.cumsum(np.concatenate(([0.0], values[begin:end])))
         found.append((sums[size:] - sums[:-size]) / size)
     return np.concatenate(found) if found else np.empty(0)
+
+
+def _windows(
+    values: NDArray[np.float64], runs: Sequence[tuple[int, int]], window: int
+) -> list[tuple[float, int, int]]:
+    """Each window of `window_means` with where it begins and ends."""
+    places = [
+        (at, at + min(window, end - begin)) for begin, end in runs for at in range(begin, max(begin, end - window) + 1)
+    ]
+    means = window_means(values, runs, window).tolist()
+    return [(mean, begin, end) for mean, (begin, end) in zip(means, places, strict=True)]
+
+
+def _highest_around(windows: Sequence[tuple[float, int, int]], tokens: int) -> NDArray[np.float64]:
+    """For each of so many tokens the highest mean of a window that it is in; -inf where it is in none."""
+    found = np.full(tokens, -np.inf)
+    for mean, begin, end in windows:
+        np.maximum(found[begin:end], mean, out=found[begin:end])
+    return found
+
+
+def _logistic_of(values: NDArray[np.float64], slope: float, shift: float) -> list[float]:
+    return [logistic(value, slope, shift) for value in values.tolist()]
 
 
 def highest_mean(values: NDArray[np.float64], count: int = HIGHEST) -> float:

@@ -38,9 +38,13 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """`-log p` of a value; NaN of what is no number."""
-        if value <= self.knots[-1]:
-            return float(np.interp(value, self.knots, self.heights))
-        return float(self.heights[-1] + self.slope * (value - self.knots[-1]))
+        return float(self.each(np.float64(value)))
+
+    def each(self, values: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+        """`-log p` of each of several values `[n]`; NaN of what is no number."""
+        within = np.interp(values, self.knots, self.heights)
+        beyond = self.heights[-1] + self.slope * (values - self.knots[-1])
+        return np.where(values <= self.knots[-1], within, beyond)
 
 
 def most_unusual(scales: Sequence[Scale], values: Sequence[float]) -> float:

@@ -49,6 +49,12 @@ class GuardOptions(Strict):
     output: OutputOptions | None = None
 
 
+class ChatGuardOptions(GuardOptions):
+    """What one chat wants its guard to be, and whether the answer tells what the guard saw."""
+
+    scores: bool | None = None
+
+
 def _stops(value: object) -> object:
     if isinstance(value, str):
         value = [value]

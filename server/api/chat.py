@@ -10,7 +10,7 @@ from server.answer.choices import Choices
 from server.answer.parser import Parser
 from server.api.answer_fields import GuardOptions
 from server.api.chat_answer import ChatAnswer
-from server.api.chat_request import ChatCompletionRequest, Moderation, parse_chat_request
+from server.api.chat_request import ChatCompletionRequest, parse_chat_request
 from server.api.job import Intake
 from server.api.moderations import is_openai_moderator
 from server.api.prepare import answer_limit, asks_of, sampling_params
@@ -19,7 +19,7 @@ from server.api.schemas import WantedSchema
 from server.api.served import Served
 from server.api.tool_use import check_tools, ignored_tools, parser_of, told_tools
 from server.api.tools import Tools, forces_call, tools_of
-from server.errors import BadRequest
+from server.errors import BadRequest, Forbidden
 from server.media.images import RequestImages
 from server.request import Ask
 from server.settings.schema import Settings
@@ -84,8 +84,14 @@ class ChatJob:
         return parser_of(self.tools)
 
     def check(self, intake: Intake) -> None:
-        """Raise BadRequest for tools that the model may call or not, where the settings say so."""
+        """Raise BadRequest for tools that may be called or not, Forbidden for scores, where the settings say so."""
         check_tools(self.tools, intake.settings)
+        if self.chat.wants_scores and not intake.terms.token_scores:
+            raise Forbidden(
+                f"'guard.scores' is not for the policy {intake.policy.name!r} (token_scores).",
+                param="guard.scores",
+                code="token_scores_off",
+            )
 
     def images(self, served: Served, settings: Settings) -> Mapping[str, str]:
         """The URLs of the images in all messages. Raises BadRequest if they are too many, or not read."""
@@ -95,10 +101,11 @@ class ChatJob:
         """One request for each choice of the one prompt. Raises BadRequest naming the field and the limit."""
         chat, served, settings = self.chat, intake.served, intake.settings
         sampling = sampling_params(chat, served)
-        policy = moderated_policy(intake.policy, chat.moderation, guarded=served.layer is not None)
+        policy = moderated_policy(intake.policy, chat, guarded=served.layer is not None)
         prompt = Conversation(chat.messages).prompt(served, settings, images, told_tools(self.tools, served))
         limit = answer_limit(chat, prompt, served, settings.default_max_tokens, "messages")
-        return asks_of(replace(intake, policy=policy), [(prompt, limit)], chat.choices, sampling)
+        intake = replace(intake, policy=policy)
+        return asks_of(intake, [(prompt, limit)], chat.choices, sampling, scores=chat.wants_scores)
 
     def answer(self, intake: Intake, choices: Choices) -> ChatAnswer:
         """As a `chat.completion`, or its chunks."""
@@ -108,11 +115,12 @@ class ChatJob:
         return ChatAnswer(intake.answer_id, choices, bare, intake.served, ignored, calls=forces_call(self.tools))
 
 
-def moderated_policy(policy: Policy, moderation: Moderation | None, *, guarded: bool) -> Policy:
+def moderated_policy(policy: Policy, chat: ChatCompletionRequest, *, guarded: bool) -> Policy:
     """The policy of a request that asks to be scored, or blocked where it is flagged. Raises BadRequest."""
-    if moderation is None:
+    moderation = chat.moderation
+    if moderation is None and not chat.wants_scores:
         return policy
-    if not moderation.blocks:
+    if moderation is None or not moderation.blocks:
         return policy.in_mode(Mode.MONITOR) if guarded and policy.mode is Mode.OFF else policy
     if not guarded:
         raise BadRequest(

@@ -41,6 +41,7 @@ from server.api.objects import (
     TokenLogprob,
 )
 from server.api.served import Served
+from server.api.token_scores import token_scores_of
 from server.errors import ApiError
 from server.request import Finish
 from steering.policy import Mode
@@ -104,6 +105,8 @@ class ChatAnswer:
             answer["metadata"] = self._chat.metadata
         if self._shown:
             answer["moderation"] = self._moderation()
+        if self._chat.wants_scores:
+            answer["token_scores"] = token_scores_of(self._first, self._served)
         return answer
 
     def _choice(self, generation: Generation) -> ChatChoice:
@@ -159,10 +162,12 @@ class ChatAnswer:
     # the stream ------------------------------------------------------------------------------------------------
 
     def opening(self) -> bytes:
-        """A chunk for each choice; the first carries the moderation if it is asked for."""
+        """A chunk for each choice; the first carries the moderation and the scores of tokens that are asked for."""
         chunks = [self._chunk(generation, self._role(generation)) for generation in self.choices.generations]
         if self._shown:
             chunks[0]["moderation"] = self._moderation()
+        if self._chat.wants_scores:
+            chunks[0]["token_scores"] = token_scores_of(self._first, self._served)
         return b"".join(map(event, chunks))
 
     def _role(self, generation: Generation) -> ChatDelta:

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, JsonValue
 
-from server.api.answer_fields import AnswerFields, check_least_tokens
+from server.api.answer_fields import AnswerFields, ChatGuardOptions, check_least_tokens
 from server.api.fields import (
     HintFlag,
     HintObject,
@@ -66,6 +66,7 @@ class ChatCompletionRequest(AnswerFields):
     top_logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     moderation: Moderation | None = None
+    guard: ChatGuardOptions | None = None
     metadata: Metadata = None
 
     modalities: Annotated[list[Literal["text"]] | None, only(["text"], why="only ['text'] is supported")] = None
@@ -105,6 +106,11 @@ class ChatCompletionRequest(AnswerFields):
             case JsonSchemaFormat(json_schema=wanted):
                 return wanted.schema_
         return None
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the answer is to tell the score at each token of the prompt."""
+        return self.guard is not None and bool(self.guard.scores)
 
     @property
     def likeliest(self) -> int | None:

@@ -61,6 +61,29 @@ class ChatModeration(TypedDict):
     output: ChatModerationResults | ChatModerationError
 
 
+# what the guard saw -----------------------------------------------------------------------------------------------
+
+
+class ImageTokens(TypedDict):
+    begin: int
+    end: int
+    side: int | None
+
+
+class PromptScores(TypedDict):
+    tokens: list[str]
+    scores: list[float]
+    ends: list[int]
+    counted: list[tuple[int, int]]
+    images: list[ImageTokens]
+
+
+class TokenScoresObject(TypedDict):
+    mode: Literal["off", "monitor", "steer", "block"]
+    threshold: float
+    prompt: PromptScores | None
+
+
 # chat --------------------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +137,7 @@ class ChatCompletion(TypedDict):
     usage: Usage
     metadata: NotRequired[dict[str, str]]
     moderation: NotRequired[ChatModeration]
+    token_scores: NotRequired[TokenScoresObject]
 
 
 class ChatFunctionDelta(TypedDict):
@@ -151,6 +175,7 @@ class ChatCompletionChunk(TypedDict):
     choices: list[ChatChunkChoice]
     usage: NotRequired[Usage | None]
     moderation: NotRequired[ChatModeration]
+    token_scores: NotRequired[TokenScoresObject]
 
 
 # completions -------------------------------------------------------------------------------------------------------

@@ -24,8 +24,13 @@ def asks_of(
     prompts: Iterable[tuple[Prompt, int]],
     choices: int,
     sampling: SamplingParams,
+    *,
+    scores: bool = False,
 ) -> list[Ask]:
-    """The choices of every prompt, each with its limit of tokens; those of one share it, and the decision on it."""
+    """The choices of every prompt, each with its limit of tokens; those of one share it, and the decision on it.
+
+    `scores`: whether the score at each token of a prompt is wanted.
+    """
     asks: list[Ask] = []
     for prompt, max_tokens in prompts:
         leader: str | None = None
@@ -40,6 +45,7 @@ def asks_of(
                 schema=intake.schema,
                 leader=leader,
                 tenant=intake.tenant,
+                scores=scores and leader is None,
                 arrived=intake.arrived,
             )
             leader = leader or ask.id

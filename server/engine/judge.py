@@ -56,6 +56,9 @@ class Judge:
         self._set_decisions(requests, decide([scores.get(request, 0.0) for request in requests], policies, told))
         for request in requests:
             request.timings.guard_seconds = seconds
+        for request, read_of in own.items():
+            if request.ask.scores:
+                request.token_scores = self.guard.token_scores(*read_of)
         if self.shadow is not None:
             self._watch(self.shadow, found, scores)
 

@@ -84,8 +84,8 @@ class LiveRequests:
     def _update(self, live: _Live, update: Update) -> None:
         request = live.request
         if update.state is not None:
-            state = update.state
-            request.decision, request.shadow, request.answer, request.timings, request.cached_tokens = state
+            for name, value in update.state._asdict().items():
+                setattr(request, name, value)
         if update.token is not None:
             request.output_ids.append(update.token)
         if update.finish is not None:

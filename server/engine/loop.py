@@ -268,4 +268,11 @@ class EngineLoop:
 
 
 def _state(request: Request) -> State:
-    return State(request.decision, request.shadow, request.answer, request.timings, request.cached_tokens)
+    return State(
+        request.decision,
+        request.shadow,
+        request.answer,
+        request.timings,
+        request.cached_tokens,
+        request.token_scores,
+    )

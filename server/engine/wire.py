@@ -23,6 +23,7 @@ from server.request import Ask, EngineError, EngineFailed, Finish, Request, Timi
 if TYPE_CHECKING:
     from models.sampling import Logprobs
     from steering.policy import AnswerDecision, Decision, ShadowDecision
+    from steering.token_scores import TokenScores
 
 READ_BYTES = 65_536
 MAX_DESCRIPTORS = 64  # that travel with one piece of data; the system has a limit
@@ -174,6 +175,7 @@ class State(NamedTuple):
     answer: AnswerDecision | None
     timings: Timings
     cached_tokens: int | None
+    token_scores: TokenScores | None = None
 
 
 class Update(NamedTuple):

@@ -140,6 +140,9 @@ class PolicySettings(_Frozen):
         default=None, description="What is done with a flagged request by its category, instead of `mode`."
     )
     expose_scores: bool = Field(default=False, description="Show verdict and score in every answer.")
+    token_scores: bool = Field(
+        default=False, description="Whether a request may ask for the score at each token of its prompt."
+    )
     may_loosen: bool = Field(default=False, description="Whether a request may loosen its policy.")
     completions: Literal["on", "text", "off"] | None = Field(
         default=None,

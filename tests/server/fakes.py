@@ -19,6 +19,7 @@ from server.engine.own_request import OwnRequest
 from server.request import Ask, Schema
 from steering.answers import AnswerReader
 from steering.policy import CategoryScore, Mode, Policy
+from steering.token_scores import TokenScores
 
 VOCAB = 50
 EOS = 0
@@ -166,6 +167,9 @@ class FakeGuard:
 
     def categorise(self, notes: Tensor, layout: object) -> Sequence[CategoryScore]:
         return ()
+
+    def token_scores(self, notes: Tensor, layout: Layout) -> TokenScores:
+        return TokenScores(notes[:, 0].tolist(), layout.ends, [(len(notes) - 1, len(notes))])
 
     def steer(self, hidden: Tensor, eps: Tensor) -> Tensor:
         steered = hidden.clone()

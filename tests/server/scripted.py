@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from models.errors import PromptError
 from models.grammar import plain_json
+from models.inputs import ImageSpan
 from models.layout import Layout
 from models.pixels import ImageFile
 from models.processed import PromptImages
@@ -38,6 +39,7 @@ from server.engine.wire import Parcel
 from server.request import Ask, EngineError, Event, Finish, Request
 from server.settings.schema import Settings
 from steering.policy import UNWATCHED, AnswerDecision, CategoryScore, Decision, Mode, OutputPolicy, Policy, Verdict
+from steering.token_scores import TokenScores
 from tests.exposition import metric_of
 from tests.layouts import layout_of
 from tests.server.fakes import as_any
@@ -113,6 +115,11 @@ class ScriptedInputs:
     def layout(self, ids: Sequence[int]) -> Layout:
         """One turn."""
         return layout_of(len(ids))
+
+    def image_spans(self, ids: Sequence[int]) -> list[ImageSpan]:
+        """One image at the end, if any."""
+        images = list(ids).count(SECRET_SPECIAL)
+        return [ImageSpan(len(ids) - images, len(ids), 2)] if images else []
 
     details = frozenset({"auto", "low", "high"})
     reads = Reads(tools=True, turns=True)
@@ -292,6 +299,9 @@ class ScriptedRunner:
         request.timings.scheduled = request.timings.arrived
         eps = 1.0 if script.verdict is Verdict.STEERED else 0.0
         request.decision = Decision(script.verdict, script.score, eps, script.categories)
+        if request.ask.scores and request.policy.mode is not Mode.OFF:
+            last = len(request.prompt.ids) - 1
+            request.token_scores = TokenScores([0.125] * last + [script.score or 0.0], [last], [(last, last + 1)])
         if request.max_tokens == 0:
             script = replace(script, tokens=())
         for token in list(script.tokens)[: request.max_tokens]:

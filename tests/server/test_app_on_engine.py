@@ -364,3 +364,11 @@ async def test_requests_that_end_in_every_way_leave_no_task_and_no_row() -> None
         assert await app.state.service.engine.drain(WAIT_SECONDS)
         assert asyncio.all_tasks() <= before
         assert backbone.rows == []
+
+
+async def test_the_score_of_the_last_token_is_the_prompts_own() -> None:
+    async with loaded(application_on(Backbone(), token_scores=True)) as client:
+        answer = (await greedy(client, HARMFUL, guard={"scores": True}, moderation={"model": "scripted"})).json()
+    scores = answer["token_scores"]["prompt"]["scores"]
+    assert len(scores) == len(HARMFUL)
+    assert scores[-1] == answer["moderation"]["input"]["results"][0]["category_scores"]["unsafe"]

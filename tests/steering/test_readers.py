@@ -103,6 +103,43 @@ def test_a_prompt_of_control_tokens_alone_has_a_score() -> None:
     assert 0.0 <= reader.score(np.zeros((2, 2)), Layout(2, [1], [], has_image=False)) <= 1.0
 
 
+def test_a_token_scores_what_the_prompt_would_by_it_alone() -> None:
+    reader, layout = conversation(), Layout(30, [9, 29], [(0, 9), (11, 30)], has_image=False)
+    notes = np.random.default_rng(3).normal(size=(30, 2))
+    found = reader.token_scores(notes, layout)
+    for token in range(30):
+        windows = [
+            notes[at : at + 8, 1].mean()
+            for begin, end in layout.runs
+            for at in range(begin, end - 7)
+            if at <= token < at + 8
+        ]
+        end = notes[token, 0] if token in layout.ends else -math.inf
+        assert found.scores[token] == pytest.approx(reader.score_of((end, max(windows, default=-math.inf)), layout))
+    assert found.ends == layout.ends
+
+
+def test_what_counted_is_the_most_unusual_end_or_the_highest_windows() -> None:
+    reader, layout = conversation(), layout_of(30, 9)
+    notes = np.zeros((30, 2))
+    notes[9, 0] = 50.0
+    assert reader.token_scores(notes, layout).counted == [(9, 10)]
+    notes[9, 0], notes[12:20, 1] = 0.0, 50.0
+    found = reader.token_scores(notes, layout)
+    assert found.counted == [(11, 19), (12, 20), (13, 21)]
+    assert int(np.argmax(found.scores)) in range(11, 21)
+
+
+def test_of_the_last_token_s_reader_the_last_token_counts() -> None:
+    notes, layout = np.array([[0.0], [math.nan], [2.0]]), layout_of(3, 1)
+    reader = LastToken(Prober(4))
+    found = reader.token_scores(notes, layout)
+    assert found.scores[0] == 0.5
+    assert math.isnan(found.scores[1])
+    assert found.scores[2] == reader.score(notes, layout)
+    assert (found.ends, found.counted) == ([1, 2], [(2, 3)])
+
+
 def whole(**changes: object) -> Manifest:
     """The manifest of a bundle that reads conversations."""
     cells = [CellSpec(**cell._asdict()) for cell in CELLS]

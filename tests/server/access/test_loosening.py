@@ -112,6 +112,7 @@ def at_least_as_strict(new: Client, old: Client) -> bool:
         all((getattr(new.terms, each) or inf) <= (getattr(old.terms, each) or inf) for each in limits)
         and new.terms.may_loosen <= old.terms.may_loosen
         and new.terms.expose_scores <= old.terms.expose_scores
+        and new.terms.token_scores <= old.terms.token_scores
     )
 
 
@@ -218,6 +219,7 @@ def put(value: object, *path: Any) -> Callable[[dict[str, Any]], None]:
         (drop("policies", "strict", "tokens_per_minute"), "policies.strict: tokens_per_minute 9000 -> unlimited"),
         (put(True, "policies", "strict", "may_loosen"), "policies.strict: may_loosen false -> true"),
         (put(True, "policies", "strict", "expose_scores"), "policies.strict: expose_scores false -> true"),
+        (put(True, "policies", "strict", "token_scores"), "policies.strict: token_scores false -> true"),
         (put("on", "completions"), "completions text -> on"),
         (put("off", "policies", "research", "mode"), "policies.research: mode monitor -> off"),
         (drop("metrics_key"), "metrics_key: true -> false"),

@@ -42,6 +42,7 @@ GOOD: dict[str, tuple[str, dict[str, Any]]] = {
     "chat with all that an answer can have": (
         CHAT, body("x", logprobs=True, top_logprobs=20, metadata={"k": "v"}, **FULL, **MODERATED)
     ),
+    "chat of scored tokens": (CHAT, body("x", PICTURE, guard={"scores": True})),
     "chat of named messages": (CHAT, {"model": MODEL, "messages": NAMED, "max_completion_tokens": 3}),
     "chat that is refused": (CHAT, body("bad", logprobs=True, **MODERATED)),
     "chat that calls": (
@@ -97,7 +98,7 @@ def closed(schema: Any) -> Any:
 @pytest.mark.parametrize("name", GOOD)
 async def test_a_body_and_its_answer_are_as_documented(name: str) -> None:
     path, data = GOOD[name]
-    async with serving(ScriptedRunner(answer=answers), completions="on") as client:
+    async with serving(ScriptedRunner(answer=answers), completions="on", token_scores=True) as client:
         documented = await operation(client, path)
         response = await client.post(path, json=data)
     check(data, documented["requestBody"]["content"]["application/json"]["schema"])
@@ -108,7 +109,7 @@ async def test_a_body_and_its_answer_are_as_documented(name: str) -> None:
 @pytest.mark.parametrize("name", STREAMS)
 async def test_every_event_of_a_stream_is_as_documented(name: str) -> None:
     path, data = GOOD[name]
-    async with serving(ScriptedRunner(answer=answers), completions="on") as client:
+    async with serving(ScriptedRunner(answer=answers), completions="on", token_scores=True) as client:
         content = (await operation(client, path))["responses"]["200"]["content"]
         response = await client.post(path, json={**data, "stream": True, "stream_options": {"include_usage": True}})
     kind = response.headers["content-type"].split(";")[0]
