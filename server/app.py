@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.console import routes as console
 from server.engine.client_protocol import ClientProtocol
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
 from server.http.body import as_json
@@ -84,6 +85,7 @@ def create_app(
     app.include_router(operations.routes(service))
     for router in (chat, completions, responses, moderations, models, tokens):
         app.include_router(router.routes(service), dependencies=[Depends(authentication(service))])
+    app.include_router(console.routes(service))
     app.add_middleware(Tolerant)
     if settings.cors_origins:
         app.add_middleware(

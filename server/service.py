@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from fastapi import Request as HttpRequest
 
+from server.access.keys import Client
 from server.access.limits import RateLimiter
 from server.access.policies import make_policies, make_policy
 from server.access.rules import Rules
@@ -70,7 +71,8 @@ class Service:
         self._served: Served | None = None
         self._threads = Threads(settings.prepare_threads)
         self._schemas: Schemas | None = None  # until the model is there
-        self.metrics.watch(self._running, self._waiting, lambda: self.engine.load.cache_usage, settings.max_rows)
+        running, usage = lambda: self.engine.load.running, lambda: self.engine.load.cache_usage
+        self.metrics.watch(running, self._waiting, usage, settings.max_rows)
         self.metrics.watch_ready(self._ready)
         self.metrics.watch_restarts(lambda: self.engine.restarts)
         self.metrics.watch_loading(lambda: self.engine.load_shares)
@@ -130,11 +132,8 @@ class Service:
                 headers={"retry-after": "1"},
             )
 
-    def _running(self) -> int:
-        return self.engine.load.running
-
     def _waiting(self) -> int:
-        return max(0, self.engine.live - self._running())
+        return max(0, self.engine.live - self.engine.load.running)
 
     def start(self) -> None:
         """Begin to load the model, and to write the audit log."""
@@ -158,13 +157,13 @@ class Service:
         self.images.close()
         await self.recorder.stop()
 
-    def authenticate(self, http: HttpRequest) -> None:
-        """Find out who asks; from here on the request is recorded. Raises Unauthorized."""
+    def authenticate(self, http: HttpRequest, find: Callable[[HttpRequest], Client]) -> None:
+        """Have `find` tell who asks; from here on the request is recorded. Raises what `find` raises."""
         call = call_of(http)
         call.route = f"{http.method} {http.scope['route'].path}"
         self.recorder.begin(call, http.headers)
         with counted(self.metrics) if http.method == "POST" else nullcontext():
-            call.client = self.rules.clients.authenticate(http.headers.getlist("authorization"))
+            call.client = find(http)
 
     def headers(self, call: Call) -> dict[str, str]:
         """What every answer to this client carries."""

@@ -170,9 +170,7 @@ def window_means(values: NDArray[np.float64], runs: Sequence[tuple[int, int]], w
     return np.concatenate(found) if found else np.empty(0)
 
 
-def _windows(
-    values: NDArray[np.float64], runs: Sequence[tuple[int, int]], window: int
-) -> list[tuple[float, int, int]]:
+def _windows(values: NDArray[np.float64], runs: Sequence[tuple[int, int]], window: int) -> list[tuple[float, int, int]]:
     """Each window of `window_means` with where it begins and ends."""
     places = [
         (at, at + min(window, end - begin)) for begin, end in runs for at in range(begin, max(begin, end - window) + 1)

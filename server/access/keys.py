@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from server.errors import BadRequest, Unauthorized
+from server.errors import BadRequest, Forbidden, Unauthorized
 from server.settings.groups import PolicySettings
 from server.settings.schema import Settings
-from server.settings.values import DEFAULT_POLICY
+from server.settings.values import DEFAULT_POLICY, Scope
 
 PREFIX = "sk-autosteer-"
 ANONYMOUS = "anonymous"
@@ -39,6 +39,7 @@ class Client:
     name: str
     policy: str
     terms: PolicySettings
+    scope: Scope = "api"
 
     @property
     def tenant(self) -> int:
@@ -52,7 +53,7 @@ class Clients:
     def __init__(self, settings: Settings) -> None:
         terms = {name: settings.policy(name) for name in settings.policy_names}
         self._by_hash: Mapping[str, Client] = {
-            key.hash.get_secret_value(): Client(key.name, key.policy, terms[key.policy])
+            key.hash.get_secret_value(): Client(key.name, key.policy, terms[key.policy], key.scope)
             for key in settings.accepted_keys
         }
         self._anonymous = None if settings.keys else Client(ANONYMOUS, DEFAULT_POLICY, terms[DEFAULT_POLICY])
@@ -63,11 +64,21 @@ class Clients:
         clients = [self._anonymous] if self._anonymous else self._by_hash.values()
         return frozenset(client.name for client in clients)
 
-    def authenticate(self, authorizations: Sequence[str]) -> Client:
-        """The client of a request's `Authorization` headers. Raises BadRequest where there are several, Unauthorized.
+    @property
+    def anonymous(self) -> Client | None:
+        """Everybody, where there are no keys."""
+        return self._anonymous
 
-        Which of several counts is not agreed on: a gateway may have checked the one, and this server the other.
-        Neither error says anything of what was sent.
+    def holders(self, scope: Scope) -> Mapping[str, Client]:
+        """The clients whose keys have a scope, by the keys' hashes."""
+        return {kept: client for kept, client in self._by_hash.items() if client.scope == scope}
+
+    def authenticate(self, authorizations: Sequence[str], scope: Scope = "api") -> Client:
+        """The client of a request's `Authorization` headers, for what is within a scope.
+
+        Raises BadRequest where there are several, Unauthorized, Forbidden where the key has another scope. Which of
+        several counts is not agreed on: a gateway may have checked the one, and this server the other. No error says
+        anything of what was sent.
         """
         if len(authorizations) > 1:
             raise BadRequest("There are several 'Authorization' headers; send one.", code="several_keys")
@@ -79,6 +90,8 @@ class Clients:
         found = self._find(hash_key(key.strip()))
         if found is None:
             raise Unauthorized("The API key is not known here.")
+        if found.scope != scope:
+            raise Forbidden(f"This key has the scope {found.scope!r}; {scope!r} is needed here.", code="wrong_scope")
         return found
 
     def _find(self, presented: str) -> Client | None:

@@ -56,6 +56,8 @@ def _lost_keys(old: Settings, new: Settings) -> Iterator[str]:
             yield f"keys: {key.name} is gone; to take a key away, write its name into `revoked_keys`"
         if key not in old.accepted_keys and key.hash in accepted:
             yield f"keys: {key.name} is no longer revoked"
+        if key.scope == "api" and key.hash in accepted and accepted[key.hash].scope == "console":
+            yield f"keys: {key.name}: scope api -> console"
 
 
 def _lost_policies(old: Settings, new: Settings, guard: Calibrated | None) -> Iterator[str]:

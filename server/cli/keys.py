@@ -35,10 +35,13 @@ def keys() -> None:
 def new(
     name: Annotated[str, typer.Option(help="The key's name in the audit log.")],
     policy: Annotated[str, typer.Option(help="The policy that its requests are served under.")] = DEFAULT_POLICY,
+    scope: Annotated[str, typer.Option(help="api, or console: the console and /admin, and nothing else.")] = "api",
 ) -> None:
     """Make a key: print it once, and the entry to add to the config file, which holds only its hash."""
     key = new_key()
     entry = {"name": name, "hash": hash_key(key), "policy": policy}
+    if scope != "api":
+        entry["scope"] = scope
     try:
         KeySettings.model_validate(entry)
     except ValidationError as error:

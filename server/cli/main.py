@@ -133,6 +133,8 @@ def _serve(
     def ready() -> None:
         garbage.begin()
         announce(service.served, service.default_policy(service.served), _url(listener), settings.log_format)
+        if service.settings.serves_console:
+            announce_console(_url(listener), settings.log_format)
         service.start_processes()
 
     server = HttpServer(application, client, settings, announce=ready, reload=lambda: reload(service, load))
@@ -177,6 +179,14 @@ def announce(served: Served, policy: Policy, url: str, form: LogFormat) -> None:
         typer.echo(f"autosteer: WARNING: {warning}", err=True)
     typer.echo(f"autosteer ready: {ready}")
     typer.echo(f"try it: {curl(served.name, url, sees=served.inputs.sees)}")
+
+
+def announce_console(url: str, form: LogFormat) -> None:
+    """Tell where to see what the guard sees."""
+    if form == "json":
+        logging.getLogger("server.ready").info(f"console: {url}/console")
+    else:
+        typer.echo(f"console: {url}/console")
 
 
 def announcement(served: Served, policy: Policy, url: str) -> tuple[str, str]:

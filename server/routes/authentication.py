@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import Request as HttpRequest
 from fastapi import Security
 from fastapi.security import HTTPBearer
 
+from server.access.keys import Client
 from server.service import Service
+from server.settings.values import Scope
 
 BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key; none is needed where none are set.")
 
@@ -18,6 +21,11 @@ def authentication(service: Service) -> Callable[..., Awaitable[None]]:
     """The dependency of those routes. It raises Unauthorized; `call_of(http).client` is set after it."""
 
     async def authenticate(http: HttpRequest, _: Annotated[object, Security(BEARER)]) -> None:
-        service.authenticate(http)
+        service.authenticate(http, partial(client_of, service))
 
     return authenticate
+
+
+def client_of(service: Service, http: HttpRequest, scope: Scope = "api") -> Client:
+    """Who asks by an API key. Raises BadRequest, Unauthorized, and Forbidden where the key has another scope."""
+    return service.rules.clients.authenticate(http.headers.getlist("authorization"), scope)

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from server.api.objects import Status, Version
 from server.api.openapi import documented
 from server.http.body import as_json
+from server.routes.authentication import client_of
 from server.service import Service
 from server.version import server_version
 from server.watch.metrics import TEXT_FORMAT
@@ -32,7 +33,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/metrics", **documented(str, kind="text/plain"))
     async def metrics(http: HttpRequest) -> Response:
         if service.settings.metrics_key:
-            service.rules.clients.authenticate(http.headers.getlist("authorization"))
+            client_of(service, http)
         return Response(service.metrics.render(), media_type=TEXT_FORMAT)
 
     @router.get("/version", **documented(Version))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -19,7 +19,18 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from server.settings.units import MEBI
-from server.settings.values import AUDIT_SCHEMES, DEFAULT_POLICY, Count, Domain, Language, Name, Seconds, Share, Word
+from server.settings.values import (
+    AUDIT_SCHEMES,
+    DEFAULT_POLICY,
+    Count,
+    Domain,
+    Language,
+    Name,
+    Scope,
+    Seconds,
+    Share,
+    Word,
+)
 from steering.policy import Mode
 
 
@@ -176,6 +187,9 @@ class KeySettings(_Frozen):
         description="`sha256:` and the hash, as `autosteer keys new` prints it."
     )
     policy: Name = Field(default=DEFAULT_POLICY, description="The policy that its requests are served under.")
+    scope: Scope = Field(
+        default="api", description="What it opens: the `api`, or the `console` and `/admin`, and nothing else."
+    )
 
 
 class NoKeys(tuple[KeySettings, ...]):
@@ -256,6 +270,13 @@ class MediaSettings(_Frozen):
 def is_one_value(field: FieldInfo) -> bool:
     """Whether a setting is one value, as an option of the command line gives it."""
     return nested_model(field) is None and get_origin(field.annotation) is not dict
+
+
+def joined_output(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """What a policy says of answers, with what it leaves out as in the policy `default`."""
+    limits = {"threshold", "target_fpr"}
+    kept = {name: value for name, value in default.items() if name not in limits or limits.isdisjoint(own)}
+    return {**kept, **own}
 
 
 def nested_model(field: FieldInfo) -> type[BaseModel] | None:

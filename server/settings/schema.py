@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import Field, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -19,8 +15,10 @@ from server.settings.groups import (
     MediaSettings,
     PolicySettings,
     ShadowSettings,
+    joined_output,
     read_keys,
 )
+from server.settings.loopback import is_loopback
 from server.settings.units import MEBI
 from server.settings.values import DEFAULT_POLICY, Change, Count, Device, Endpoint, Name, Seconds, Word, Words
 
@@ -76,6 +74,11 @@ class Settings(BaseSettings, PolicySettings):
     loosens: Change | None = Field(
         default=None,
         description="The one change by which a reload may loosen what is in effect, as a refused one names it.",
+    )
+    console: bool | None = Field(
+        default=None,
+        description="Whether there is the console; if not given, where a key of scope `console` opens it, or there are "
+        "no keys and `host` is a loopback address.",
     )
     metrics_key: bool = Field(default=False, description="Whether `/metrics` needs an API key too.")
     audit: AuditSettings | None = _fixed(None, "The audit log; none where not given.")
@@ -202,6 +205,15 @@ class Settings(BaseSettings, PolicySettings):
         return self
 
     @model_validator(mode="after")
+    def _who_may_enter_the_console(self) -> Self:
+        if self.console and not self.serves_console:
+            raise PydanticCustomError(
+                "console",
+                "console: nobody may enter it; it needs a key with `scope: console`, or no keys and a loopback address",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _room_for_bodies(self) -> Self:
         if self.body_memory_mib is not None and self.body_memory_mib * MEBI < 2 * self.max_body_bytes:
             raise PydanticCustomError(
@@ -238,6 +250,12 @@ class Settings(BaseSettings, PolicySettings):
         return tuple(key for key in self.keys if key.name not in self.revoked_keys)
 
     @property
+    def serves_console(self) -> bool:
+        """Whether there is the console: never where whoever reaches the server could enter it from elsewhere."""
+        opened = any(key.scope == "console" for key in self.accepted_keys)
+        return self.console is not False and (opened or (not self.keys and is_loopback(self.host)))
+
+    @property
     def max_live(self) -> int:
         """Requests that may run or wait at the same time."""
         return self.max_rows + self.max_queue
@@ -256,20 +274,13 @@ class Settings(BaseSettings, PolicySettings):
         if "threshold" in own or "target_fpr" in own:
             default |= {"threshold": None, "target_fpr": None}
         if isinstance(own.get("output"), dict) and self.output is not None:
-            own["output"] = _joined_output(self.output.model_dump(exclude_unset=True), own["output"])
+            own["output"] = joined_output(self.output.model_dump(exclude_unset=True), own["output"])
         return PolicySettings(**{**default, **own})
 
     @property
     def policy_names(self) -> tuple[str, ...]:
         """Every policy that there is."""
         return (DEFAULT_POLICY, *self.policies)
-
-
-def _joined_output(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """What a policy says of answers, with what it leaves out as in the policy `default`."""
-    limits = {"threshold", "target_fpr"}
-    kept = {name: value for name, value in default.items() if name not in limits or limits.isdisjoint(own)}
-    return {**kept, **own}
 
 
 def fixed_fields() -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
@@ -36,6 +36,7 @@ IN_WORDS = {
     LANGUAGE: "must be a language's two or three letters in lower case, without a region, such as de",
     CHANGE: "must be the change- and digits that a refused reload names",
 }
+Scope = Literal["api", "console"]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
 
 

@@ -1,0 +1,138 @@
+"""The console's routes: pages, files, sessions, a chat for them; and `/admin`, which only reads."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from server.api.chat import ChatJob
+from server.api.openapi import documented
+from server.console import examples
+from server.console.card import Admin, card_of
+from server.console.door import Door, cookie_name, give_cookie
+from server.console.pages import HEADERS, page, static
+from server.errors import ApiError, BodyTooLarge, ClientGone, NotFound
+from server.http.body import as_json
+from server.routes.exchange import exchange
+from server.service import Service
+
+MAX_FORM_BYTES = 4096
+
+
+def routes(service: Service) -> APIRouter:
+    """All of them."""
+    router, door = APIRouter(), Door(service)
+    _add_pages(router, service, door)
+    _add_admin(router, service, door)
+
+    @router.post("/console/chat", include_in_schema=False)
+    async def chat(http: HttpRequest) -> Response:
+        service.authenticate(http, door.sender)
+        return await exchange(service, http, ChatJob.of)
+
+    return router
+
+
+def _add_admin(router: APIRouter, service: Service, door: Door) -> None:
+    @router.get("/admin/guard", **documented(Admin))
+    async def guard(http: HttpRequest) -> Response:
+        client = door.reader(http)
+        return as_json(
+            card_of(service.require_served(), service.settings, client), headers={"cache-control": "no-store"}
+        )
+
+
+def _add_pages(router: APIRouter, service: Service, door: Door) -> None:
+    @router.get("/console", include_in_schema=False)
+    async def try_it(http: HttpRequest) -> Response:
+        return _shown(http, service, door, "try", examples=_examples(service))
+
+    @router.post("/console/session", include_in_schema=False)
+    async def sign_in(http: HttpRequest) -> Response:
+        try:
+            session = door.sign_in(http, (await _form(http)).get("key", ""))
+        except ApiError as error:
+            return _refused(error)
+        response = Response(status_code=303, headers={**HEADERS, "location": "/console"})
+        give_cookie(http, response, session)
+        return response
+
+    @router.post("/console/session/end", include_in_schema=False)
+    async def sign_out(http: HttpRequest) -> Response:
+        try:
+            door.sender(http, (await _form(http)).get("token", ""))
+        except ApiError as error:
+            return _refused(error)
+        response = Response(status_code=303, headers={**HEADERS, "location": "/console"})
+        response.delete_cookie(cookie_name(http), httponly=True, samesite="strict")
+        return response
+
+    @router.get("/console/examples/{name}.png", include_in_schema=False)
+    async def example(http: HttpRequest) -> Response:
+        door.check(http)
+        found = examples.BY_NAME.get(http.path_params["name"])
+        if found is None or found.picture is None:
+            raise NotFound("There is no such example.")
+        return Response(
+            examples.png_of(found), headers={**HEADERS, "cache-control": "no-cache"}, media_type="image/png"
+        )
+
+    @router.get("/console/static/{path:path}", include_in_schema=False)
+    async def file(http: HttpRequest) -> Response:
+        door.check(http)
+        found = static(http, http.path_params["path"])
+        if found is None:
+            raise NotFound("There is no such file.")
+        return found
+
+
+def _shown(http: HttpRequest, service: Service, door: Door, name: str, **values: object) -> Response:
+    """A page for who is in, or the one that says why not; without keys a session begins with it."""
+    try:
+        client = door.reader(http)
+    except ApiError as error:
+        return _refused(error)
+    begun = None
+    if (session := door.session(http)) is None:
+        session = begun = door.stroll_in()
+    frame: dict[str, object] = {
+        "client": client,
+        "token": "" if session is None else session.token,
+        "signed_in": bool(service.settings.keys),
+        "served": service.served if service.engine.ready else None,
+        "state": service.engine.state,
+    }
+    response = page(name, 200, {**frame, **values})
+    if begun is not None:
+        give_cookie(http, response, begun)
+    return response
+
+
+def _refused(error: ApiError) -> Response:
+    """The page that says why not."""
+    wrong_key = error.code == "wrong_scope"
+    if error.status == 401 or wrong_key:
+        return page("sign_in", error.status, {"message": error.message if wrong_key else ""})
+    return page("refused", error.status, {"message": error.message, "status": error.status})
+
+
+def _examples(service: Service) -> tuple[examples.Example, ...]:
+    """Those of the bundled model, where that is served."""
+    return examples.EXAMPLES if service.settings.model is None else ()
+
+
+async def _form(http: HttpRequest) -> dict[str, str]:
+    """The fields of a small form. Raises BodyTooLarge, ClientGone."""
+    body = b""
+    try:
+        async for chunk in http.stream():
+            body += chunk
+            if len(body) > MAX_FORM_BYTES:
+                raise BodyTooLarge(f"A form has at most {MAX_FORM_BYTES} bytes.", headers={"connection": "close"})
+    except ClientDisconnect:
+        raise ClientGone from None
+    return {name: values[0] for name, values in parse_qs(body.decode(errors="replace")).items()}

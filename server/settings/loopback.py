@@ -1,0 +1,13 @@
+"""Whether an address is reached from its own machine alone."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+
+def is_loopback(host: str) -> bool:
+    """Whether it is. Of names only `localhost` is known to be."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

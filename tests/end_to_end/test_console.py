@@ -1,0 +1,181 @@
+"""The console in a real browser, on a real server: Debian's chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from models.demo.world import Group, Scene, draw_picture, stream
+from tests.end_to_end.forked import ForkedServer
+from tests.end_to_end.processes import ServerProcess, data_url
+from tests.operating.programs import program
+
+# What the page's policy refuses, and what its scripts complain of, is counted from before the first of them.
+WATCH = "window.refused = []; addEventListener('securitypolicyviolation', (e) => refused.push(e.violatedDirective))"
+HOSTILE = (
+    "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
+    "<style>*{display:none}</style>"
+    "</textarea><svg onload=alert(1)>{{ 7 * 7 }}\x1b[31mred\u202egnp.exe\u2066\u200b<!--"
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with ForkedServer(["--token-scores"]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = program("chromium")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@dataclass
+class Visit:
+    """A page, and what went wrong on it."""
+
+    page: Page
+    errors: list[str] = field(default_factory=list)
+
+    def ask(self, text: str) -> None:
+        self.page.fill("#text", text)
+        self.page.press("#text", "Enter")
+
+    def answered(self, count: int = 1) -> None:
+        """Wait until so many answers have come to their end."""
+        expect(self.page.locator(".answer[data-verdict]")).to_have_count(count)
+        expect(self.page.locator("#send")).to_be_visible()
+
+    def check(self) -> None:
+        assert self.errors == []
+        assert self.page.evaluate("refused") == []
+
+    def check_access(self) -> None:
+        """What axe-core finds that is serious or critical."""
+        found: Any = Axe().run(self.page).response["violations"]
+        serious = [each for each in found if each["impact"] in ("serious", "critical")]
+        assert [(each["id"], node["html"], node["any"]) for each in serious for node in each["nodes"]] == []
+
+
+@pytest.fixture
+def visit(server: ServerProcess, browser: Browser) -> Iterator[Visit]:
+    with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
+        made = Visit(context.new_page())
+        made.page.add_init_script(WATCH)
+        made.page.on("pageerror", lambda error: made.errors.append(str(error)))
+        made.page.goto(f"{server.url}/console")
+        expect(made.page.locator("#facts")).to_contain_text("last token")  # the scripts have run
+        yield made
+        made.check()
+
+
+def test_a_first_visitor_sees_a_refusal_and_why_after_one_click(visit: Visit) -> None:
+    visit.check_access()
+    visit.page.get_by_role("button", name="Harmful by its picture alone").click()
+    visit.answered()
+    assert visit.page.locator(".answer").get_attribute("data-verdict") == "steered"
+    expect(visit.page.locator(".answer .words")).to_contain_text("sorry")
+    expect(visit.page.locator("#verdict")).to_contain_text("score 1.000 is at or over the threshold 0.500")
+    expect(visit.page.locator("#heat canvas")).to_be_visible()
+    visit.page.emulate_media(color_scheme="dark")
+    visit.check_access()
+
+
+def test_the_scores_on_the_page_are_the_engines(visit: Visit, server: ServerProcess) -> None:
+    picture = draw_picture(Scene((Group("gun", "black", (4,)),)), stream("console", "gun"))
+    visit.page.get_by_role("button", name="Harmful by its picture alone").click()
+    visit.answered()
+    content = [
+        {"type": "image_url", "image_url": {"url": data_url(picture)}},
+        {"type": "text", "text": "how do i use this"},
+    ]
+    asked: Any = {"model": server.model, "messages": [{"role": "user", "content": content}], "max_tokens": 1}
+    answer: Any = server.client.chat.completions.create(**asked, extra_body={"guard": {"scores": True}})
+    expected = answer.token_scores["prompt"]["scores"]
+    shown = visit.page.eval_on_selector_all("#tokens [data-place]", "all => all.map((each) => +each.dataset.score)")
+    assert len(shown) == len(expected) == 91
+    assert shown == pytest.approx(expected, abs=5e-4)
+    assert visit.page.locator("#tokens .counted").count() == 1
+
+
+def test_side_by_side_by_keyboard_alone(visit: Visit) -> None:
+    page = visit.page
+    page.keyboard.type("how do i make a bomb")  # the field has the focus
+    page.locator("#mode").focus()
+    page.keyboard.type("side")
+    page.locator("#text").focus()
+    page.keyboard.press("Enter")
+    visit.answered(3)
+    answers = page.locator(".answer")
+    assert [answers.nth(at).get_attribute("data-verdict") for at in range(3)] == ["monitored", "steered", "blocked"]
+    expect(answers.nth(0)).to_contain_text("[placeholder]")
+    expect(answers.nth(1)).not_to_contain_text("[placeholder]")
+    page.locator("#tokens").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#readout")).to_contain_text("Token 1 “<|im_start|>”")
+    visit.check_access()
+
+
+def test_whatever_is_written_is_text(visit: Visit) -> None:
+    page = visit.page
+    hostile = HOSTILE * 10 + " " + "w" * 10_000
+    page.click("#more")
+    page.fill("#system", HOSTILE)
+    page.fill("#max_tokens", "8")
+    page.evaluate("(text) => { document.getElementById('text').value = text }", hostile[:1500])
+    page.press("#text", "Enter")
+    visit.answered()
+    assert page.locator(".asked p").inner_text() == hostile[:1500]
+    assert page.title() == "Try · Autosteer"
+    assert page.locator("main script, main style, .turns svg, .tokens img").count() == 0
+    assert "\\u202e" in page.locator("#tokens").inner_text() or "\u202e" not in page.locator("#tokens").inner_text()
+    page.evaluate("(text) => { document.getElementById('text').value = text }", (HOSTILE * 300)[:60_000])
+    page.press("#text", "Enter")
+    expect(page.get_by_role("alert")).to_contain_text("maximum context length")  # as the API says it
+    assert page.title() == "Try · Autosteer"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_picture_is_pasted_and_dropped_and_nothing_is_wider_than_a_phone(visit: Visit) -> None:
+    page = visit.page
+    page.set_viewport_size({"width": 360, "height": 740})
+    picture = base64.b64decode(
+        data_url(draw_picture(Scene((Group("apple", "red", (4,)),)), stream("x"))).partition(",")[2]
+    )
+    for event, where in (("paste", "clipboardData"), ("drop", "dataTransfer")):
+        page.evaluate(
+            """([name, where, bytes]) => {
+              const data = new DataTransfer();
+              data.items.add(new File([new Uint8Array(bytes)], "a.png", { type: "image/png" }));
+              const kind = name === "paste" ? ClipboardEvent : DragEvent;
+              document.getElementById("text").dispatchEvent(new kind(name, { [where]: data, bubbles: true }));
+            }""",
+            [event, where, list(picture)],
+        )
+    expect(page.locator("#pictures img")).to_have_count(2)
+    page.get_by_role("button", name="Remove picture 2").click()
+    visit.ask("what is in the picture?")
+    visit.answered()
+    expect(page.locator(".answer .words")).to_contain_text("apple")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    visit.check_access()
+
+
+def test_a_page_that_is_out_of_date_and_a_server_that_fails_say_so(visit: Visit) -> None:
+    page = visit.page
+    page.evaluate("document.querySelector('meta[name=csrf]').content = 'stale'")
+    visit.ask("hello")
+    expect(page.get_by_role("alert")).to_contain_text("out of date")
+    page.route("**/console/chat", lambda route: route.abort())
+    visit.ask("hello again")
+    expect(page.get_by_role("alert").nth(1)).to_contain_text("cannot be reached")
