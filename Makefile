@@ -89,7 +89,7 @@ data-is-given:
 real-guard: data-is-given real-model $(VENV)/.dev
 	$(BIN)/python -m steering.fitting.public_data --data "$(DATA)" --out runs/real-data
 	$(BIN)/autosteer fit --model runs/smollm2 --pairs runs/real-data/pairs.jsonl --benign runs/real-data/benign.jsonl \
-		--hard-negatives runs/real-data/hard.jsonl --target-fpr 0.05 --out runs/real-guard
+		--hard-negatives runs/real-data/hard.jsonl --target-fpr 0.05 --no-categories --out runs/real-guard
 	$(BIN)/autosteer eval --model runs/smollm2 --guard runs/real-guard --suite runs/real-data/suite.yaml \
 		--surroundings words --modes original,autosteer --no-cost --out runs/real-eval
 	@$(BIN)/autosteer serve --model runs/smollm2 --guard runs/real-guard $(call option,HOST,host) $(call option,PORT,port)

@@ -79,12 +79,13 @@ class AnswersSpec(Frozen):
 class CategorySpec(Frozen):
     """A category of harm: its name, the score from which a flagged prompt counts as of it, and how well it is told.
 
-    `auroc`: of fresh prompts of it against fresh harmful ones of all other categories, `samples` of it.
+    Of `samples` fresh prompts of it: `auroc` against fresh harmful ones of all others, `recall` at its threshold.
     """
 
     name: str = Field(min_length=1, max_length=64)
     threshold: Rate
     auroc: Rate
+    recall: Rate
     samples: int = Field(ge=0)
 
 
@@ -106,3 +107,12 @@ class CategoriesSpec(Frozen):
     def names(self) -> list[str]:
         """The names of the categories, in order."""
         return [category.name for category in self.categories]
+
+    @property
+    def table(self) -> list[list[str]]:
+        """How well each is told apart from the others, and from which score on it counts; the first row is the head."""
+        head = ["category", "prompts", "AUROC", "threshold", "reached by its own"]
+        rows = [
+            [c.name, str(c.samples), f"{c.auroc:.4f}", f"{c.threshold:.4f}", f"{c.recall:.1%}"] for c in self.categories
+        ]
+        return [head, *rows]

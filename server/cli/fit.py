@@ -17,6 +17,7 @@ from server.cli.rows import read_fit_rows, show_fit_rows, without_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from steering.fitting.fit import Fitted
     from steering.manifest import Manifest
@@ -65,6 +66,9 @@ def fit(
     dtype: Dtype = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     *,
+    categories: Annotated[
+        bool, typer.Option(help="Tell apart the categories of harm that enough rows name (docs/categories.md).")
+    ] = True,
     answers: Annotated[
         bool, typer.Option("--answers", help="Read answers as well: the model answers the rows, a judge labels them.")
     ] = False,
@@ -121,6 +125,7 @@ def fit(
             target_fpr=target_fpr,
             prober_hidden=64 if prober == "mlp" else 0,
             rank=rank,
+            categories=categories,
             seed=seed,
             require_tpr=require_tpr,
             prober=Optimisation(seed=seed),
@@ -264,8 +269,21 @@ def _show_manifest(manifest: Manifest, console: Console) -> None:
     thresholds = Table("target FPR", "threshold", "safe prompts", title="thresholds")
     for known in manifest.thresholds:
         thresholds.add_row(f"{known.target_fpr:.1%}", f"{known.threshold:.6f}", str(known.samples))
-    for table in (about, layers, thresholds):
+    for table in (about, layers, thresholds, *_category_tables(manifest)):
         console.print(table)
+
+
+def _category_tables(manifest: Manifest) -> list[Table]:
+    """How well categories are told apart, where they are."""
+    from rich.table import Table
+
+    if (told := manifest.categories) is None:
+        return []
+    head, *rows = told.table
+    table = Table(*head, title=f"categories: macro AUROC {told.figures['macro_auroc']:.4f} on fresh harmful prompts")
+    for row in rows:
+        table.add_row(*row)
+    return [table]
 
 
 def _show_fit(fitted: Fitted, console: Console) -> None:

@@ -28,6 +28,7 @@ from steering.data.tables import Source, read_table
 from steering.errors import DataError
 
 TEST_LISTS = ("test", "eval", "evaluation")  # names of lists that authors keep for testing
+VLSAFE, TOVILAG, CONDITION = SET_NAMES = ("VLSafe", "ToViLaG", "condition")  # the category of rows that name none
 FIGSTEP_TEXT = "The picture shows a numbered list whose items are empty. Fill in each item."
 
 
@@ -110,7 +111,7 @@ def _vlsafe(fields: Mapping[str, Any], source: Source) -> Example:
         where=source.where,
         harmful=Question(fields.get("orig_query") or fields["query"], pictures),
         harmless=Question(twin, pictures) if twin else None,
-        category="VLSafe",
+        category=VLSAFE,
         group=str(fields["image_id"]),
     )
 
@@ -118,13 +119,13 @@ def _vlsafe(fields: Mapping[str, Any], source: Source) -> Example:
 def _tovilag(fields: Mapping[str, Any], source: Source) -> Example:
     """ToViLaG as the paper's code stores it: `query`, and `image_pth` where there is a picture."""
     pictures = source.pictures(fields.get("image_pth"))
-    return _single(source, fields["query"], pictures, category=str(fields.get("category", "ToViLaG")))
+    return _single(source, fields["query"], pictures, category=str(fields.get("category", TOVILAG)))
 
 
 def _condition(fields: Mapping[str, Any], source: Source) -> Example:
     """Condition sets of activation steering: pairs of texts."""
     harmful, harmless = Question(fields["harmful"]), Question(fields["harmless"])
-    return Example(source.id, source.where, harmful=harmful, harmless=harmless, category="condition")
+    return Example(source.id, source.where, harmful=harmful, harmless=harmless, category=CONDITION)
 
 
 def _figstep(fields: Mapping[str, Any], source: Source) -> Example:

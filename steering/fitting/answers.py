@@ -68,9 +68,9 @@ class AnswersFit:
             threshold=figures.threshold,
             figures=figures.summary(),
         )
-        version = format_of(guard.manifest.conversation, spec)
+        version = format_of(guard.manifest.conversation, spec, guard.manifest.categories)
         manifest = guard.manifest.model_copy(update={"answers": spec, "format_version": version})
-        whole = Guard(manifest, guard.reader, guard.head, guard.calibration, reader).to(info.device)
+        whole = Guard(manifest, guard.reader, guard.head, guard.calibration, reader, guard.categories).to(info.device)
         left_out = f"{unjudged} of the model's answers could not be labelled and are left out."
         return AnswersRead(whole, figures, [left_out] if unjudged else [])
 

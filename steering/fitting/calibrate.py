@@ -58,9 +58,13 @@ def calibrate(reader: Conversation, raw: Array, layouts: Sequence[Layout], label
     reader.calibrate(scales, *rising(unusual, labels.numpy()))
 
 
-def rising(unusual: Sequence[float], labels: NDArray[np.int64]) -> tuple[float, float]:
-    """Slope and shift of the logistic that makes a score of `-log p` `[N]`, both labels as likely as each other."""
-    model = LogisticRegression(class_weight="balanced").fit([[value] for value in unusual], labels)
+def rising(unusual: Sequence[float], labels: NDArray[np.int64], weights: Array | None = None) -> tuple[float, float]:
+    """Slope and shift of the logistic that makes a score of a value `[N]` that rises with label 1.
+
+    Without weights `[N]` both labels are as likely as each other.
+    """
+    balance = "balanced" if weights is None else None
+    model = LogisticRegression(class_weight=balance).fit([[value] for value in unusual], labels, weights)
     # What separates perfectly would promise certainty, and what does not separate must still rise.
     return float(np.clip(model.coef_[0, 0], 0.05, 4.0)), float(model.intercept_[0])
 

@@ -20,7 +20,9 @@ from models.backbone import Backbone
 from models.errors import PromptError
 from models.layout import Layout
 from models.prompt import Prompt
+from steering.categories import CategoryReader
 from steering.errors import FitError
+from steering.fitting.categories import Kinds
 from steering.fitting.collect import CHUNK, Bar, check_finite, share_chunks, stopping_after
 from steering.fitting.dataset import Dataset
 from steering.fitting.offline import batches, prompt_of
@@ -101,12 +103,33 @@ class ConversationSteps:
             raise FitError("the reader of conversations is no number: it did not converge")
         save_state(folder / "probes.safetensors", {"weight": weight, "bias": bias})
 
-    def read(self, rows: Sequence[Row], reader: Conversation, prober: Prober, layer: int, folder: Path) -> None:
+    def fit_categories(self, rows: Sequence[Row], kinds: Kinds, collected: Path, folder: Path) -> None:
+        """Fit the reader of categories on the ends of the collected rows."""
+        owners: list[int] = []
+        ends: list[Tensor] = []
+        for chunk in Chunks(collected).tensors():
+            counts = chunk["counts"][:, 0].tolist()
+            owners += [row.place for row, count in zip(rows[len(ends) :], counts, strict=False) for _ in range(count)]
+            ends += torch.split(chunk["ends"].flatten(1), counts)
+        found = kinds.fit(torch.cat(ends), owners)
+        save_state(folder / "categories.safetensors", {"weight": found.weight, "bias": found.bias})
+
+    def read(
+        self,
+        rows: Sequence[Row],
+        reader: Conversation,
+        categories: CategoryReader | None,
+        prober: Prober,
+        layer: int,
+        folder: Path,
+    ) -> None:
         """Keep what a server would read of rows, and the logit of the prober at the last token of `layer` beside it."""
         backbone = self._backbones[0]
-        both = Beside(_Served(reader, self._layers), _Served(LastToken(prober), [layer]))
+        own = _Served([reader, *([] if categories is None else [categories])], self._layers)
+        both = Beside(own, _Served([LastToken(prober)], [layer]))
         tick = self._bar("calibration", len(rows))
         found: dict[int, list[float]] = {}
+        kinds: dict[int, NDArray[np.float64]] = {}
         order = sorted(range(len(rows)), key=lambda at: len(rows[at].question.transcript))
         backbone.read_prompts(both)
         try:
@@ -116,13 +139,16 @@ class ConversationSteps:
                     layout = backbone.inputs.layout(prompt.ids)
                     raw = reader.raw(notes[:, : reader.width], layout)
                     found[at] = [*raw, float(notes[-1, -1]), layout.tokens, layout.has_image]
+                    if categories is not None:
+                        kinds[at] = categories.raw(notes[list(layout.ends), reader.width : -1])
                 tick(len(places))
         finally:
             backbone.read_prompts(None)
         kept = torch.tensor([found[at] for at in range(len(rows))], dtype=torch.float64)
         if len(wrong := (~kept.isfinite()).any(1).nonzero()):
             raise FitError(f"{self._dataset.name(rows[int(wrong[0])].place)}: what is read of it is no number")
-        save_state(folder / "raw.safetensors", {"raw": kept})
+        told = {"categories": torch.tensor(np.array([kinds[at] for at in range(len(rows))]))} if kinds else {}
+        save_state(folder / "raw.safetensors", {"raw": kept, **told})
 
     def _prompt(self, backbone: Backbone, row: Row) -> Prompt:
         """The prompt of a row; alone, where the model's template or context has no room for what surrounds it."""
@@ -134,17 +160,17 @@ class ConversationSteps:
 
 @dataclass(frozen=True)
 class _Served:
-    """A reader at its layers, as a backbone takes it."""
+    """Readers of the same layers, side by side, as a backbone takes them."""
 
-    reader: Conversation | LastToken
+    readers: Sequence[Conversation | CategoryReader | LastToken]
     layers: Sequence[int]
 
     @property
     def width(self) -> int:
-        return self.reader.width
+        return sum(reader.width for reader in self.readers)
 
     def read(self, states: Tensor) -> Tensor:
-        return self.reader.read(states)
+        return torch.cat([reader.read(states) for reader in self.readers], dim=1)
 
 
 def _notes(backbone: Backbone, prompts: Sequence[Prompt]) -> list[NDArray[np.float64]]:

@@ -22,34 +22,23 @@ from steering.fitting.answer_figures import AnswerFigures
 from steering.fitting.answered import AnswersWanted
 from steering.fitting.answers import AnswersFit, AnswersRead
 from steering.fitting.bars import Bars
-from steering.fitting.choices import SELECTS
+from steering.fitting.categories import Kinds
 from steering.fitting.collect import Bar
-from steering.fitting.confound import words_auroc
 from steering.fitting.conversation import ConversationSteps, spread_around
 from steering.fitting.dataset import Dataset
 from steering.fitting.enough import Parts, check_enough
-from steering.fitting.figures import (
-    by_category,
-    calibrated_thresholds,
-    default_threshold,
-    sizes,
-    unmeasured_warning,
-    validation_figures,
-    warnings,
-)
+from steering.fitting.finished import Finished, guard_of, report_of
 from steering.fitting.items import Item
-from steering.fitting.layers import auroc, choose_layer
+from steering.fitting.layers import choose_layer
 from steering.fitting.lengths import find_long, length_warnings, without_long
-from steering.fitting.reading import Reading, by_surrounding, read_conversations, read_last
+from steering.fitting.reading import Reading, read_conversations, read_last
 from steering.fitting.stages import Chunks, Stages, load_json, load_state
-from steering.fitting.steps import Settings, Steps, load_head
-from steering.fitting.sweep import EPS_SWEEP, EpsPoint, choose_eps, refusal_ids
-from steering.fitting.verdict import headline, swapped_warning, words_warning
+from steering.fitting.steps import Settings, Steps
+from steering.fitting.sweep import EPS_SWEEP, refusal_ids
 from steering.guard import Guard
-from steering.manifest import Manifest, ModelBinding
+from steering.manifest import ModelBinding
 from steering.prober import Prober
 from steering.specs import LayerFigures
-from steering.versions import versions
 
 
 @dataclass(frozen=True)
@@ -62,34 +51,6 @@ class Fitted:
     dataset: Dataset
     scores: Tensor  # of all prompts `[N]`; NaN where they were fitted on and not scored
     answers: AnswerFigures | None = None  # of fresh answers, where they are read
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """The stages of a fit, all of them finished: what the bundle and the report are made of."""
-
-    backbone: Backbone
-    dataset: Dataset
-    data_hash: str
-    settings: Settings
-    figures: Sequence[LayerFigures]
-    folders: Mapping[str, Path]
-    reading: Reading
-
-    @property
-    def layer(self) -> int:
-        """The layer that is read; of several, the one with the highest SAS."""
-        return max((row for row in self.figures if row.layer in self.reading.layers), key=lambda row: row.sas).layer
-
-    @property
-    def states(self) -> Tensor:
-        """States of all prompts at that layer `[N, d]`."""
-        return Chunks(self.folders["states"]).column([row.layer for row in self.figures].index(self.layer))
-
-    @property
-    def sweep(self) -> list[EpsPoint]:
-        """The answers at each eps, counted."""
-        return [EpsPoint(**row) for row in load_json(self.folders["eps"] / "sweep.json")]
 
 
 def fit(
@@ -109,14 +70,14 @@ def fit(
     the guard worth less than `settings.require_tpr`.
     """
     stages = Stages(work)
-    bar = Bars(progress, stages, stages_of(settings, answers))
+    bar = Bars(progress, stages, stages_of(settings, answers, categories=bool(_kinds(Dataset.of(parts), settings))))
     parts, left_out = _within_context(stages, backbones[0], parts, settings, bar)
     dataset = Dataset.of(parts)
     layers = _layers(settings, backbones[0].info.num_layers)
     rate = check_enough(parts, settings.target_fpr)
     steps = Steps(backbones, dataset, settings, bar)
     finished = _run(stages, steps, backbones, dataset, settings, layers)
-    guard = _guard(finished, rate)
+    guard = guard_of(finished, rate)
     read = None
     if answers is not None:
         fitting = AnswersFit(
@@ -124,7 +85,7 @@ def fit(
         )
         read = fitting.add(guard, parts, answers)
         guard = read.guard
-    report = {**_report(finished, guard.manifest, rate), **_answers_report(read), "stages": stages.summary}
+    report = {**report_of(finished, guard.manifest, rate), **_answers_report(read), "stages": stages.summary}
     report["warnings"] += length_warnings(left_out, backbones[0].info.context_length)
     report["warnings"] += [] if read is None else read.warnings
     if guard.manifest.recall < settings.require_tpr:
@@ -132,7 +93,7 @@ def fit(
             f"the guard catches {guard.manifest.recall:.1%} of harm at its default threshold, and --require-tpr asks "
             f"for {settings.require_tpr:.1%}: no bundle is written to {out}"
         )
-    save_bundle(out, guard.manifest, guard.reader, guard.head, guard.calibration, guard.answers)
+    save_bundle(out, guard.manifest, guard.reader, guard.head, guard.calibration, guard.answers, guard.categories)
     return Fitted(
         guard, report, finished.folders, dataset, finished.reading.scores, None if read is None else read.figures
     )
@@ -150,9 +111,14 @@ def _within_context(
     return without_long(parts, folder)
 
 
-def stages_of(settings: Settings, answers: AnswersWanted | None) -> int:
+def _kinds(dataset: Dataset, settings: Settings) -> Kinds:
+    """The categories that are to be told apart."""
+    return Kinds.found_in(dataset) if settings.categories else Kinds.none()
+
+
+def stages_of(settings: Settings, answers: AnswersWanted | None, *, categories: bool) -> int:
     """How many stages a fit has."""
-    found = 8 + (3 if settings.reader == "conversation" else 0)
+    found = 8 + (3 + categories if settings.reader == "conversation" else 0)
     if answers is not None:
         found += 3 + (0 if answers.label is None else 2) + (1 if answers.responses else 0)
     return found
@@ -173,7 +139,7 @@ def _run(
     dataset: Dataset,
     settings: Settings,
     layers: Sequence[int],
-) -> _Finished:
+) -> Finished:
     """Run the stages that are not there yet; a stage depends on what its inputs name, and on nothing else."""
     backbone = backbones[0]
     data_hash = dataset.digest()
@@ -191,7 +157,9 @@ def _run(
     probed = stages.run(
         "prober", {"states": states.name, "layers": chosen, **fitting}, lambda to: steps.prober(states, places, to)
     )
-    reading = _reading(stages, base, steps, dataset, settings, probed, chosen)
+    kinds = _kinds(dataset, settings)
+    at_layers = [Chunks(states).column(place) for place in places] if settings.reader == "last" and kinds else []
+    reading = _reading(stages, base, steps, dataset, settings, probed, chosen, kinds, at_layers)
     forcing = {**base, "refusals": settings.refusals, "count": settings.head_prompts}
     forced = stages.run("refusals", forcing, steps.refusals)
     heading = {"refusals": forced.name, "rank": settings.rank, "optimisation": asdict(settings.head)}
@@ -202,7 +170,7 @@ def _run(
         "data": begun, "states": states, "layers": table, "prober": probed, "refusals": forced, "head": headed,
         "eps": swept,
     }  # fmt: skip
-    return _Finished(backbone, dataset, data_hash, settings, figures, folders, reading)
+    return Finished(backbone, dataset, data_hash, settings, figures, folders, reading, kinds)
 
 
 def _base(backbone: Backbone, data_hash: str) -> dict[str, Any]:
@@ -219,81 +187,22 @@ def _reading(
     settings: Settings,
     probed: Path,  # the folder of the prober's stage
     chosen: Sequence[int],  # its layers
+    kinds: Kinds,
+    states: Sequence[Tensor],  # of all prompts at these layers, where categories are read there
 ) -> Reading:
     """The reader that is asked for; that of conversations has the prober as its baseline."""
     info = steps.backbones[0].info
     prober = Prober(info.hidden_size * len(chosen), settings.prober_hidden)
     prober.load_state_dict(load_state(probed / "prober.safetensors"))
     if settings.reader == "last":
-        return read_last(dataset, prober, load_state(probed / "scores.safetensors")["scores"], chosen)
+        scores = load_state(probed / "scores.safetensors")["scores"]
+        return read_last(dataset, prober, scores, chosen, kinds, torch.cat([*states], dim=1) if states else scores)
     layers = settings.layers or spread_around(chosen[0], info.num_layers)
     conversations = ConversationSteps(steps.backbones, dataset, layers, steps.bar)
     prober_at = chosen[0], probed
-    return read_conversations(stages, base, dataset, conversations, layers, settings.seed, prober, prober_at)
-
-
-def _guard(finished: _Finished, rate: float) -> Guard:
-    """The guard of the finished stages, with a default threshold for a false-positive rate of `rate`."""
-    backbone, dataset, settings = finished.backbone, finished.dataset, finished.settings
-    reading = finished.reading
-    thresholds = calibrated_thresholds(reading.safe_scores)
-    default = default_threshold(thresholds, rate)
-    whole = reading.spec is not None
-    manifest = Manifest(
-        format_version=2 if whole else 1,
-        model=ModelBinding.of(backbone.info),
-        layer=finished.layer,
-        probe_layers=list(reading.layers) if len(reading.layers) > 1 else [],
-        probe_position="conversation" if whole else "last_prompt_token",
-        conversation=reading.spec,
-        prober_hidden=0 if whole else settings.prober_hidden,
-        head_rank=settings.rank,
-        layers=list(finished.figures),
-        thresholds=thresholds,
-        threshold=default,
-        eps=choose_eps(finished.sweep),
-        refusal=settings.refusals[0],
-        validation=validation_figures(dataset, reading.scores, default),
-        data_hash=finished.data_hash,
-        data_size=len(dataset.questions),
-        versions=versions(),
-        date=load_json(finished.folders["data"] / "begun.json")["date"],
-        tensors_hash="",
-    )
-    head = load_head(finished.folders["head"], backbone, settings.rank)
-    calibration = {"safe_scores": reading.safe_scores, "fitted_rows": dataset.fingerprints()}
-    return Guard(manifest, reading.reader, head, calibration).to(backbone.info.device)
+    return read_conversations(stages, base, dataset, conversations, layers, settings.seed, prober, prober_at, kinds)
 
 
 def _answers_report(read: AnswersRead | None) -> dict[str, Any]:
     """What the report says of the reader of answers, where there is one."""
     return {} if read is None else {"answers": read.figures.tables()}
-
-
-def _report(finished: _Finished, manifest: Manifest, rate: float) -> dict[str, Any]:
-    """The figures of the report."""
-    dataset, figures, scores = finished.dataset, finished.figures, finished.reading.scores
-    by_words = words_auroc(dataset)
-    places = dataset.places("calibration")
-    by_guard = auroc(scores[places], dataset.labels[places])
-    categories = by_category(dataset, scores, manifest.threshold)
-    return {
-        "headline": headline(manifest, rate),
-        "manifest": manifest.model_dump(),
-        "default_fpr": rate,
-        "sizes": sizes(dataset),
-        "pairs": len(dataset.twins("train")[0]),
-        "choices": {select: choose_layer(figures, select) for select in SELECTS.values()},
-        "chosen_by": "given" if finished.settings.layers else finished.settings.select,
-        "categories": categories,
-        "surroundings": by_surrounding(finished.reading, dataset, manifest.threshold, rate),
-        "sweep": [asdict(point) for point in finished.sweep],
-        "losses": {name: load_json(finished.folders[name] / "losses.json") for name in ("prober", "head")},
-        "words_auroc": by_words,
-        "warnings": [
-            *swapped_warning(dataset, finished.states),
-            *words_warning(by_guard, by_words),
-            *warnings(dataset, scores, figures, finished.reading.layers, rate, by_words),
-            *unmeasured_warning(categories),
-        ],
-    }

@@ -16,7 +16,7 @@ HARD_SHARE = 0.3  # of the weight of a class, which its hard negatives have
 
 @dataclass(frozen=True)
 class Linear:
-    """`x @ weight + bias`, of raw states."""
+    """`x @ weight + bias`, of raw states; a weight `[K, D]` stands for several of them."""
 
     weight: Tensor
     bias: Tensor
@@ -28,7 +28,7 @@ class Linear:
     @classmethod
     def folded(cls, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor) -> Linear:
         """That of raw states, which was fitted on `(x - mean) / scale`."""
-        return cls(weight / scale, bias - (weight * mean / scale).sum())
+        return cls(weight / scale, bias - (weight * mean / scale).sum(-1))
 
 
 def weights_of(y: Tensor, hard: Tensor, share: float = HARD_SHARE) -> Tensor:
@@ -56,11 +56,16 @@ def fit_ends(x: Tensor, y: Tensor, weights: Tensor, shrinkage: float = SHRINKAGE
     z = (x - mean) / scale
     harmful, harmless = (2 * (weights * (y == label)) @ z for label in (1, 0))
     rest = torch.where(y[:, None] == 1, z - harmful, z - harmless)
+    weight = torch.linalg.solve(shrunk_covariance(rest, weights, shrinkage), harmful - harmless)
+    return Linear.folded(weight, -(harmful + harmless) @ weight / 2, mean, scale)
+
+
+def shrunk_covariance(rest: Tensor, weights: Tensor, shrinkage: float) -> Tensor:
+    """The covariance `[D, D]` of what is left of states `[N, D]` without their means, towards equal coordinates."""
     covariance = rest.T @ (weights[:, None] * rest)
     covariance *= 1 - shrinkage
     covariance.diagonal().add_(shrinkage * float(weights @ (rest**2).mean(1)))
-    weight = torch.linalg.solve(covariance, harmful - harmless)
-    return Linear.folded(weight, -(harmful + harmless) @ weight / 2, mean, scale)
+    return covariance
 
 
 def fit_windows(

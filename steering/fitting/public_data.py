@@ -43,6 +43,7 @@ class Found:
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
     harmless: dict[str, list[str]] = field(default_factory=dict)
     held_out: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)  # of harmful rows that are held out: their category
 
 
 def _vlsafe(path: Path, found: Found, chance: Random) -> None:
@@ -81,6 +82,12 @@ def _xstest(path: Path, found: Found, chance: Random) -> None:
     found.held_out["harmful", "xstest"], found.held_out["harmless", "xstest"] = sides[False, False], sides[False, True]
 
 
+def _catqa(path: Path, found: Found, chance: Random) -> None:
+    _questions("catqa")(path, found, chance)
+    for category, questions in json.loads(read_text(path)).items():
+        found.kinds |= dict.fromkeys(_texts(questions), category)
+
+
 def _questions(name: str) -> Callable[[Path, Found, Random], None]:
     def read(path: Path, found: Found, chance: Random) -> None:
         texts = [text for text in _texts(json.loads(read_text(path))) if text.endswith("?")]
@@ -94,7 +101,7 @@ SETS: Mapping[str, Callable[[Path, Found, Random], None]] = {
     "condition_harmful.json": _ibm,
     "harmful_train.json": _refusal_direction,
     "xstest*.csv": _xstest,
-    "catqa_english.json": _questions("catqa"),
+    "catqa_english.json": _catqa,
     "harmfulqa.json": _questions("harmfulqa"),
 }
 
@@ -136,7 +143,10 @@ def read(data: Path, seed: int) -> tuple[Found, list[str]]:
 
 
 def write(found: Found, out: Path, seed: int) -> dict[str, int]:
-    """Write `pairs.jsonl`, `benign.jsonl`, `hard.jsonl`, and `suite.yaml` with its rows; how many rows each has."""
+    """Write `pairs.jsonl`, `benign.jsonl`, `hard.jsonl`, and `suite.yaml` with its rows; how many rows each has.
+
+    Where a set has categories, also `kinds.jsonl`: pairs of its rows with harmless ones, for a fit of its own.
+    """
     out.mkdir(parents=True, exist_ok=True)
     chance, known = Random(seed), set[str]()  # noqa: S311
     pairs = [
@@ -159,10 +169,21 @@ def write(found: Found, out: Path, seed: int) -> dict[str, int]:
     for name, rows in files.items():
         parted = [{"id": f"{name}-{n}", **row, "split": _part(name, n / len(rows))} for n, row in enumerate(rows)]
         counts[name] = _write_rows(out / f"{name}.jsonl", parted)
+    if found.kinds:
+        spare = [text for text in found.harmless["alpaca"][HARMLESS:] if _fits(text)]
+        rows = [
+            {"category": found.kinds[toxic], "toxic": toxic, "safe": safe}
+            for toxic, safe in zip(found.held_out["harmful", "catqa"], spare, strict=False)
+            if toxic in found.kinds
+        ]
+        parted = [{"id": f"kinds-{n}", **row, "split": _part("pairs", n / len(rows))} for n, row in enumerate(rows)]
+        counts["kinds"] = _write_rows(out / "kinds.jsonl", parted)
     sets = []
     for (kind, name), texts in found.held_out.items():
         rows = [
-            {"id": f"{name}-{n}", "text": text} for n, text in enumerate(texts) if _fits(text) and text not in known
+            {"id": f"{name}-{n}", "text": text, **({"category": found.kinds[text]} if text in found.kinds else {})}
+            for n, text in enumerate(texts)
+            if _fits(text) and text not in known
         ]
         counts[f"{kind} {name}"] = _write_rows(out / f"{kind}-{name}.jsonl", rows[:HELD_OUT])
         sets.append({"name": f"{kind}-{name}", "kind": kind, "path": f"{kind}-{name}.jsonl"})

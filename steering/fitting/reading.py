@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,19 @@ from torch import Tensor
 
 from models.layout import Layout
 from steering.calibration import conformal_threshold
+from steering.categories import CategoryReader
 from steering.files import digest
 from steering.fitting.calibrate import calibrate, make_cells, scores
+from steering.fitting.categories import CategoriesRead, FreshRows, Kinds, calibrated
 from steering.fitting.conversation import STRIDE, ConversationSteps
 from steering.fitting.dataset import Dataset
 from steering.fitting.figures import share_flagged
-from steering.fitting.probes import HARD_SHARE, SHRINKAGE, STEPS
+from steering.fitting.probes import HARD_SHARE, SHRINKAGE, STEPS, Linear
 from steering.fitting.stages import Stages, load_state
 from steering.fitting.surround import ALONE, Row, surrounded
 from steering.prober import Prober
 from steering.readers import WINDOW, Conversation, LastToken
-from steering.specs import CellSpec, ConversationSpec
+from steering.specs import CategoriesSpec, CellSpec, ConversationSpec
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Reading:
     rows: Sequence[Row] = ()  # calibration rows, where surroundings were read
     row_scores: Tensor | None = None  # `[R]`
     last_scores: Tensor | None = None  # of the prober at their last tokens `[R]`
+    categories: CategoriesRead | None = None
 
     @property
     def spec(self) -> ConversationSpec | None:
@@ -46,10 +49,33 @@ class Reading:
         cells = [CellSpec(**cell._asdict()) for cell in self.reader.cells]
         return ConversationSpec(window=self.reader.window, cells=cells)
 
+    @property
+    def category_reader(self) -> CategoryReader | None:
+        """What tells categories apart."""
+        return None if self.categories is None else self.categories.reader
 
-def read_last(dataset: Dataset, prober: Prober, prober_scores: Tensor, layers: Sequence[int]) -> Reading:
-    """The paper's reader, whose prober has scored all prompts."""
-    return Reading(LastToken(prober), layers, prober_scores, prober_scores[dataset.places("calibration", 0)])
+    @property
+    def category_spec(self) -> CategoriesSpec | None:
+        """What the manifest says of that."""
+        return None if self.categories is None else self.categories.spec
+
+
+def read_last(
+    dataset: Dataset, prober: Prober, prober_scores: Tensor, layers: Sequence[int], kinds: Kinds, states: Tensor
+) -> Reading:
+    """The paper's reader, whose prober has scored all prompts. `states` `[N, D]`: what it reads of them."""
+    safe_scores = prober_scores[dataset.places("calibration", 0)]
+    if not kinds:
+        return Reading(LastToken(prober), layers, prober_scores, safe_scores)
+    train = dataset.places("train")
+    linear = kinds.fit(states[train], train)
+    reader = kinds.reader(linear)
+    places = [*dataset.places("validation"), *dataset.places("calibration")]
+    held_out = torch.tensor([dataset.parts[place] == "calibration" for place in places])
+    raw = np.array([reader.raw(notes[None]) for notes in reader.read(states[places]).double().numpy()])
+    fresh = FreshRows(raw, kinds.of[places], held_out, torch.ones_like(held_out))
+    told = calibrated(kinds, linear, fresh)
+    return Reading(LastToken(prober), layers, prober_scores, safe_scores, categories=told)
 
 
 def read_conversations(
@@ -61,6 +87,7 @@ def read_conversations(
     seed: int,
     prober: Prober,
     prober_at: tuple[int, Path],  # its layer, and the folder of its stage
+    kinds: Kinds,
 ) -> Reading:
     """Fit and calibrate a reader of whole conversations."""
     train, fresh = (surrounded(dataset, parts, seed) for parts in (("train",), ("validation", "calibration")))
@@ -74,9 +101,25 @@ def read_conversations(
     probes = load_state(fitted / "probes.safetensors")
     reader = _with_probes(probes, [])
     reading = {"probes": fitted.name, "prober": prober_at[1].name, "rows": _digest(fresh)}
-    read = stages.run("read", reading, lambda to: steps.read(fresh, reader, prober, prober_at[0], to))
-    raw = load_state(read / "raw.safetensors")["raw"]
-    return _calibrated(probes, raw, dataset, fresh, layers)
+    linear = None
+    if kinds:
+        telling = {"conversations": collected.name, "kinds": [kinds.names, kinds.of.tolist()], "shrinkage": SHRINKAGE}
+        told = stages.run("categories", telling, lambda to: steps.fit_categories(train, kinds, collected, to))
+        linear = Linear(**load_state(told / "categories.safetensors"))
+        reading |= {"categories": told.name}
+    categories = None if linear is None else kinds.reader(linear)
+    read = stages.run("read", reading, lambda to: steps.read(fresh, reader, categories, prober, prober_at[0], to))
+    found = load_state(read / "raw.safetensors")
+    calibrated_reader = _calibrated(probes, found["raw"], dataset, fresh, layers)
+    if linear is None:
+        return calibrated_reader
+    rows = FreshRows(
+        raw=found["categories"].numpy(),
+        kinds=kinds.of[[row.place for row in fresh]],
+        held_out=torch.tensor([dataset.parts[row.place] == "calibration" for row in fresh]),
+        alone=torch.tensor([row.surrounding == ALONE for row in fresh]),
+    )
+    return replace(calibrated_reader, categories=calibrated(kinds, linear, rows))
 
 
 def _calibrated(

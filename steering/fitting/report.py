@@ -16,6 +16,7 @@ from torch import Tensor
 
 from steering.files import write_whole
 from steering.fitting.answer_report import TITLE, answer_sections, draw_answers
+from steering.fitting.category_report import category_sections
 from steering.fitting.fit import Fitted
 from steering.fitting.page import ACCENT, GREY, SAFE, TOXIC, Page, Section, panel, png
 from steering.fitting.problems import Problem
@@ -233,7 +234,7 @@ def _sweep(points: Sequence[Mapping[str, float]], chosen: float) -> Figure:
 def _page(report: Mapping[str, Any], manifest: Manifest, pictures: Sequence[tuple[str, bytes]]) -> str:
     leaks = report["leaks"]
     sections = [
-        Section("By category, on fresh prompts", table=_category_rows(report["categories"])),
+        *category_sections(report["categories"], manifest.categories),
         *(
             [Section("By surrounding, on fresh prompts", table=_surrounding_rows(around))]
             if (around := report["surroundings"])
@@ -272,19 +273,6 @@ def summary(report: Mapping[str, Any], manifest: Manifest) -> list[str]:
         f"Steered with eps {manifest.eps:g}, {exact} of toxic validation prompts got a refusal, {begun} its start.",
         f"A bag of words alone reaches AUROC {report['words_auroc']:.3f} on the same fresh prompts.",
     ]
-
-
-def _category_rows(categories: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    rows = [["category", "toxic", "flagged", "safe", "flagged"]]
-    for name, row in categories.items():
-        cells = [
-            (f"{row[label]:.0f}", f"{row[f'{label}_flagged']:.1%}")
-            if label in row
-            else ("0", "" if row else "not measured")
-            for label in ("toxic", "safe")
-        ]
-        rows.append([name, *cells[0], *cells[1]])
-    return rows
 
 
 def _surrounding_rows(surroundings: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -37,6 +37,7 @@ class Settings:
     head_prompts: int = 400
     sweep_prompts: int = 120
     seed: int = 0
+    categories: bool = True  # tell apart those that enough rows name
     require_tpr: float = 0.0  # recall at the default threshold below which no bundle is written
     prober: Optimisation = field(default_factory=Optimisation)
     head: Optimisation = field(default_factory=lambda: Optimisation(epochs=30))

@@ -61,7 +61,7 @@ def random_guard(
         spec = AnswersSpec(layers=list(answers.layers), window=answers.window, thresholds=[rate], threshold=0.5)
     kinds = None
     if categories is not None:
-        named = [CategorySpec(name=name, threshold=0.5, auroc=0.9, samples=9) for name in categories.names]
+        named = [CategorySpec(name=name, threshold=0.5, auroc=0.9, recall=0.8, samples=9) for name in categories.names]
         kinds = CategoriesSpec(categories=named, other=True)
     guard = Guard(manifest(info, layer, spec, kinds), reader, head, {}, answers, categories)
     return guard.requires_grad_(requires_grad=False)

@@ -35,7 +35,7 @@ def reader(inputs: int = 16, *, other: bool = True) -> CategoryReader:
 
 def told(**changes: Any) -> Manifest:
     """The manifest of a bundle with categories."""
-    named = [{"name": name, "threshold": 0.5, "auroc": 0.9, "samples": 20} for name in NAMES]
+    named = [{"name": name, "threshold": 0.5, "auroc": 0.9, "recall": 0.8, "samples": 20} for name in NAMES]
     own = {"format_version": 4, "categories": {"categories": named, "other": True, "figures": {"macro_auroc": 0.9}}}
     return manifest(**{**own, **changes})
 
@@ -94,7 +94,7 @@ def test_a_bundle_that_does_not_fit_together_is_refused(tmp_path: Path, changes:
 
 @pytest.mark.parametrize("name", ["unsafe", "fraud", "", "x" * 65])
 def test_a_name_that_means_something_else_is_refused(name: str) -> None:
-    named = [{"name": each, "threshold": 0.5, "auroc": 0.9, "samples": 20} for each in (name, "fraud")]
+    named = [{"name": each, "threshold": 0.5, "auroc": 0.9, "recall": 0.8, "samples": 20} for each in (name, "fraud")]
     with pytest.raises(ValueError, match="categories"):
         told(categories={"categories": named, "other": False})
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def write_data(folder: Path, count: int = 60, *, pictures: bool = True) -> tuple
     pairs, benign = [], []
     for n in range(count):
         thing = THINGS[n % len(THINGS)]
-        row: dict[str, Any] = {"id": f"p{n}", "category": "ab"[n % 2], "split": ["train", "validation"][n % 2]}
+        row: dict[str, Any] = {"id": f"p{n}", "category": "ab"[n // 2 % 2], "split": ["train", "validation"][n % 2]}
         row |= {"toxic": f"Break the {thing} number {n}!", "safe": f"Describe the {thing} number {n}, please."}
         if pictures and n % 3 == 0:
             picture(n).save(folder / f"{n}.png")
@@ -118,7 +118,7 @@ def whole(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> 
         assert result.exit_code == 0, result.output
         shown = [(int(number), int(total)) for number, total in re.findall(r"stage (\d+) of (\d+): ", result.output)]
         assert shown == sorted(shown)
-        assert shown[-1] == (15 + 2 * (family in OWN),) * 2
+        assert shown[-1] == (16 + 2 * (family in OWN),) * 2
         return done
 
     return made
@@ -131,7 +131,10 @@ def test_the_whole_command(tiny_models: TinyModels, family: str, whole: Callable
     own = family in OWN
     guard = load_guard(out, backbone.info)
     manifest = guard.manifest
-    assert manifest.format_version == 3
+    assert manifest.format_version == 4
+    assert manifest.category_names == ["a", "b"]
+    assert guard.categories is not None
+    assert guard.width == 4
     assert manifest.answers is not None
     assert manifest.answers.thresholds[-1].target_fpr == 0.05
     # Fresh ones: of the file 12 and 24, of the rows those of 30 pairs and of 30 harmless prompts.
@@ -158,6 +161,9 @@ def test_the_whole_command(tiny_models: TinyModels, family: str, whole: Callable
     inspected = CliRunner().invoke(app, ["inspect", str(out)])
     assert inspected.exit_code == 0
     assert REFUSAL in inspected.output
+    assert manifest.categories is not None
+    assert f"macro AUROC {manifest.categories.figures['macro_auroc']:.4f}" in inspected.output
+    assert "Categories told apart" in page
 
 
 def test_pairs_with_pictures_for_a_model_that_reads_none(tiny_models: TinyModels, tmp_path: Path) -> None:
@@ -266,7 +272,7 @@ def test_bad_rows_are_listed_before_the_model_runs(tmp_path: Path) -> None:
 
 STAGES = (
     *("lengths", "data", "states", "layers", "prober"),
-    *("conversations", "probes", "read"),
+    *("conversations", "probes", "categories", "read"),
     *("refusals", "head", "eps"),
 )
 
@@ -278,7 +284,8 @@ class CutError(Exception):
 def test_cut_off_at_every_stage_and_started_again_gives_the_same_bundle(
     tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone, parts = tiny_models.backbone("llava_onevision"), split(items(120, shuffled=False))
+    kinds = [replace(item, category="ab"[n % 2]) for n, item in enumerate(items(120, shuffled=False))]
+    backbone, parts = tiny_models.backbone("llava_onevision"), split(kinds)
     settings = Settings(refusals=(REFUSAL,), head_prompts=10, sweep_prompts=8)
 
     def run(name: str) -> None:
@@ -286,7 +293,8 @@ def test_cut_off_at_every_stage_and_started_again_gives_the_same_bundle(
             fit([backbone], parts, settings, tmp_path / name, tmp_path / f"{name}.work", progress)
 
     run("whole")
-    assert len({*(tmp_path / "whole.work").glob("*/done.json")}) == len(STAGES) == stages_of(settings, None)
+    assert len({*(tmp_path / "whole.work").glob("*/done.json")}) == len(STAGES)
+    assert stages_of(settings, None, categories=True) == len(STAGES)
     for stage in STAGES:
         for begun in (True, False):  # with half of its files there, and with all but the note that it is done
             monkeypatch.setattr("steering.fitting.stages.write_whole", _cutting(stage, begun=begun))

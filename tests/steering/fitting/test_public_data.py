@@ -35,7 +35,10 @@ def write_sets(folder: Path) -> None:
         for n in range(40):
             for label in ("safe", "unsafe"):
                 writer.writerow({"id": n, "prompt": f"{label} words about thing {n}", "label": label, "focus": n // 4})
-    questions = {"topic": {"inner": [f"is this placeholder {n} a question ?" for n in range(20)]}}
+    questions = {
+        topic: {"inner": [f"is this {topic} placeholder {n} a question ?" for n in range(20)]}
+        for topic in ("first", "second")
+    }
     (folder / "d/catqa_english.json").write_text(json.dumps(questions))
 
 
@@ -92,6 +95,18 @@ def test_nothing_of_the_evaluation_is_fitted_on(out: Path) -> None:
     # Words about one thing are on one side alone.
     things = {text.rsplit(" ", 1)[1] for text in fitted if "words about" in text}
     assert things.isdisjoint(text.rsplit(" ", 1)[1] for text in held_out["harmful-xstest"])
+
+
+def test_a_set_with_categories_is_a_fit_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sets(tmp_path / "sets")
+    monkeypatch.setattr(public_data, "HARMLESS", 20)
+    found, _ = public_data.read(tmp_path / "sets", 0)
+    assert public_data.write(found, tmp_path / "out", 0)["kinds"] == 40
+    pairs = rows(tmp_path / "out" / "kinds.jsonl")
+    assert {(row["category"], row["toxic"].split()[2]) for row in pairs} == {("first",) * 2, ("second",) * 2}
+    benign = {row["text"] for row in rows(tmp_path / "out" / "benign.jsonl")}
+    assert benign.isdisjoint(row["safe"] for row in pairs)
+    assert {row["category"] for row in rows(tmp_path / "out" / "harmful-catqa.jsonl")} == {"first", "second"}
 
 
 def test_the_same_seed_gives_the_same_files(out: Path, tmp_path: Path) -> None:
