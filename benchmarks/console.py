@@ -25,7 +25,8 @@ SIZES = "performance.getEntriesByType('resource').filter((e) => /js|css/.test(e.
 def opened(browser: Browser, url: str, **options: Any) -> Page:  # noqa: ANN401  as Playwright has them
     """A page of a browser that has seen nothing before, once its scripts have run."""
     page = browser.new_context(viewport={"width": 1280, "height": 800}, **options).new_page()
-    page.goto(f"{url}/console", wait_until="networkidle")
+    page.goto(f"{url}/console")
+    page.wait_for_selector("#facts:not(:empty)")
     return page
 
 
@@ -45,6 +46,15 @@ def side_by_side(browser: Browser, url: str) -> Page:
     page.get_by_role("button", name="Its harmful twin").click()
     page.locator(".answer[data-verdict]").nth(2).wait_for()
     page.wait_for_selector("#send", state="visible")
+    return page
+
+
+def guard(browser: Browser, url: str) -> Page:
+    """The guard's card, once it has told what it does now."""
+    page = opened(browser, url)
+    page.get_by_role("link", name="Guard").click()
+    page.locator("#now .big").wait_for()
+    page.locator("#calibration canvas").wait_for()
     return page
 
 
@@ -73,6 +83,7 @@ def main(
             "console-empty": opened(browser, url),
             "console-refused": asked(browser, url, "Harmful by its picture alone"),
             "console-side-by-side": side_by_side(browser, url),
+            "console-guard": guard(browser, url),
             "console-passed-dark": asked(browser, url, "Harmless by its picture", color_scheme="dark"),
         }
         print(f"scripts and styles: {sum(pages['console-empty'].evaluate(SIZES))} bytes")

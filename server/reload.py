@@ -21,6 +21,7 @@ async def reload(service: Service, load: Callable[[], Loaded]) -> None:
     try:
         before, loaded = service.settings, await asyncio.to_thread(load)
         kept = service.change(loaded.settings)
+        service.origin = loaded.origin
     except Exception as error:
         service.metrics.reloaded(successful=False)
         if not isinstance(error, (ConfigError, PolicyError, LooseningError)):

@@ -56,6 +56,7 @@ class Service:
         tracing: Tracing | None = None,
     ) -> None:
         self.rules = Rules.of(settings)
+        self.origin: Callable[[str], str] = lambda _: "the settings"  # where the value of a setting comes from
         self.engine = engine
         self.name = name
         self.metrics = Metrics()

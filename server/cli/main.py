@@ -92,7 +92,7 @@ def serve(options: dict[str, object], config: Path | None) -> None:
     if loaded.file is not None:
         LIFE.info("the settings are those of %s", loaded.file)
     with listener:
-        _serve(settings, load, spec, sink, tracing, listener)
+        _serve(settings, load, spec, sink, tracing, listener, loaded.origin)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -108,6 +108,7 @@ def _serve(
     sink: Sink | None,
     tracing: Tracing | None,
     listener: socket.socket,
+    origin: Callable[[str], str],
 ) -> None:
     """Run until a signal; exits with 2 if the model does not load, with 3 if the engine has failed for good."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
@@ -129,6 +130,7 @@ def _serve(
     )
     application = create_app(settings, client, name=spec.name, sink=sink, tracing=tracing)
     service, garbage = application.state.service, FullCollections()
+    service.origin = origin
 
     def ready() -> None:
         garbage.begin()

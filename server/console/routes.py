@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter
@@ -9,11 +10,13 @@ from fastapi import Request as HttpRequest
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from server.access.keys import Client
 from server.api.chat import ChatJob
 from server.api.openapi import documented
 from server.console import examples
 from server.console.card import Admin, card_of
 from server.console.door import Door, cookie_name, give_cookie
+from server.console.now import Now, now_of
 from server.console.pages import HEADERS, page, static
 from server.errors import ApiError, BodyTooLarge, ClientGone, NotFound
 from server.http.body import as_json
@@ -41,15 +44,30 @@ def _add_admin(router: APIRouter, service: Service, door: Door) -> None:
     @router.get("/admin/guard", **documented(Admin))
     async def guard(http: HttpRequest) -> Response:
         client = door.reader(http)
-        return as_json(
-            card_of(service.require_served(), service.settings, client), headers={"cache-control": "no-store"}
-        )
+        return as_json(_card(service, client), headers={"cache-control": "no-store"})
+
+    @router.get("/admin/now", **documented(Now))
+    async def now(http: HttpRequest) -> Response:
+        door.reader(http)
+        running, live = service.engine.load.running, service.engine.live
+        found = now_of(service.metrics, service.settings.policy_names, running, max(0, live - running))
+        return as_json(found, headers={"cache-control": "no-store"})
+
+
+def _card(service: Service, client: Client) -> Admin:
+    return card_of(service.require_served(), service.settings, client, service.origin)
 
 
 def _add_pages(router: APIRouter, service: Service, door: Door) -> None:
     @router.get("/console", include_in_schema=False)
     async def try_it(http: HttpRequest) -> Response:
-        return _shown(http, service, door, "try", examples=_examples(service))
+        return _shown(
+            http, service, door, "try", lambda client: {"card": _card(service, client), "examples": _examples(service)}
+        )
+
+    @router.get("/console/guard", include_in_schema=False)
+    async def guard(http: HttpRequest) -> Response:
+        return _shown(http, service, door, "guard", lambda client: {"card": _card(service, client)})
 
     @router.post("/console/session", include_in_schema=False)
     async def sign_in(http: HttpRequest) -> Response:
@@ -90,8 +108,13 @@ def _add_pages(router: APIRouter, service: Service, door: Door) -> None:
         return found
 
 
-def _shown(http: HttpRequest, service: Service, door: Door, name: str, **values: object) -> Response:
-    """A page for who is in, or the one that says why not; without keys a session begins with it."""
+def _shown(
+    http: HttpRequest, service: Service, door: Door, name: str, fill: Callable[[Client], dict[str, object]]
+) -> Response:
+    """A page for who is in, or the one that says why not; without keys a session begins with it.
+
+    `fill`: what is on it, once the model is loaded.
+    """
     try:
         client = door.reader(http)
     except ApiError as error:
@@ -99,14 +122,16 @@ def _shown(http: HttpRequest, service: Service, door: Door, name: str, **values:
     begun = None
     if (session := door.session(http)) is None:
         session = begun = door.stroll_in()
+    ready = service.engine.ready and service.served is not None
     frame: dict[str, object] = {
         "client": client,
         "token": "" if session is None else session.token,
         "signed_in": bool(service.settings.keys),
-        "served": service.served if service.engine.ready else None,
+        "served": service.served if ready else None,
         "state": service.engine.state,
+        "here": name,
     }
-    response = page(name, 200, {**frame, **values})
+    response = page(name, 200, {**frame, **fill(client)}) if ready else page("waiting", 200, frame)
     if begun is not None:
         give_cookie(http, response, begun)
     return response

@@ -76,6 +76,11 @@ class DriftWatch(Collector):
         if (window := self._windows.get(policy)) is not None:
             window.add(score)
 
+    @property
+    def windows(self) -> Mapping[str, ScoreWindow]:
+        """Of each policy that is watched."""
+        return self._windows
+
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """What the last look at every window found."""
         looked = {name: window.latest for name, window in self._windows.items() if window.latest is not None}

@@ -13,6 +13,7 @@ from server.request import Finish, Request
 from server.watch.answers import SCORE_BUCKETS, AnswerMetrics
 from server.watch.collectors import Gauges, LoadShares, Restarts, Tokens
 from server.watch.drift import DriftWatch
+from server.watch.recent import RecentDecisions
 from steering.policy import Policy, Verdict
 from steering.specs import NO_CATEGORY
 
@@ -97,6 +98,7 @@ class Metrics:
             "guard_near_threshold", "Scores within 0.1 of the threshold that they were judged by.", ("policy",)
         )
         self.answers = AnswerMetrics(self.registry)
+        self.recent = RecentDecisions()
         self.drift = DriftWatch()
         self.registry.register(self.drift)
         self.guard_overhead = self._histogram(
@@ -218,6 +220,7 @@ class Metrics:
         policy = request.policy
         modality = MODALITIES[bool(request.prompt.image_tokens)]
         self.decisions.labels(policy.name, policy.mode.value, decision.verdict.value, modality).inc()
+        self.recent.add(policy.name, decision.verdict.value)
         for category in (decision.kinds or [NO_CATEGORY]) if decision.flagged else ():
             self.categories.labels(policy.name, category, decision.verdict.value).inc()
         if decision.score is not None:

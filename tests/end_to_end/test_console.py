@@ -171,6 +171,20 @@ def test_a_picture_is_pasted_and_dropped_and_nothing_is_wider_than_a_phone(visit
     visit.check_access()
 
 
+def test_the_guards_card_and_what_it_does_now(visit: Visit) -> None:
+    page = visit.page
+    page.get_by_role("button", name="Its harmful twin").click()
+    visit.answered()
+    page.get_by_role("link", name="Guard").click()
+    expect(page.locator("#now .big")).to_contain_text("%")
+    expect(page.locator("#layers canvas")).to_be_visible()
+    expect(page.locator("#calibration canvas")).to_be_visible()
+    visit.check_access()
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    visit.check_access()
+
+
 def test_a_page_that_is_out_of_date_and_a_server_that_fails_say_so(visit: Visit) -> None:
     page = visit.page
     page.evaluate("document.querySelector('meta[name=csrf]').content = 'stale'")

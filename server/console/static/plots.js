@@ -68,6 +68,40 @@ export class AlongPlot extends Plot {
   }
 }
 
+export class CalibrationPlot extends Plot {
+  show(curve, thresholds) {
+    const least = 1e-4; // a share of none is drawn here
+    this.draw(
+      () => ({
+        scales: { x: { time: false, range: [-12.5, 12.5] }, y: { distr: 3, range: [least / 2, 1.2] } },
+        axes: [
+          axis({ size: 24, splits: () => SCORES.map(logit), values: () => SCORES.map(String) }),
+          axis({ size: 52, splits: () => [1e-4, 1e-3, 1e-2, 0.1, 1], values: () => ["0", "0.1 %", "1 %", "10 %", "100 %"] }),
+        ],
+        series: [{}, { stroke: colour("--accent"), width: 1.5, points: { show: false } }],
+        hooks: { draw: [(plot) => thresholds.forEach((each) => dashed(plot, logit(each)))] },
+        cursor: { show: false },
+      }),
+      [curve.map((each) => logit(each.threshold)), curve.map((each) => Math.max(least, each.flagged))],
+    );
+  }
+}
+
+// A line from the bottom to the top.
+function dashed(plot, value) {
+  const { ctx, bbox } = plot;
+  const at = plot.valToPos(value, "x", true);
+  ctx.save();
+  ctx.strokeStyle = colour("--bad");
+  ctx.setLineDash([6, 5]);
+  ctx.lineWidth = 2;
+  ctx.beginPath();
+  ctx.moveTo(at, bbox.top);
+  ctx.lineTo(at, bbox.top + bbox.height);
+  ctx.stroke();
+  ctx.restore();
+}
+
 export class LayersPlot extends Plot {
   show(guard) {
     const layers = guard.layers.map((each) => each.layer);

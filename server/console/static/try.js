@@ -12,7 +12,7 @@ const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 class Try {
   constructor(admin) {
     this.admin = admin;
-    this.model = document.querySelector("[data-model]").dataset.model;
+    this.model = admin.model.name;
     this.said = []; // messages so far, as the API takes them
     this.saw = new Saw(admin);
     this.pictures = new Pictures();
@@ -194,13 +194,4 @@ const asked = (text, pictures) =>
     text ? element("p", { dir: "auto" }, text) : null,
   );
 
-async function untilReady() {
-  for (;;) {
-    const ready = await fetch("/ready").then((response) => response.ok, () => false);
-    if (ready) location.reload();
-    await new Promise((resolve) => setTimeout(resolve, 1000));
-  }
-}
-
-if (byId("waiting")) untilReady();
-else new Try(await (await fetch("/admin/guard")).json());
+new Try(JSON.parse(byId("talk").dataset.card));

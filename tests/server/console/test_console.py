@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,12 +12,17 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from models.demo import GUARD
 from server.access.keys import hash_key
 from server.console.pages import static_files
 from server.console.sessions import SESSION_SECONDS, Sessions
+from server.engine.host import Model
+from server.engine.protocol import Facts
 from server.settings.schema import Settings
+from steering.manifest import load_manifest
+from steering.policy import Verdict
 from tests.server.api.test_openapi import check, closed, operation
-from tests.server.scripted import ScriptedRunner, application, body, error_of, events_of
+from tests.server.scripted import Script, ScriptedRunner, application, body, error_of, events_of
 
 HERE = "http://127.0.0.1:8000"
 API_KEY, CONSOLE_KEY, LIMITED_KEY = "sk-autosteer-api", "sk-autosteer-console", "sk-autosteer-limited"
@@ -103,7 +109,7 @@ def test_a_console_that_nobody_may_enter_is_a_mistake(settings: dict[str, Any]) 
         Settings(console=True, **settings)
 
 
-@pytest.mark.parametrize("path", ["/console", "/admin/guard"])
+@pytest.mark.parametrize("path", ["/console", "/console/guard", "/admin/guard", "/admin/now"])
 async def test_with_keys_it_takes_one_of_its_scope(path: str) -> None:
     async with visiting("http://console.example", **KEYS) as client:
         for headers, status in (
@@ -219,6 +225,56 @@ async def test_the_card_is_as_documented() -> None:
     check(card, closed(schema["schema"]))
     assert (card["model"]["name"], card["yours"], card["may_loosen"]) == ("scripted", "default", True)
     assert [policy["mode"] for policy in card["policies"]] == ["steer"]
+
+
+def with_a_bundle() -> ScriptedRunner:
+    """An engine that tells of the bundled guard."""
+    runner, guard = ScriptedRunner(), load_manifest(GUARD)
+    assert runner.model is not None
+    scores = [0.001] * 990 + [0.9] * 10
+    runner.model = Model(Facts(runner.model.facts.info, guard, guard.layer, scores), runner.model.inputs)
+    return runner
+
+
+async def test_the_card_tells_of_the_bundle_and_where_each_value_comes_from() -> None:
+    settings: dict[str, Any] = {"threshold": 0.25, "policies": {"strict": {"mode": "block", "target_fpr": 0.01}}}
+    async with visiting(runner=with_a_bundle(), **settings) as client:
+        card = (await client.get("/admin/guard")).json()
+        schema = (await operation(client, "/admin/guard", "get"))["responses"]["200"]["content"]["application/json"]
+        page = await client.get("/console/guard")
+    check(card, closed(schema["schema"]))
+    guard = load_manifest(GUARD)
+    assert card["guard"]["id"] == guard.id
+    assert [each["sas"] for each in card["guard"]["layers"]] == [each.sas for each in guard.layers]
+    curve = {round(each["threshold"], 3): each["flagged"] for each in card["guard"]["calibration"]}
+    assert (curve[0.0], curve[0.5], curve[1.0]) == (1.0, 0.01, 0.0)
+    default, strict = card["policies"]
+    assert default["from"] == {
+        "mode": "default",
+        "threshold": "threshold, the settings",
+        "eps": "the guard bundle",
+        "refusal": "the guard bundle",
+    }
+    assert strict["threshold"] == guard.threshold_for(0.01)
+    assert strict["from"]["threshold"] == "policies.strict.target_fpr, the settings"
+    for told in (guard.id, guard.data_hash, "policies.strict.target_fpr", guard.refusal.partition(",")[0][-5:]):
+        assert told in page.text
+
+
+async def test_what_the_guard_does_now_is_told_minute_by_minute() -> None:
+    def answer(text: str) -> Script:
+        return Script.saying(text, verdict=Verdict.STEERED if text == "bad" else Verdict.PASS)
+
+    async with visiting(runner=ScriptedRunner(answer=answer), policies={"other": {}}) as client:
+        for text in ("bad", "fine", "fine"):
+            await client.post("/v1/chat/completions", json=body(text))
+        now = (await client.get("/admin/now")).json()
+        schema = (await operation(client, "/admin/now", "get"))["responses"]["200"]["content"]["application/json"]
+    check(now, closed(schema["schema"]))
+    default, other = now["policies"]
+    assert len(default["minutes"]) == 60
+    assert Counter(sum((Counter(each) for each in default["minutes"]), Counter())) == {"steered": 1, "pass": 2}
+    assert not any(other["minutes"])
 
 
 async def test_a_chat_of_the_console_streams() -> None:
