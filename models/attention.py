@@ -23,6 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from models.cache import PagedCache, Table
+from models.chunks import Chunks
 from models.decode import Decode
 
 PAGED = "paged"  # the name of this implementation in a model's config
@@ -154,18 +155,33 @@ class MixedPass(Pass):
         self._rows = 0 if decode is None else decode.rows
         self._masks: dict[tuple[int, int | None], Tensor] = {}
         self._device = cache.shape.device
+        self._follow = self._following()
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
         """See `Pass`."""
         layer: int = module.layer_idx  # type: ignore[assignment]
+        keys, values = self._cache.layers[layer]
         parts: list[Tensor] = []
         if self._decode is not None:
-            keys, values = self._cache.layers[layer]
             parts.append(self._decode.attend(query[:, :, : self._rows], keys, values, scale, window))
+        if self._follow is not None:
+            output = self._follow.attend(query, keys, values, scale, window)
+            if parts:
+                output[: self._rows] = parts[0]
+            return output[None]
         parts += self._attend_chunks(module, layer, query, key, value, scale, window)
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
+
+    def _following(self) -> Chunks | None:
+        """The chunks for kernels that follow their tables; None without such, or where images see all of themselves."""
+        kernels = self._cache.shape.chunk_kernels
+        if kernels is None or any(span.images is not None for span in self._chunks):
+            return None
+        tables = [span.table for span in self._chunks]
+        ends, counts = [span.end for span in self._chunks], [span.count for span in self._chunks]
+        return Chunks(kernels, self._cache, tables, ends, counts, self._rows)
 
     def _attend_chunks(
         self, module: nn.Module, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.blocks import BlockPool, OutOfBlocks, Table
 from models.memory import machine_memory
-from models.operations import Kernels, kernels
+from models.operations import ChunkKernels, Kernels, chunk_kernels, kernels
 
 __all__ = ["CacheShape", "OutOfBlocks", "PagedCache", "Table"]
 
@@ -32,11 +32,17 @@ class CacheShape:
     dtype: torch.dtype
     device: torch.device
     dense: bool  # what rows hold is read as one view, see `models.blocks`; else by following the tables
+    group: int = 1  # heads of queries that share a head of keys and values
 
     @property
     def kernels(self) -> Kernels | None:
         """What computes over it; None where plain torch does."""
         return kernels(self.device.type, self.dtype, self.head_dim)
+
+    @property
+    def chunk_kernels(self) -> ChunkKernels | None:
+        """What computes attention of chunks over it; None where plain torch does."""
+        return chunk_kernels(self.device.type, self.dtype, self.head_dim, self.group)
 
     @property
     def block_bytes(self) -> int:

@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 
 # Values of ONEDNN_MAX_CPU_ISA under which oneDNN takes bf16 weights but computes in fp32.
 _EMULATES_BF16 = frozenset({"AVX512_CORE", "AVX512_CORE_VNNI"})
+_NO_LIMIT = frozenset({"", "ALL", "DEFAULT"})
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class CpuCapabilities:
 
     `bf16_products`: by instructions for bf16 (AVX512-BF16); without them they take several times as long as in fp32.
     `prepacked`: dtypes of weights that can be brought into the layout of oneDNN's products beforehand.
+    `bf16_tiles`: by a matrix unit (AMX), which our own kernels use too.
     `int8_products`: of activations and int8 weights, by a kernel that makes no copy of the weights.
     """
 
     bf16_products: bool = False
+    bf16_tiles: bool = False
     prepacked: frozenset[torch.dtype] = frozenset()
     int8_products: bool = False
 
@@ -39,17 +42,26 @@ class CpuCapabilities:
 def cpu_capabilities() -> CpuCapabilities:
     """Those of the CPU that this runs on."""
     prepacked = frozenset(dtype for dtype in (torch.float32, torch.bfloat16) if _works(_prepacked_product, dtype))
+    bf16_products = torch.bfloat16 in prepacked and _has_bf16_instructions()
     return CpuCapabilities(
-        bf16_products=torch.bfloat16 in prepacked and _has_bf16_instructions(),
+        bf16_products=bf16_products,
+        bf16_tiles=bf16_products and _has_matrix_unit(),
         prepacked=prepacked,
         int8_products=all(_works(_int8_product, dtype) for dtype in (torch.float32, torch.bfloat16)),
     )
 
 
 def _has_bf16_instructions() -> bool:
-    found = torch.cpu.get_capabilities()
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
-    return bool(found.get("avx512_bf16")) and limit.upper() not in _EMULATES_BF16
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16")) and _limit() not in _EMULATES_BF16
+
+
+def _has_matrix_unit() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16")) and (_limit() in _NO_LIMIT or "AMX" in _limit())
+
+
+def _limit() -> str:
+    """What the environment lets oneDNN use of the CPU."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
 
 
 def _works(product: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> bool:

@@ -137,12 +137,10 @@ class KernelDecode:
     """Attention by a kernel that follows the rows' tables. `width`: blocks that the table has room for."""
 
     def __init__(self, cache: PagedCache, tables: Sequence[Table], ends: Sequence[int], width: int = 0) -> None:
-        width = max(width, *(len(table.blocks) for table in tables))
-        padded = [[*table.blocks, *[0] * (width - len(table.blocks))] for table in tables]
         assert cache.shape.kernels is not None, f"no kernels for {cache.shape}"
         self._kernels = cache.shape.kernels
         self.rows = len(tables)
-        self.table = torch.tensor(padded, dtype=torch.int32).to(cache.shape.device, non_blocking=True)
+        self.table = padded_tables(tables, width).to(cache.shape.device, non_blocking=True)
         self.ends = torch.tensor(ends, dtype=torch.int32).to(cache.shape.device, non_blocking=True)
 
     def advance(self) -> None:
@@ -154,6 +152,12 @@ class KernelDecode:
         return self._kernels.attend(
             query[0].transpose(0, 1), keys, values, self.table, self.ends, scale, window or 2**30
         )
+
+
+def padded_tables(tables: Sequence[Table], width: int = 0) -> Tensor:
+    """The rows' blocks as kernels take them, int32 `[B, M]`; room for `width` at least."""
+    width = max(width, *(len(table.blocks) for table in tables))
+    return torch.tensor([[*table.blocks, *[0] * (width - len(table.blocks))] for table in tables], dtype=torch.int32)
 
 
 def make_decode(cache: PagedCache, tables: Sequence[Table], ends: Sequence[int]) -> Decode:

@@ -137,13 +137,15 @@ def cache_shape(text: Any, dtype: torch.dtype, device: torch.device) -> CacheSha
     """The cache of a decoder with this config."""
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
     return CacheShape(
         layers=text.num_hidden_layers,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        kv_heads=kv_heads,
         head_dim=head_dim,
         dtype=dtype,
         device=device,
         dense=device.type != "cuda",
+        group=heads // kv_heads,
     )
 
 

@@ -27,6 +27,16 @@ class Kernels(Protocol):
         """`silu(gate) * up`."""
 
 
+class ChunkKernels(Kernels, Protocol):
+    """Kernels that compute attention of chunks of prompts too."""
+
+    def attend_chunks(
+        self, query: Tensor, keys: Tensor, values: Tensor, table: Tensor, ends: Tensor, parts: Tensor, scale: float,
+        window: int,
+    ) -> Tensor:  # fmt: skip
+        """Attention of rows that add any number of tokens, over their blocks; `parts` as of `models.native`."""
+
+
 @cache
 def kernels(device: str, dtype: torch.dtype, head_dim: int = 0) -> Kernels | None:
     """Those for tensors of a type of device and a dtype, with heads of so many numbers; None where there are none.
@@ -41,9 +51,22 @@ def kernels(device: str, dtype: torch.dtype, head_dim: int = 0) -> Kernels | Non
         return None
     try:
         from models import native
-    except ImportError:  # it was installed without a compiler
+    except ImportError:  # it was installed without a compiler, or before this version
         return None
     return native if dtype in native.DTYPES and head_dim <= native.MOST_WIDTH else None
+
+
+@cache
+def chunk_kernels(device: str, dtype: torch.dtype, head_dim: int, group: int) -> ChunkKernels | None:
+    """Those for heads of so many numbers, `group` of which share keys and values; None where there are none.
+
+    They are for CPUs with a matrix unit.
+    """
+    if device != "cpu" or kernels(device, dtype, head_dim) is None:
+        return None
+    from models import native
+
+    return native if native.in_tiles(dtype, head_dim, group) else None
 
 
 def kernels_for(tensor: Tensor) -> Kernels | None:

@@ -6,14 +6,23 @@ bf16 and fp32; results are computed in fp32 and rounded once. Not differentiable
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
+from models.cpu import cpu_capabilities
 from models.native import _kernels
+from models.native._kernels import (
+    attend_tiles,
+    has_tiles,
+)  # an older build, which lacks them, is no module of this package
 
 DTYPES = frozenset({torch.bfloat16, torch.float32})
 MOST_WIDTH = 512  # of a head, that there is room for
 
+_TILED_BLOCK, _TILED_WIDTH, _TILED_GROUP = 64, 128, 16  # sizes that tiles have room for
+_TILES_PAY = 4  # queries that share keys and values; for fewer, vectors are as fast
 _ALONE = 2**19  # bytes that one thread goes through in less time than it takes to bring threads together
 
 
@@ -23,6 +32,8 @@ def attend(
     """See `models.kernels.attend`."""
     rows, heads, width = query.shape
     kv_heads, size = keys.shape[1:3]
+    if heads // kv_heads >= _TILES_PAY and size == _TILED_BLOCK and in_tiles(query.dtype, width, heads // kv_heads):
+        return attend_chunks(query, keys, values, table, ends, None, scale, window)
     if query.stride()[1:] != (width, 1):  # a row's heads lie side by side
         query = query.contiguous()
     output = torch.empty((rows, heads, width), dtype=query.dtype)
@@ -32,6 +43,36 @@ def attend(
         query.dtype == torch.float32, _threads(2 * table.numel() * keys[0].nbytes),
     )  # fmt: skip
     return output
+
+
+def attend_chunks(
+    query: Tensor, keys: Tensor, values: Tensor, table: Tensor, ends: Tensor, parts: Tensor | None, scale: float,
+    window: int,
+) -> Tensor:  # fmt: skip
+    """Query `[N, H, D]` of rows that add any number of tokens -> `[N, H, D]`, where `in_tiles` says so.
+
+    `table` and `ends` as of `attend`. `parts` int32 `[P, 4]`: a row's tokens that are computed together, by their row,
+    the first of them among the N, how many, and how many the row has until its last; at most `models.chunks.PART`
+    over the group of heads. None: each row adds one token.
+    """
+    tokens, heads, width = query.shape
+    if query.stride()[1:] != (width, 1):  # a token's heads lie side by side
+        query = query.contiguous()
+    output = torch.empty((tokens, heads, width), dtype=query.dtype)
+    attend_tiles(
+        query.data_ptr(), keys.data_ptr(), values.data_ptr(), table.data_ptr(), ends.data_ptr(),
+        0 if parts is None else parts.data_ptr(), output.data_ptr(), tokens if parts is None else len(parts),
+        query.stride(0), heads, keys.shape[1], keys.shape[2], width, table.shape[1], window, scale,
+        _threads(2 * table.numel() * keys[0].nbytes),
+    )  # fmt: skip
+    return output
+
+
+@cache
+def in_tiles(dtype: torch.dtype, width: int, group: int) -> bool:
+    """Whether the matrix unit computes attention of heads of that width, `group` of which share keys and values."""
+    fits = width % 32 == 0 and width <= _TILED_WIDTH and group <= _TILED_GROUP
+    return fits and dtype == torch.bfloat16 and cpu_capabilities().bf16_tiles and has_tiles()
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:

@@ -18,6 +18,27 @@ def attend(
     threads: int,
     /,
 ) -> None: ...
+def attend_tiles(
+    query: int,
+    keys: int,
+    values: int,
+    tables: int,
+    ends: int,
+    parts: int,
+    output: int,
+    count: int,
+    stride: int,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    width: int,
+    most: int,
+    window: int,
+    scale: float,
+    threads: int,
+    /,
+) -> None: ...
+def has_tiles() -> bool: ...
 def rotate(
     states: int,
     cosine: int,

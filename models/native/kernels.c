@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "tiles.h"
+
 /* One binary for every x86-64: the loader picks the widest vectors that the CPU has. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define WIDEST __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
@@ -273,6 +275,34 @@ static PyObject *attend(PyObject *self, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *attend_tiles(PyObject *self, PyObject *arguments) {
+    (void)self;
+    Number query, keys, values, tables, ends, parts, output;
+    long long count, stride, heads, kv_heads, size, width, most, window;
+    float scale;
+    int threads;
+    if (!PyArg_ParseTuple(arguments, "KKKKKKKLLLLLLLLfi", &query, &keys, &values, &tables, &ends, &parts, &output, &count,
+                          &stride, &heads, &kv_heads, &size, &width, &most, &window, &scale, &threads))
+        return NULL;
+    if (!tiles_fit(heads / kv_heads, width, size)) {
+        PyErr_SetString(PyExc_ValueError, "heads, their width or blocks do not fit into tiles");
+        return NULL;
+    }
+    const Tiled a = {ADDRESS(query), ADDRESS(keys), ADDRESS(values), ADDRESS(tables), ADDRESS(ends), ADDRESS(parts),
+                     ADDRESS(output), stride, heads, kv_heads, width, most, window, scale};
+    Py_BEGIN_ALLOW_THREADS
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
+    for (int64_t item = 0; item < count * kv_heads; item++)
+        tiles_attend(&a, item / kv_heads, item % kv_heads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *has_tiles(PyObject *self, PyObject *arguments) {
+    (void)self, (void)arguments;
+    return PyBool_FromLong(tiles_usable());
+}
+
 static PyObject *rotate(PyObject *self, PyObject *arguments) {
     (void)self;
     Number states, cosine, sine, slots, keys, values;
@@ -327,6 +357,8 @@ static PyObject *gated_silu(PyObject *self, PyObject *arguments) {
 
 static PyMethodDef methods[] = {
     {"attend", attend, METH_VARARGS, NULL},
+    {"attend_tiles", attend_tiles, METH_VARARGS, NULL},
+    {"has_tiles", has_tiles, METH_NOARGS, NULL},
     {"rotate", rotate, METH_VARARGS, NULL},
     {"rms_norm", rms_norm, METH_VARARGS, NULL},
     {"gated_silu", gated_silu, METH_VARARGS, NULL},

@@ -12,6 +12,8 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from models import operations
 from models.attention import rotated
 from models.backbone import Backbone
+from models.cache import CacheShape, PagedCache
+from models.chunks import Chunks
 from tests.models.test_backbone import ordinary_tokens, prompt_of
 from tests.tiny import TinyModels
 
@@ -70,6 +72,55 @@ def test_attention_sees_each_row_s_own_tokens_alone(
     padded = torch.tensor([[*each, *[0] * (max(needed) - len(each))] for each in tables], dtype=torch.int32)
     found = native.attend(query, keys, values, padded, torch.tensor(ends, dtype=torch.int32), 0.3, window)
     near(found, torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "spans", "window"),
+    [
+        (8, 4, 64, [(0, 317), (300, 1), (130, 70)], 2**30),
+        (14, 2, 64, [(63, 1), (64, 65), (0, 1)], 2**30),
+        (4, 4, 32, [(100, 90)], 2**30),
+        (6, 2, 96, [(10, 300), (200, 1)], 50),
+        (16, 4, 128, [(0, 130), (129, 1)], 64),
+        (12, 1, 64, [(70, 30)], 1),
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_attention_of_chunks_sees_what_stands_before_each_token(
+    heads: int, kv_heads: int, width: int, spans: list[tuple[int, int]], window: int, threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if not native.in_tiles(torch.bfloat16, width, heads // kv_heads):
+        pytest.skip("a CPU with a matrix unit is needed")
+    monkeypatch.setattr(native, "_threads", lambda _: threads)
+    torch.manual_seed(0)
+    cache = PagedCache(
+        CacheShape(1, kv_heads, width, torch.bfloat16, torch.device("cpu"), True, heads // kv_heads), 40, keep=False
+    )
+    keys, values = cache.layers[0]
+    keys.fill_(torch.nan), values.fill_(torch.nan)
+    starts, counts = zip(*spans, strict=True)
+    ends = [start + count for start, count in spans]
+    tables = [cache.open([], 0) for _ in spans]
+    expected, asked = [], torch.randn(sum(counts) + 2, heads + 2, width).to(torch.bfloat16)[:, :heads]
+    at = 2  # after two tokens of other rows
+    for table, start, end in zip(tables, starts, ends, strict=True):
+        cache.reserve(table, end)
+        own = torch.randn(2, kv_heads, end, width).to(torch.bfloat16)
+        for stored, states in zip((keys, values), own, strict=True):
+            for place, slot in enumerate(cache.slots(table, 0, end)):
+                stored[slot // SIZE, :, slot % SIZE] = states[:, place]
+        key, value = own.double().repeat_interleave(heads // kv_heads, 1)
+        places = torch.arange(end)
+        seen = (places <= places[start:, None]) & (places > places[start:, None] - window)
+        query = asked[at : at + end - start].transpose(0, 1).double()
+        expected.append(scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=0.3).transpose(0, 1))
+        at += end - start
+    found = Chunks(native, cache, tables, ends, counts, 2).attend(
+        asked.transpose(0, 1)[None], keys, values, 0.3, window
+    )
+    # Weights are rounded to bf16 before they are summed, as torch's own attention does.
+    torch.testing.assert_close(found[2:].double(), torch.cat(expected), atol=1e-2, rtol=torch.finfo(torch.bfloat16).eps)
 
 
 def test_what_is_no_number_stays_in_its_row() -> None:
