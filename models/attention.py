@@ -146,12 +146,15 @@ class DecodePass(Pass):
 
 
 class MixedPass(Pass):
-    """Rows that add one token each, if any, and chunks of prompts after them."""
+    """Rows that add one token each, if any, chunks of prompts after them, and so many `spare` tokens of nobody."""
 
-    def __init__(self, cache: PagedCache, slots: Tensor, decode: Decode | None, chunks: Sequence[Span]) -> None:
+    def __init__(
+        self, cache: PagedCache, slots: Tensor, decode: Decode | None, chunks: Sequence[Span], spare: int = 0
+    ) -> None:
         super().__init__(cache, slots)
         self._decode = decode
         self._chunks = chunks
+        self._spare = spare
         self._rows = 0 if decode is None else decode.rows
         self._masks: dict[tuple[int, int | None], Tensor] = {}
         self._device = cache.shape.device
@@ -170,8 +173,11 @@ class MixedPass(Pass):
             output = self._follow.attend(query, keys, values, scale, window)
             if parts:
                 output[: self._rows] = parts[0]
+            output[len(output) - self._spare :] = 0.0  # what nobody computed may be no number
             return output[None]
         parts += self._attend_chunks(module, layer, query, key, value, scale, window)
+        if self._spare:
+            parts.append(query.new_zeros(self._spare, *parts[0].shape[1:]))
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
 
     def _following(self) -> Chunks | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from models.attention import DecodePass, MixedPass, Pass, Span
 from models.cache import PagedCache
@@ -21,6 +22,8 @@ from models.reading import Reading
 from models.rows import Row, Steps, spans_of
 from models.tap import Tap
 from models.vision import VisionEncoder
+
+LEAST_STEP = 16  # tokens, between the sizes of passes
 
 
 class Passes:
@@ -96,15 +99,26 @@ class Passes:
         ordered = [spans[place] for place in order]
         rows = [rows[place] for place in order]
         ids = [token for row, span in zip(rows, ordered, strict=True) for token in row.tokens[span.start : span.end]]
-        embedded = self._embed(torch.tensor([ids], device=self._info.device))
+        spare = self._spare(len(ids))
+        embedded = self._embed(torch.tensor([[*ids, *[0] * spare]], device=self._info.device))
         deep = self._embed_pictures(embedded, rows, ordered)
         last, end = [0] * len(rows), 0
         for place, span in zip(order, ordered, strict=True):
             end += span.count
             last[place] = end - 1
-        positions = self._positions.of_spans(rows, ordered)
+        positions = pad(self._positions.of_spans(rows, ordered), (0, spare))
         with self._read(reading, ordered):
-            return self._decode(embedded, positions, self._mixed(ordered), torch.tensor(last), deep, taps)
+            return self._decode(embedded, positions, self._mixed(ordered, spare), torch.tensor(last), deep, taps)
+
+    def _spare(self, tokens: int) -> int:
+        """Tokens of nobody, with which a pass is of one of few sizes.
+
+        On a CPU each new size of a pass makes kernels for its products, which takes as long as a hundred tokens.
+        """
+        if self._info.device.type != "cpu":
+            return 0
+        step = max(LEAST_STEP, 1 << max(0, tokens.bit_length() - 4))
+        return -tokens % step
 
     def _read(self, reading: Reading | None, spans: Sequence[Span]) -> AbstractContextManager[None]:
         return nullcontext() if reading is None else reading.during(self._slots(spans))
@@ -112,15 +126,16 @@ class Passes:
     def _slots(self, spans: Sequence[Span]) -> list[int]:
         return [slot for span in spans for slot in self._cache.slots(span.table, span.start, span.end)]
 
-    def _mixed(self, spans: Sequence[Span]) -> MixedPass:
-        """The storage and the attention of a pass; spans that add one token come first."""
+    def _mixed(self, spans: Sequence[Span], spare: int) -> MixedPass:
+        """The storage and the attention of a pass; spans that add one token come first, tokens of nobody last."""
         decoding = [span for span in spans if span.decodes]
         tables, ends = [span.table for span in decoding], [span.end for span in decoding]
         return MixedPass(
             self._cache,
-            self._cache.targets(self._slots(spans)),
+            self._cache.targets([*self._slots(spans), *[0] * spare]),  # of a block that no row has
             make_decode(self._cache, tables, ends) if decoding else None,
             spans[len(decoding) :],
+            spare,
         )
 
     def _embed_pictures(self, embedded: Tensor, rows: Sequence[Row], spans: Sequence[Span]) -> dict[str, Any]:

@@ -78,9 +78,9 @@ class LaunchSpec:
 
         Raises LoadError, BundleError, PolicyError.
         """
-        # On a CPU every length of a batch of prompts makes kernels of its own. The default keeps 1,024 of them, which
-        # fills up slowly and looks like a leak (150 MB with the demo model); these do for all sizes of a decode step.
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+        # On a CPU every size of a pass makes kernels of its own, of up to 1 MB each. The default keeps 1,024 of them,
+        # which fills up slowly and looks like a leak; these do for all sizes of passes with prompts and of decoding.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
         _quiet_libraries(self.log_format)
         from models.load import load_backbone
         from server.engine.own import OwnEngine

@@ -11,7 +11,7 @@ import torch
 from models.backbone import Backbone, Row
 from models.prompt import Prompt
 from tests.models.test_backbone import STEPS, forced, greedy, ordinary_tokens, prompt_of
-from tests.tiny import CHATS, families_that_see
+from tests.tiny import CHATS, TinyModels, families_that_see
 
 TOLERANCE = 1e-4
 
@@ -39,6 +39,18 @@ def in_chunks(backbone: Backbone, prompt: Prompt, sizes: Sequence[int]) -> torch
 def test_chunks_give_what_the_whole_gives(backbone: Backbone, sizes: list[int]) -> None:
     prompt = long_prompt(backbone, 150)
     torch.testing.assert_close(in_chunks(backbone, prompt, sizes), forced(backbone, prompt, []), atol=TOLERANCE, rtol=0)
+
+
+def test_prompts_of_all_lengths_are_computed_in_passes_of_few_sizes(tiny_models: TinyModels) -> None:
+    backbone, sizes = tiny_models.backbone("llama"), set()
+    hook = backbone._decoder.layers[0].register_forward_pre_hook(lambda _, args: sizes.add(args[0].shape[1]))
+    for length in range(2, 300, 7):
+        row = backbone.open_row(Prompt(ordinary_tokens(backbone, length, length), {}, 0), 4)
+        backbone.prefill([row])
+        backbone.close_row(row)
+    hook.remove()
+    assert len(sizes) <= 300 / 16
+    assert max(sizes) <= 300 * 9 / 8
 
 
 def test_chunks_beside_decoding_rows(backbone: Backbone) -> None:
