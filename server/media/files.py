@@ -30,6 +30,10 @@ DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
 BASE64_SLICE = 2**20
 ORIENTATION = 0x0112  # of EXIF
 TURNED = frozenset({5, 6, 7, 8})  # by a quarter
+# Of the longer side to the shorter. LLaVA 1.5's processor scales the shorter one up to 336: 22 GB for a line of 65,535
+# pixels. To scale down one of 24,000,000, a PNG of 4 KB, takes .8 GB and the interpreter's lock for a second. Qwen's
+# processors raise beyond this.
+MAX_RATIO = 200
 MAX_PROGRESSIVE_SCANS = 100  # each scan of a progressive JPEG passes over all pixels; cameras write about ten
 
 
@@ -123,6 +127,8 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise MediaError(f"the image is empty: {width} x {height}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise MediaError(f"the image is {width} x {height}; no side may be over {MAX_RATIO} times the other")
     if width * height > max_pixels:
         raise MediaError(
             f"the image has {width} x {height} = {width * height} pixels, more than the limit of {max_pixels}"

@@ -236,6 +236,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "png just over the limit": lambda: encoded(Image.new("L", (1001, 1000))),
     "png of 200 megapixels that packs well": lambda: raw_png(20_000, 10_000, zlib.compress(b"\0" * 2_000_000)),
     "png with sides of 2**31": lambda: raw_png(2**31 - 1, 2**31 - 1, b""),
+    "png of a line": lambda: encoded(Image.new("L", (402, 2))),
+    "png of a column": lambda: encoded(Image.new("L", (1, 201))),
     "png without width": lambda: raw_png(0, 5, b""),
     "webp extended": lambda: huge_webp(b"VP8X"),
     "webp lossless": lambda: huge_webp(b"VP8L"),
