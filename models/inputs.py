@@ -69,7 +69,7 @@ class InputBuilder:
         self._special = SpecialTokens(self._tokenizer)
         self._max_tokens = max_tokens
         self._pieces = PieceTokenizer(self._tokenizer)
-        self.reads: Reads = reads_of(self._render)
+        self.reads: Reads = self._found_out()
 
     @property
     def template_hash(self) -> str:
@@ -101,6 +101,15 @@ class InputBuilder:
     def _view_side(self) -> int | None:
         name = self._family.whole_view
         return None if name is None else isqrt(getattr(self._processor, name))
+
+    def _found_out(self) -> Reads:
+        """What the template reads of tools; calls are written in the tokenizer's own tokens."""
+        reads = reads_of(self._render)
+        if reads.calls is None:
+            return reads
+        added = {token: str(content) for token, content in self._tokenizer.added_tokens_decoder.items()}
+        special = {token for token, content in self._tokenizer.added_tokens_decoder.items() if content.special}
+        return replace(reads, calls=reads.calls.over(added, special))
 
     def layout(self, ids: Sequence[int]) -> Layout:
         """Where the turns of a prompt end, and what of it is content."""

@@ -42,7 +42,7 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 # Without white space: any amount of it is valid JSON, and where a model falls into writing it, it never ends.
-_OPTIONS: JsonCompileOptions = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
+OPTIONS: JsonCompileOptions = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
 _SPECIAL_GROUP = re.compile(r"\(\?(?!:)")  # flags would change what a repetition looks like
 
 
@@ -60,7 +60,7 @@ def read_vocabulary(tokenizer: str, size: int, eos_ids: Collection[int]) -> LLTo
 
 def source_of(schema: Mapping[str, Any]) -> str:
     """A schema as the library's compiler reads it. Holds the GIL: for the largest schemas, 50 ms."""
-    return LLMatcher.grammar_from_json_schema(json.dumps(tidied(schema)), overrides=_OPTIONS)
+    return LLMatcher.grammar_from_json_schema(json.dumps(tidied(schema)), overrides=OPTIONS)
 
 
 def compile_source(vocabulary: LLTokenizer, source: str) -> LLMatcher:

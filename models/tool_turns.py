@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from models.calls import CallSyntax, syntax_in
 from models.errors import PromptError
 
 _NAME, _KEY, _RESULT = "probe_function", "probe_argument", "probe result"
+_ARGUMENTS = {_KEY: "y"}
 _TOOL = {
     "type": "function",
     "function": {
@@ -29,7 +31,7 @@ _ASKED = {"role": "user", "content": _says("x")}
 _CALLED = {
     "role": "assistant",
     "content": [],
-    "tool_calls": [{"id": "probe0000", "type": "function", "function": {"name": _NAME, "arguments": {_KEY: "y"}}}],
+    "tool_calls": [{"id": "probe0000", "type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}],
 }
 _TOLD = {"role": "tool", "tool_call_id": "probe0000", "name": _NAME, "content": _says(_RESULT)}
 
@@ -38,26 +40,32 @@ Render = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], st
 
 @dataclass(frozen=True)
 class Reads:
-    """What of tools a chat template shows: their descriptions, and the turns of calls and their results."""
+    """What of tools a chat template shows: their descriptions, and the turns of calls and their results.
+
+    `calls`: how it writes calls; None where it shows no tools, or writes calls in a way that is not known.
+    """
 
     tools: bool
     turns: bool
+    calls: CallSyntax | None = None
 
 
 def reads_of(render: Render) -> Reads:
     """Try a template with a tool, a call and its result. Raises nothing."""
 
-    def shows(chat: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], *words: str) -> bool:
+    def tried(chat: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
         try:
-            rendered = render(chat, tools)
+            return render(chat, tools)
         except PromptError:
-            return False
-        return all(word in rendered for word in words)
+            return ""
 
+    told = tried([_ASKED], [_TOOL])
+    turns, bare = (tried([_ASKED, _CALLED, _TOLD], tools) for tools in ([_TOOL], []))
+    shows_tools = all(word in told for word in (_NAME, _KEY))
     return Reads(
-        tools=shows([_ASKED], [_TOOL], _NAME, _KEY),
-        turns=shows([_ASKED, _CALLED, _TOLD], [_TOOL], _NAME, _KEY, _RESULT)
-        and shows([_ASKED, _CALLED, _TOLD], [], _NAME, _KEY, _RESULT),
+        tools=shows_tools,
+        turns=all(word in rendered for word in (_NAME, _KEY, _RESULT) for rendered in (turns, bare)),
+        calls=syntax_in(turns.removeprefix(told), _NAME, _ARGUMENTS) if shows_tools else None,
     )
 
 

@@ -1,69 +1,117 @@
-"""Forced calls of tools: a parser that turns the JSON of a call into its name and the pieces of its arguments."""
+"""Calls of functions within an answer: a parser of the text that `models.call_grammar` allows."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from models.call_grammar import CallGrammar
+from models.calls import BLANK
 from server.answer.delta import Delta, Kind
 from server.answer.logprobs import Entry
+from server.answer.parser import SEPARATOR
+from server.answer.stop_scan import overlap
 
-# The grammar of a forced call allows no white space between its parts, and no other order of them.
-_HEAD = re.compile(r'\{"name":("(?:[^"\\]|\\.)*"),"arguments":')
 
+class Calls:
+    """Text, then the names and the arguments of calls; of what a syntax writes around them nothing is told.
 
-class CallOfOne:
-    """A call of the one function that may be called: all text is its arguments."""
+    Text is held while it may become a call, or the white space before one. Log-probabilities are not told.
+    """
 
-    def __init__(self, name: str) -> None:
-        self._name: str | None = name  # until it is told
+    def __init__(self, grammar: CallGrammar) -> None:
+        syntax, names = grammar.syntax, grammar.functions
+        self.marks: Mapping[int, str] = {token: text for text, token in syntax.marks.items()}
+        self._forced = grammar.forced
+        whole = grammar.forced or grammar.answer is not None  # a call, if any, begins the answer
+        at_once = [trigger for trigger in syntax.triggers if whole or not trigger]
+        self._triggers = [trigger for trigger in syntax.triggers if trigger not in at_once]
+        self._begin = {trigger + syntax.first(name): name for trigger in at_once for name in names}
+        self._first = {syntax.first(name): name for name in names}
+        self._further = {} if syntax.between is None else {syntax.further(name): name for name in names}
+        self._expected = self._first  # what stands before the next arguments
+        self._read: Callable[[], Sequence[Delta] | None] = self._read_text
+        self._held = ""
+        self._said = False
+        self._extent = JsonExtent()
 
-    def push(self, text: str, entries: Sequence[Entry]) -> Sequence[Delta]:
-        """A piece of the arguments, the name before the first."""
-        piece = Delta(Kind.ARGUMENTS, text, entries)
-        if self._name is None:
-            return (piece,)
-        name, self._name = self._name, None
-        return (Delta(Kind.CALL, name), piece)
+    def push(self, text: str, entries: Sequence[Entry]) -> Sequence[Delta]:  # noqa: ARG002  see above
+        """What is certain after one more piece."""
+        self._held += text
+        deltas: list[Delta] = []
+        while (found := self._read()) is not None:
+            deltas += found
+        return deltas
 
     def finish(self) -> Sequence[Delta]:
-        """Nothing was held."""
-        return ()
+        """Text that did not become a call. A call that was cut before its name is none."""
+        text, self._held = self._held, ""
+        return self._say(text) if self._in_text and not self._forced else ()
+
+    def apart(self) -> Sequence[Delta]:
+        """See `Parser`. A call has no place for it, and needs none."""
+        return (Delta(Kind.TEXT, SEPARATOR),) if self._said and self._in_text else ()
+
+    @property
+    def _in_text(self) -> bool:
+        return self._read == self._read_text
+
+    # Each gives what it has read and may be asked again; None: it needs more.
+
+    def _read_text(self) -> Sequence[Delta] | None:
+        if self._begin:
+            begun = self._held.lstrip(BLANK)
+            if any(begun.startswith(head) for head in self._begin):
+                self._held, self._expected = begun, self._begin
+                self._read = self._read_head
+                return ()
+            if any(head.startswith(begun) for head in self._begin):
+                return None
+            self._begin = {}
+        found = [(at, trigger) for trigger in self._triggers if (at := self._held.find(trigger)) >= 0]
+        if found:
+            at, trigger = min(found)
+            text, self._held = self._held[:at].rstrip(BLANK), self._held[at + len(trigger) :]
+            self._read = self._read_head
+            return self._say(text)
+        certain = len(self._held) - max((overlap(self._held, trigger) for trigger in self._triggers), default=0)
+        text = self._held[:certain].rstrip(BLANK)
+        self._held = self._held[len(text) :]
+        return self._say(text) or None
+
+    def _read_head(self) -> Sequence[Delta] | None:
+        for head, name in self._expected.items():
+            if self._held.startswith(head):
+                self._held = self._held[len(head) :]
+                self._expected, self._extent = self._further, JsonExtent()
+                self._read = self._read_arguments
+                return (Delta(Kind.CALL, name),)
+        return None
+
+    def _read_arguments(self) -> Sequence[Delta] | None:
+        if not self._held:
+            return None
+        end = self._extent.within(self._held)
+        text, self._held = self._held[:end], self._held[end:]
+        if self._extent.over:
+            self._read = self._read_head
+        return (Delta(Kind.ARGUMENTS, text),) if text else ()
+
+    def _say(self, text: str) -> Sequence[Delta]:
+        self._said = self._said or bool(text)
+        return (Delta(Kind.TEXT, text),) if text else ()
 
 
-class CallOfSeveral:
-    """A call of one of several functions: `{"name":...,"arguments":...}`, of which the last brace is no argument's."""
+class JsonExtent:
+    """Where an object of JSON ends, which comes in pieces."""
 
     def __init__(self) -> None:
-        self._held = ""  # until the name is there: the text; after it, what may be the last brace
-        self._begun = False
+        self.over = False
         self._depth = 0
         self._in_string = False
         self._escaped = False
 
-    def push(self, text: str, entries: Sequence[Entry]) -> Sequence[Delta]:
-        """The name once it is complete, then the pieces of the arguments."""
-        if self._begun:
-            return self._arguments(text, entries)
-        self._held += text
-        head = _HEAD.match(self._held)
-        if head is None:
-            return ()
-        self._begun = True
-        rest, self._held = self._held[head.end() :], ""
-        return [Delta(Kind.CALL, json.loads(head[1])), *self._arguments(rest, entries)]
-
-    def finish(self) -> Sequence[Delta]:
-        """Nothing of the arguments was held; a call that was cut before its name was none."""
-        return ()
-
-    def _arguments(self, text: str, entries: Sequence[Entry]) -> Sequence[Delta]:
-        end = self._end(text)
-        return (Delta(Kind.ARGUMENTS, text[:end], entries),) if end else ()
-
-    def _end(self, text: str) -> int:
-        """How much of the text is of the arguments."""
+    def within(self, text: str) -> int:
+        """How much of the next piece is of the object."""
         for place, character in enumerate(text):
             if self._in_string:
                 self._in_string = self._escaped or character != '"'
@@ -74,6 +122,7 @@ class CallOfSeveral:
                 self._depth += 1
             elif character in "}]":
                 self._depth -= 1
-                if self._depth < 0:
-                    return place
+                if self._depth == 0:
+                    self.over = True
+                    return place + 1
         return len(text)

@@ -10,20 +10,23 @@ holding back what a later token could still change: `_Joined` or `_Window` (char
 from __future__ import annotations
 
 from codecs import utf_8_decode
+from collections.abc import Mapping
 
 from server.answer.text_decoder import BROKEN, TextDecoder
 
 
 class Detokenizer:
-    """One answer's text. `push` every token, then `finish`."""
+    """One answer's text. `push` every token, then `finish`. `marks`: special tokens that are text, by their ids."""
 
-    def __init__(self, decoder: TextDecoder) -> None:
+    def __init__(self, decoder: TextDecoder, marks: Mapping[int, str] | None = None) -> None:
+        self._marks = marks or {}
         self._source = _Joined(decoder) if decoder.joins else _Window(decoder)
         self._clean_up = _CleanUp(decoder) if decoder.cleans_up else None
 
     def push(self, token: int) -> str:
         """The text that is certain now, after one more token; often empty."""
-        text = self._source.push(token)
+        mark = self._marks.get(token)
+        text = self._source.push(token) if mark is None else self._source.finish() + mark
         return text if self._clean_up is None else self._clean_up.push(text, last=False)
 
     def finish(self) -> str:

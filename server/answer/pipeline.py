@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from server.request import Request
 
 
-SEPARATOR = "\n\n"
-
-
 class Pipeline:
     """The stages of one answer. `push` every token, `refuse` where the guard acts, then `finish`.
 
@@ -40,14 +37,13 @@ class Pipeline:
         refusal: str = "",
     ) -> None:
         self._decoder = decoder
-        self._detokenizer = Detokenizer(decoder)
+        self._parser: Parser = parser or PlainText(Kind.TEXT)
+        self._detokenizer = Detokenizer(decoder, self._parser.marks)
         self._scan = StopScan(stops)
         self._output = output
         self._refusal = refusal
         self._gate = gate_of(output)
-        self._shown = False  # something, of what is not yet set apart
         self._logprobs = LogprobsInStep(decoder) if logprobs else None
-        self._parser: Parser = parser or PlainText(Kind.TEXT)
 
     @classmethod
     def of(
@@ -97,7 +93,7 @@ class Pipeline:
 
         A refusal is said in full: the stop strings were the client's, for its answer.
         """
-        deltas = [*self._cut(), *self._apart()]
+        deltas = [*self._cut(), *self._parser.apart()]
         self._detokenizer = Detokenizer(self._decoder)
         self._scan = StopScan(())
         self._gate = RefusalGate(gate_of(self._output), self._refusal) if self._output.intervenes else OpenGate()
@@ -106,7 +102,7 @@ class Pipeline:
 
     def say(self, text: str) -> Sequence[Delta]:
         """Text that is not the model's, after all of its own that is shown; nothing that is held back is."""
-        deltas = [*self._cut(), *self._apart()]
+        deltas = [*self._cut(), *self._parser.apart()]
         self._gate = OpenGate()
         return [*deltas, *self._parser.push(text, ())]
 
@@ -126,7 +122,6 @@ class Pipeline:
     def _show(self, text: str) -> Sequence[Delta]:
         if not text:
             return ()
-        self._shown = True
         return self._parser.push(text, self._logprobs.release(text) if self._logprobs is not None else ())
 
     def _cut(self) -> Sequence[Delta]:
@@ -135,10 +130,3 @@ class Pipeline:
             return ()
         cut, self._logprobs = self._logprobs.finish(), LogprobsInStep(self._decoder)
         return self._parser.push("", cut) if cut else ()
-
-    def _apart(self) -> Sequence[Delta]:
-        """What sets a text apart from one that is shown before it. A call has no place for it, and needs none."""
-        if not self._shown or not isinstance(self._parser, PlainText):
-            return ()
-        self._shown = False
-        return self._parser.push(SEPARATOR, ())

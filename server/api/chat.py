@@ -17,8 +17,8 @@ from server.api.prepare import answer_limit, asks_of, sampling_params
 from server.api.prompts import Conversation
 from server.api.schemas import WantedSchema
 from server.api.served import Served
-from server.api.tool_use import check_tools, ignored_tools, parser_of, told_tools
-from server.api.tools import Tools, forces_call, tools_of
+from server.api.tool_use import ToolUse
+from server.api.tools import Tools, tools_of
 from server.errors import BadRequest, Forbidden
 from server.media.images import RequestImages
 from server.request import Ask
@@ -39,7 +39,7 @@ class ChatJob:
     def of(cls, body: object) -> ChatJob:
         """A decoded JSON body as a job. Raises BadRequest naming the first field that is wrong."""
         chat = parse_chat_request(body)
-        tools = tools_of(chat.tools, chat.tool_choice)
+        tools = tools_of(chat.tools, chat.tool_choice, parallel=chat.parallel_tool_calls)
         ignored = {*chat.ignored()}
         if chat.moderation is not None and is_openai_moderator(chat.moderation.model):
             ignored.add("moderation.model")
@@ -68,24 +68,27 @@ class ChatJob:
         """Strings that end an answer."""
         return self.chat.stop or ()
 
-    def schema(self, served: Served) -> WantedSchema | None:  # noqa: ARG002
-        """What a forced call or `response_format` binds the answer to."""
-        if self.tools is not None and self.tools.forced:
-            return WantedSchema(self.tools.schema, "tools")
+    @property
+    def tool_use(self) -> ToolUse:
+        """The tools, beside `response_format`."""
         wanted = self.chat.answer_schema
         if wanted is None:
-            return None
+            return ToolUse(self.tools)
         assert self.chat.response_format is not None
         field = "value" if self.chat.response_format.type == "json_object" else "json_schema"
-        return WantedSchema(wanted, f"response_format.{field}")
+        return ToolUse(self.tools, wanted, f"response_format.{field}")
 
-    def parser(self, served: Served) -> Parser:  # noqa: ARG002  as every job
-        """What takes the answer for a call, or for itself."""
-        return parser_of(self.tools)
+    def schema(self, served: Served) -> WantedSchema | None:
+        """What tools and `response_format` bind the answer to."""
+        return self.tool_use.schema(served)
+
+    def parser(self, served: Served) -> Parser:
+        """What tells calls from text."""
+        return self.tool_use.parser(served)
 
     def check(self, intake: Intake) -> None:
-        """Raise BadRequest for tools that may be called or not, Forbidden for scores, where the settings say so."""
-        check_tools(self.tools, intake.settings)
+        """Raise BadRequest for what does not go with tools or JSON, Forbidden for scores where the settings say so."""
+        self.tool_use.check(self.chat, intake.served, intake.settings)
         if self.chat.wants_scores and not intake.terms.token_scores:
             raise Forbidden(
                 f"'guard.scores' is not for the policy {intake.policy.name!r} (token_scores).",
@@ -102,7 +105,7 @@ class ChatJob:
         chat, served, settings = self.chat, intake.served, intake.settings
         sampling = sampling_params(chat, served)
         policy = moderated_policy(intake.policy, chat, guarded=served.layer is not None)
-        prompt = Conversation(chat.messages).prompt(served, settings, images, told_tools(self.tools, served))
+        prompt = Conversation(chat.messages).prompt(served, settings, images, self.tool_use.told(served))
         limit = answer_limit(chat, prompt, served, settings.default_max_tokens, "messages")
         intake = replace(intake, policy=policy)
         return asks_of(intake, [(prompt, limit)], chat.choices, sampling, scores=chat.wants_scores)
@@ -111,8 +114,9 @@ class ChatJob:
         """As a `chat.completion`, or its chunks."""
         # What is long would stay in memory until the answer's end.
         bare = self.chat.model_copy(update={"messages": [], "tools": None})
-        ignored = {*self.ignored, *ignored_tools(self.tools, intake.served)}
-        return ChatAnswer(intake.answer_id, choices, bare, intake.served, ignored, calls=forces_call(self.tools))
+        ignored = {*self.ignored, *self.tool_use.ignored(intake.served)}
+        forced = self.tools is not None and self.tools.forced
+        return ChatAnswer(intake.answer_id, choices, bare, intake.served, ignored, forced=forced)
 
 
 def moderated_policy(policy: Policy, chat: ChatCompletionRequest, *, guarded: bool) -> Policy:

@@ -62,7 +62,7 @@ class ChatAnswer:
         served: Served,
         ignored: Collection[str],
         *,
-        calls: bool = False,
+        forced: bool = False,
     ) -> None:
         self.choices = choices
         self._chat = chat
@@ -70,13 +70,13 @@ class ChatAnswer:
         self._first = choices.generations[0].request  # all choices have its prompt, and its decision
         self._shown = chat.moderation is not None or self._first.policy.expose_scores
         self._ignored = ignored_headers({*ignored, *self._first.prompt.unused})
-        self._calls = calls
-        self._refuses_apart = calls or chat.answer_schema is not None
+        self._forced = forced  # the answer is a call
+        self._refuses_apart = forced or chat.answer_schema is not None
         self._id = answer_id
         self._created = int(time.time())
         self._fingerprint = served.fingerprint(self._first.policy)
         self._templates: dict[tuple[Generation, Kind], Template] = {}
-        self._called: Counter[Generation] = Counter()  # calls that a stream has begun
+        self._called: Counter[Generation] = Counter()  # calls that were begun
 
     @property
     def stream(self) -> ChatAnswer | None:
@@ -115,12 +115,13 @@ class ChatAnswer:
         apart = generation.refused and self._refuses_apart
         if not apart:
             text = Delta(Kind.TEXT, text.text + refusal.text, [*text.entries, *refusal.entries])
+        calls = self._whole_calls(generation, deltas)
         message: ChatMessage = {
             "role": "assistant",
-            "content": None if (apart or self._calls) and not text.text else text.text,
+            "content": None if (apart or self._forced or calls) and not text.text else text.text,
             "refusal": refusal.text if apart else None,
         }
-        if calls := self._whole_calls(generation, deltas):
+        if calls:
             message["tool_calls"] = calls
         return {
             "index": generation.index,
@@ -134,13 +135,15 @@ class ChatAnswer:
         for delta in deltas:
             if delta.kind is Kind.CALL:
                 function: ChatFunction = {"name": delta.text, "arguments": ""}
-                calls.append({"id": self._call_id(generation, len(calls)), "type": "function", "function": function})
+                calls.append({"id": self._next_call(generation), "type": "function", "function": function})
             elif delta.kind is Kind.ARGUMENTS:
                 calls[-1]["function"]["arguments"] += delta.text
         return calls
 
-    def _call_id(self, generation: Generation, number: int) -> str:
-        """The same whether the answer is streamed or not."""
+    def _next_call(self, generation: Generation) -> str:
+        """The id of a call that begins: the same whether the answer is streamed or not."""
+        number = self._called[generation]
+        self._called[generation] += 1
         return "call_" + hashlib.blake2b(f"{self._id}.{generation.index}.{number}".encode()).hexdigest()[:24]
 
     def _logprobs(self, content: Sequence[Entry] | None, refusal: Sequence[Entry] | None) -> ChatLogprobs | None:
@@ -155,7 +158,7 @@ class ChatAnswer:
     def _finish_reason(self, generation: Generation) -> FinishReason:
         if self._refuses_apart and generation.finish is Finish.CONTENT_FILTER:
             return "stop"
-        if self._calls and generation.finish is Finish.STOP:
+        if self._called[generation] and generation.finish is Finish.STOP:
             return "tool_calls"
         return finish_reason(generation)
 
@@ -173,12 +176,11 @@ class ChatAnswer:
     def _role(self, generation: Generation) -> ChatDelta:
         if generation.refused and self._refuses_apart:
             return {"role": "assistant", "content": None, "refusal": ""}
-        return {"role": "assistant", "content": None if self._calls else "", "refusal": None}
+        return {"role": "assistant", "content": None if self._forced else "", "refusal": None}
 
     def delta(self, generation: Generation, delta: Delta) -> bytes:
         """A chunk with a piece of a choice."""
         if delta.kind is Kind.CALL:
-            self._called[generation] += 1
             return event(self._chunk(generation, {"tool_calls": [self._begun_call(generation, delta.text)]}))
         if self._chat.logprobs or self._chat.usage_in_chunks or self._called[generation] > 1:
             return event(self._piece(generation, delta))
@@ -189,9 +191,9 @@ class ChatAnswer:
         return template.filled(delta.text)
 
     def _begun_call(self, generation: Generation, name: str) -> ChatToolCallDelta:
-        number = self._called[generation] - 1
+        number = self._called[generation]
         function: ChatFunctionDelta = {"name": name, "arguments": ""}
-        return {"index": number, "id": self._call_id(generation, number), "type": "function", "function": function}
+        return {"index": number, "id": self._next_call(generation), "type": "function", "function": function}
 
     def _piece(self, generation: Generation, delta: Delta) -> ChatCompletionChunk:
         if delta.kind is Kind.ARGUMENTS:

@@ -22,7 +22,7 @@ from server.api.fields import (
 from server.api.formats import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
 from server.api.messages import MAX_MESSAGES, Message
 from server.api.metadata import Metadata
-from server.api.tools import MAX_TOOLS, Tool, ToolChoice, forces_call, tools_of
+from server.api.tools import MAX_TOOLS, Tool, ToolChoice
 from server.api.validation import parse
 from server.errors import BadRequest
 
@@ -126,12 +126,6 @@ def parse_chat_request(data: object) -> ChatCompletionRequest:
     """A decoded JSON body as a request; raises BadRequest naming the first field that is wrong."""
     chat = parse(ChatCompletionRequest, data)
     check_least_tokens(chat)
-    forced = forces_call(tools_of(chat.tools, chat.tool_choice))
-    if chat.least_tokens and (forced or chat.answer_schema is not None):
-        name = "ignore_eos" if chat.ignore_eos else "min_tokens"
-        raise BadRequest(f"'{name}' is not supported with JSON, which ends where it is complete.", param=name)
-    if forced and chat.logprobs:
-        raise BadRequest("'logprobs' is not supported where a tool must be called.", param="logprobs")
     if chat.top_logprobs and not chat.logprobs:
         raise BadRequest("'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
     if chat.max_tokens is not None and chat.max_completion_tokens not in (None, chat.max_tokens):

@@ -17,7 +17,7 @@ from server.api.responses_answer import ResponsesAnswer
 from server.api.responses_request import MOOT, ResponsesRequest
 from server.api.schemas import WantedSchema
 from server.api.served import Served
-from server.api.tool_use import check_tools, ignored_tools, parser_of, told_tools
+from server.api.tool_use import ToolUse
 from server.api.tools import Tools, tools_of
 from server.api.validation import parse
 from server.errors import BadRequest
@@ -46,7 +46,8 @@ class ResponsesJob:
                 param = f"include.{number}"
                 raise BadRequest(f"Invalid value for '{param}': this server does not support it.", param=param)
         turns = turns_of(asked.instructions, asked.input)
-        return cls(asked, turns, tools_of(asked.chat_tools, asked.chat_choice, within=""), {*asked.ignored()})
+        tools = tools_of(asked.chat_tools, asked.chat_choice, within="", parallel=asked.parallel_tool_calls)
+        return cls(asked, turns, tools, {*asked.ignored()})
 
     @property
     def models(self) -> Mapping[str, str]:
@@ -63,20 +64,22 @@ class ResponsesJob:
         """One generation."""
         return 1, "input"
 
-    def schema(self, served: Served) -> WantedSchema | None:  # noqa: ARG002
-        """What a forced call or `text.format` binds the answer to."""
-        if self.tools is not None and self.tools.forced:
-            return WantedSchema(self.tools.schema, "tools")
-        wanted = self.asked.answer_schema
-        return None if wanted is None else WantedSchema(wanted, "text.format.schema")
+    @property
+    def tool_use(self) -> ToolUse:
+        """The tools, beside `text.format`."""
+        return ToolUse(self.tools, self.asked.answer_schema, "text.format.schema")
 
-    def parser(self, served: Served) -> Parser:  # noqa: ARG002  as every job
-        """What takes the answer for a call, or for itself."""
-        return parser_of(self.tools)
+    def schema(self, served: Served) -> WantedSchema | None:
+        """What tools and `text.format` bind the answer to."""
+        return self.tool_use.schema(served)
+
+    def parser(self, served: Served) -> Parser:
+        """What tells calls from text."""
+        return self.tool_use.parser(served)
 
     def check(self, intake: Intake) -> None:
-        """Raise BadRequest for tools that the model may call or not, where the settings say so."""
-        check_tools(self.tools, intake.settings)
+        """Raise BadRequest for tools that are ignored, where the settings say so."""
+        self.tool_use.check(self.asked.sampling, intake.served, intake.settings)
 
     @property
     def _conversation(self) -> Conversation:
@@ -89,7 +92,7 @@ class ResponsesJob:
     def prepare(self, intake: Intake, images: RequestImages) -> list[Ask]:
         """The one request. Raises BadRequest naming the field and the limit."""
         sampling = self.asked.sampling
-        told = told_tools(self.tools, intake.served)
+        told = self.tool_use.told(intake.served)
         prompt = self._conversation.prompt(intake.served, intake.settings, images, told)
         limit = answer_limit(sampling, prompt, intake.served, intake.settings.default_max_tokens, "input")
         return asks_of(intake, [(prompt, limit)], 1, sampling_params(sampling, intake.served))
@@ -97,5 +100,5 @@ class ResponsesJob:
     def answer(self, intake: Intake, choices: Choices) -> ResponsesAnswer:
         """As a `response`, or its events."""
         bare = self.asked.model_copy(update={"input": ""})  # what is long would stay in memory until the answer's end
-        ignored = {*self.ignored, *ignored_tools(self.tools, intake.served)}
+        ignored = {*self.ignored, *self.tool_use.ignored(intake.served)}
         return ResponsesAnswer(intake.answer_id, choices, bare, intake.served, ignored)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from models.call_grammar import CallGrammar
 from models.schema import SchemaError
 from server.errors import BadRequest, TooManyRequests
 from server.request import Schema
@@ -17,9 +18,9 @@ from server.workers.schemas import SchemaCompiler, VocabularySource
 
 @dataclass(frozen=True)
 class WantedSchema:
-    """A JSON schema that answers are to satisfy, and the path of the field that has it."""
+    """A JSON schema that answers are to satisfy, or the grammar of calls, and the path of the field that has it."""
 
-    schema: Mapping[str, Any]
+    schema: Mapping[str, Any] | CallGrammar
     param: str
 
 

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag
 
-from models.schema import SchemaError, check_size
 from server.api.fields import HintValue, Strict, Text
-from server.api.schemas import unusable
 from server.errors import BadRequest
 
 MAX_TOOLS = 128
@@ -87,34 +85,19 @@ ToolChoice = Annotated[
 
 @dataclass(frozen=True)
 class Tools:
-    """The functions that the model may call in this answer. `forced`: it must call one, and says nothing else."""
+    """The functions that the model may call in this answer. `forced`: it must call one, and says nothing else.
+
+    `several`: it may call more than one, or one more than once.
+    """
 
     tools: Sequence[Tool]
     forced: bool
+    several: bool = True
 
     @property
-    def only(self) -> Function | None:
-        """The one function that a forced call is of."""
-        return self.tools[0].function if self.forced and len(self.tools) == 1 else None
-
-    @property
-    def schema(self) -> dict[str, Any]:
-        """The JSON schema of a forced call: the arguments of the one function, or a name and its arguments."""
-        if self.only is not None:
-            return self.only.accepts
-        functions = [tool.function for tool in self.tools]
-        return {
-            "$defs": {f"f{place}": _moved(each.accepts, f"#/$defs/f{place}") for place, each in enumerate(functions)},
-            "anyOf": [
-                {
-                    "type": "object",
-                    "properties": {"name": {"const": each.name}, "arguments": {"$ref": f"#/$defs/f{place}"}},
-                    "required": ["name", "arguments"],
-                    "additionalProperties": False,
-                }
-                for place, each in enumerate(functions)
-            ],
-        }
+    def functions(self) -> dict[str, dict[str, JsonValue]]:
+        """What each accepts, by its name."""
+        return {tool.function.name: tool.function.accepts for tool in self.tools}
 
     def for_template(self) -> Iterator[dict[str, Any]]:
         """As chat templates expect them."""
@@ -122,30 +105,15 @@ class Tools:
             yield {"type": "function", "function": tool.function.model_dump(exclude_none=True, exclude={"strict"})}
 
 
-def forces_call(tools: Tools | None) -> bool:
-    """Whether the answer is a call and nothing else."""
-    return tools is not None and tools.forced
-
-
-def _moved(schema: Any, root: str) -> Any:  # noqa: ANN401  JSON of any shape
-    """A schema whose references are found where it stands now."""
-    if isinstance(schema, list):
-        return [_moved(each, root) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: root + value[1:]
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else _moved(value, root)
-        for key, value in schema.items()
-    }
-
-
-def tools_of(tools: Sequence[Tool] | None, choice: object, within: str = "function.") -> Tools | None:
+def tools_of(
+    tools: Sequence[Tool] | None, choice: object, within: str = "function.", *, parallel: bool | None = None
+) -> Tools | None:
     """What a request's tools and its choice of them come to; None where nothing is to be called. Raises BadRequest.
 
-    `within`: where in a tool the fields of its function stand.
+    `within`: where in a tool the fields of its function stand. `parallel`: whether there may be several calls; if not
+    said, there may.
     """
+    several = parallel is not False
     known: dict[str, Tool] = {}
     for place, tool in enumerate(tools or ()):
         if tool.function.name in known:
@@ -156,24 +124,15 @@ def tools_of(tools: Sequence[Tool] | None, choice: object, within: str = "functi
         raise _wrong("tool_choice", "there are no tools to choose from")
     match choice:
         case NamedTool(function=function):
-            return Tools([_found(known, function.name, f"tool_choice.{within}name")], forced=True)
+            return Tools([_found(known, function.name, f"tool_choice.{within}name")], forced=True, several=False)
         case AllowedChoice(allowed_tools=allowed):
             path = "tool_choice.allowed_tools.tools"
             names = dict.fromkeys(each.function.name for each in allowed.tools)  # each once, or its schema grows
-            return _checked(Tools([_found(known, name, path) for name in names], forced=allowed.mode == "required"))
+            named = [_found(known, name, path) for name in names]
+            return Tools(named, forced=allowed.mode == "required", several=several)
         case "none":
             return None
-    return _checked(Tools([*known.values()], forced=choice == "required")) if known else None
-
-
-def _checked(tools: Tools) -> Tools:
-    """The tools; raises BadRequest where the schema of a forced call would be too large to be made of theirs."""
-    try:
-        if tools.forced:
-            check_size({tool.function.name: tool.function.accepts for tool in tools.tools})
-    except SchemaError as error:
-        raise unusable("tools", error) from None
-    return tools
+    return Tools([*known.values()], forced=choice == "required", several=several) if known else None
 
 
 def _check_object(function: Function, param: str) -> None:

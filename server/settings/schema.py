@@ -151,8 +151,9 @@ class Settings(BaseSettings, PolicySettings):
     max_prompt_characters: Count = Field(default=MEBI, description="Characters of all messages together.")
     optional_tools: Literal["ignore", "refuse"] = Field(
         default="ignore",
-        description="What becomes of tools that the model may call or not: a plain answer that names them in "
-        "`x-autosteer-ignored`, or 400. A call that the request insists on is always made.",
+        description="What becomes of tools that the model may call or not, where its chat template does not show how "
+        "it writes calls: a plain answer that names them in `x-autosteer-ignored`, or 400. A call that the request "
+        "insists on is always made.",
     )
     max_images: Count = Field(default=16, description="Images of a request.")
     max_image_bytes: Count = _fixed(10 * MEBI, "Size of an image's file.")

@@ -18,7 +18,8 @@ from functools import partial
 from time import process_time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from models.schema import SchemaError, check_schema, compile_source, read_vocabulary, source_of
+from models.call_grammar import CallGrammar, described_calls
+from models.schema import SchemaError, check_schema, check_size, compile_source, read_vocabulary, source_of
 from server.workers.copies import Copies
 from server.workers.limits import limit_memory
 from server.workers.memory import own_memory
@@ -62,8 +63,25 @@ def read_verdict(data: bytes) -> Verdict:
     return Verdict(Kind(kind), seconds, memory_bytes, data[_VERDICT.size :].decode())
 
 
+def described(wanted: Mapping[str, Any] | CallGrammar) -> str:
+    """A JSON schema or the grammar of calls, as text. Raises SchemaError where it is large. Fast, whatever it is."""
+    if isinstance(wanted, CallGrammar):
+        wanted.check_size()
+        return json.dumps({"calls": wanted.described()})
+    check_size(wanted)
+    return json.dumps({"schema": wanted})
+
+
+def _source(described: Mapping[str, Any]) -> str:
+    """What the library compiles. Raises SchemaError."""
+    if "calls" in described:
+        return described_calls(described["calls"]).source()
+    check_schema(described["schema"])
+    return source_of(described["schema"])
+
+
 def question(schema: bytes, seconds: float) -> bytes:
-    """Encode a schema, and the CPU seconds that compiling it may take."""
+    """Encode what `described` made of a schema, and the CPU seconds that compiling it may take."""
     return _SECONDS.pack(seconds) + schema
 
 
@@ -116,11 +134,10 @@ def _limit(seconds: float, memory_bytes: int) -> None:
     limit_memory(memory_bytes)
 
 
-def _verdict(vocabulary: LLTokenizer, schema: Mapping[str, Any]) -> Verdict:
+def _verdict(vocabulary: LLTokenizer, wanted: Mapping[str, Any]) -> Verdict:
     memory, began = own_memory(), process_time()
     try:
-        check_schema(schema)
-        source = source_of(schema)
+        source = _source(wanted)
         compile_source(vocabulary, source)
     except SchemaError as error:
         return Verdict(Kind.REFUSED, text=str(error))

@@ -17,12 +17,13 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from models.schema import SchemaError, check_size
+from models.call_grammar import CallGrammar
+from models.schema import SchemaError
 from server.errors import TooManyRequests, Unavailable
 from server.request import QUICK_SECONDS, Schema
 from server.settings.units import MEBI
 from server.workers import compiler
-from server.workers.compiler import Kind, Verdict, question, read_verdict
+from server.workers.compiler import Kind, Verdict, described, question, read_verdict
 from server.workers.lanes import Lane
 from server.workers.process import SharedWorker, Worker, WorkerLost
 
@@ -64,13 +65,12 @@ class SchemaCompiler:
         """Start the process beside all else, so that nobody waits for that later."""
         self.lanes[0].submit(self._process.start)
 
-    async def check(self, schema: Mapping[str, Any]) -> Schema:
-        """The schema, which was compiled within the limits, now or before.
+    async def check(self, wanted: Mapping[str, Any] | CallGrammar) -> Schema:
+        """A JSON schema or the grammar of calls, which was compiled within the limits, now or before.
 
         Raises SchemaError; TooManyRequests where too many dear ones wait; Unavailable where the process ends.
         """
-        check_size(schema)
-        text = json.dumps(schema)
+        text = described(wanted)
         key = hashlib.sha256(text.encode()).digest()
         verdict = self._verdicts.get(key) or await self._asked_once(key, text)
         match verdict.kind:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.calls import FAMILIES
 from models.errors import PromptError
 from models.inputs import InputBuilder
 from models.tool_turns import Reads, in_plain_turns
@@ -61,7 +62,8 @@ def special(builder: InputBuilder, ids: list[int]) -> list[int]:
 
 
 def test_what_a_template_reads_is_found_out(hermes: InputBuilder, plain: InputBuilder) -> None:
-    assert (hermes.reads, plain.reads) == (Reads(tools=True, turns=True), Reads(tools=False, turns=False))
+    assert hermes.reads == Reads(tools=True, turns=True, calls=FAMILIES["hermes"].over({}, ()))
+    assert plain.reads == Reads(tools=False, turns=False, calls=None)
 
 
 def test_tools_and_their_turns_are_in_the_prompt(hermes: InputBuilder) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
+from models.calls import FAMILIES
 from models.tool_turns import Reads
-from server.answer.calls import CallOfSeveral
-from server.answer.delta import Kind
 from server.request import Finish
 from steering.policy import Verdict
 from tests.server.scripted import MODEL, REFUSAL, Script, ScriptedRunner, chat, error_of, events_of, serving
@@ -138,7 +137,7 @@ async def test_a_refused_call_is_a_refusal_and_no_call(verdict: Verdict, stream:
         assert choice["finish_reason"] == "stop"
 
 
-async def test_tools_that_may_be_called_or_not_are_ignored_and_named_or_refused() -> None:
+async def test_tools_that_the_model_cannot_choose_to_call_are_ignored_and_named_or_refused() -> None:
     runner = saying("hello")
     async with serving(runner) as client:
         answer = await chat(client, tools=[WEATHER])
@@ -157,16 +156,6 @@ async def test_a_schema_of_a_tool_that_cannot_be_followed_is_refused() -> None:
         assert error_of(await chat(client, tools=[tool], tool_choice="required"), 400)["param"] == "tools"
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_pieces_of_a_call_of_one_of_several_come_as_they_are_certain(size: int) -> None:
-    parser = CallOfSeveral()
-    deltas = [delta for at in range(0, len(ENVELOPE), size) for delta in parser.push(ENVELOPE[at : at + size], ())]
-    deltas += parser.finish()
-    assert (deltas[0].kind, deltas[0].text) == (Kind.CALL, "weather")
-    assert {delta.kind for delta in deltas[1:]} == {Kind.ARGUMENTS}
-    assert "".join(delta.text for delta in deltas[1:]) == ARGUMENTS
-
-
 async def test_a_schema_does_not_grow_with_what_is_named_of_the_tools() -> None:
     """A schema of 64 KiB that is named 128 times held up all others while it was copied as often."""
 
@@ -183,3 +172,139 @@ async def test_a_schema_does_not_grow_with_what_is_named_of_the_tools() -> None:
         assert (await chat(client, tools=tools, tool_choice=allowed)).status_code == 200
     assert refused["param"] == "tools"
     assert "more than 8192 values" in refused["message"]
+
+
+# the model chooses ---------------------------------------------------------------------------------------------------
+
+SAID = "Let me look.\n"
+CALLED = '\n{"name": "weather", "arguments": {"city": "a }</tool_call> town"}}\n</tool_call>'
+CALLS = f'{SAID}<tool_call>{CALLED}\n<tool_call>\n{{"name": "clock", "arguments": {{}}}}\n</tool_call>'
+TOLD = [("weather", '{"city": "a }</tool_call> town"}'), ("clock", "{}")]
+
+
+def choosing(text: str, family: str = "hermes", **options: Any) -> ScriptedRunner:
+    """A model that writes calls as this family does."""
+    runner = saying(text, **options)
+    runner.inputs.reads = Reads(tools=True, turns=True, calls=FAMILIES[family])
+    return runner
+
+
+def streamed_calls(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The calls that the deltas of one choice add up to, as a whole answer has them."""
+    calls: list[dict[str, Any]] = []
+    for delta in (call for part in parts for call in part["delta"].get("tool_calls", ())):
+        if delta["index"] == len(calls):
+            calls.append({**delta, "function": {**delta["function"]}})
+        else:
+            assert delta.keys() == {"index", "function"}
+            assert delta["index"] == len(calls) - 1
+            calls[-1]["function"]["arguments"] += delta["function"]["arguments"]
+    assert [call.pop("index") for call in calls] == [*range(len(calls))]
+    return calls
+
+
+@pytest.mark.parametrize("text", ["hello <b>, {", CALLS, CALLS.removeprefix(SAID)])
+async def test_text_and_the_calls_after_it_whole_and_streamed(text: str) -> None:
+    runner = choosing(text)
+    async with serving(runner) as client:
+        whole = await chat(client, n=2, tools=[WEATHER, CLOCK])
+        events = events_of((await chat(client, n=2, tools=[WEATHER, CLOCK], stream=True)).text)
+    assert "x-autosteer-ignored" not in whole.headers
+    assert len([*runner.inputs.tools]) == 2
+    ids: set[str] = set()
+    for choice in whole.json()["choices"]:
+        parts = [part for event in events for part in event["choices"] if part["index"] == choice["index"]]
+        message = choice["message"]
+        calls, streamed = message.get("tool_calls", []), streamed_calls(parts)
+        assert [call["function"] for call in calls] == [call["function"] for call in streamed]
+        assert [(call["function"]["name"], call["function"]["arguments"]) for call in calls] == (TOLD if calls else [])
+        assert bool(calls) == ("tool_call" in text)
+        content = "".join(part["delta"].get("content") or "" for part in parts)
+        assert content == (message["content"] or "") == ("" if calls and SAID not in text else text.split("\n<tool")[0])
+        assert (message["content"] is None) == (content == "")
+        assert choice["finish_reason"] == parts[-1]["finish_reason"] == ("tool_calls" if calls else "stop")
+        assert parts[0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
+        ids |= {call["id"] for call in [*calls, *streamed]}
+    assert len(ids) == (8 if "tool_call" in text else 0)
+
+
+async def test_calls_of_a_response() -> None:
+    tools = [{"type": "function", **tool["function"]} for tool in (WEATHER, CLOCK)]  # type: ignore[dict-item]
+    asked = {"model": MODEL, "input": "hello", "tools": tools}
+    async with serving(choosing(CALLS)) as client:
+        whole = (await client.post("/v1/responses", json=asked)).json()
+        text = (await client.post("/v1/responses", json={**asked, "stream": True})).text
+    done = json.loads(text.split("data: ")[-1])["response"]
+    for response in (whole, done):
+        said, *calls = response["output"]
+        assert said["content"][0]["text"] == SAID.rstrip()
+        assert [(call["type"], call["name"], call["arguments"]) for call in calls] == [
+            ("function_call", *call) for call in TOLD
+        ]
+    assert text.count("event: response.function_call_arguments.done") == 2
+
+
+async def test_one_call_where_calls_are_not_to_be_parallel() -> None:
+    def grammar(runner: ScriptedRunner) -> str:
+        schema = runner.requests[-1].ask.schema
+        assert schema is not None
+        return schema.source
+
+    runner = choosing("hello")
+    async with serving(runner) as client:
+        await chat(client, tools=[WEATHER], parallel_tool_calls=False)
+        assert "further0" not in grammar(runner)
+        await chat(client, tools=[WEATHER])
+        assert "further0" in grammar(runner)
+        await chat(client, tools=[WEATHER], tool_choice=NAMED)
+        assert "further0" not in grammar(runner)
+
+
+async def test_a_call_that_must_be_made_is_made_in_the_model_s_own_syntax() -> None:
+    async with serving(choosing("<tool_call>" + CALLED)) as client:
+        [choice] = (await chat(client, tools=[WEATHER], tool_choice="required")).json()["choices"]
+    assert choice["message"]["content"] is None
+    assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["weather"]
+    assert choice["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_is_refused_has_no_call(stream: bool) -> None:
+    runner = choosing(REFUSAL, verdict=Verdict.STEERED, score=0.9, finish=Finish.CONTENT_FILTER)
+    async with serving(runner) as client:
+        answer = await chat(client, tools=[WEATHER], stream=stream)
+    if stream:
+        parts = [part for event in events_of(answer.text) for part in event["choices"]]
+        assert "".join(part["delta"].get("content") or "" for part in parts) == REFUSAL
+        assert parts[-1]["finish_reason"] == "content_filter"
+    else:
+        [choice] = answer.json()["choices"]
+        assert choice["message"] == {"role": "assistant", "content": REFUSAL, "refusal": None}
+        assert choice["finish_reason"] == "content_filter"
+
+
+async def test_json_beside_tools_is_honoured_where_it_begins_otherwise_than_a_call() -> None:
+    wanted = {"type": "json_object"}
+    runner = choosing("{}")
+    async with serving(runner) as client:
+        answer = await chat(client, tools=[WEATHER], response_format=wanted)
+    assert "x-autosteer-ignored" not in answer.headers
+    assert answer.json()["choices"][0]["message"]["content"] == "{}"
+    runner = choosing("{}", "llama")
+    async with serving(runner) as client:
+        answer = await chat(client, tools=[WEATHER], response_format=wanted)
+    assert answer.headers["x-autosteer-ignored"] == "tools"
+
+
+@pytest.mark.parametrize("field", ["ignore_eos", "logprobs", "min_tokens"])
+async def test_what_does_not_go_with_calls_is_refused_by_name(field: str) -> None:
+    tools: dict[str, Any] = {"tools": [WEATHER], field: 3 if field == "min_tokens" else True}
+    async with serving(choosing("x")) as client:
+        assert error_of(await chat(client, **tools), 400)["param"] == field
+        assert error_of(await chat(client, tool_choice="required", **tools), 400)["param"] == field
+        assert (await chat(client, tool_choice="none", **tools)).status_code == 200
+        if field != "logprobs":
+            json_wanted = {"response_format": {"type": "json_object"}, field: tools[field]}
+            assert error_of(await chat(client, **json_wanted), 400)["param"] == field
+    async with serving(saying("x")) as client:
+        assert (await chat(client, **tools)).status_code == 200  # they are ignored there
