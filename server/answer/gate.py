@@ -12,6 +12,7 @@ from steering.refusals import REFUSAL_TOKENS, begins_refusal
 
 # A full stop may be one within a number: it ends a sentence with what follows it.
 _SENTENCE_END = re.compile(r"[.!?\u2026][\"')\]\u201d\u2019]*\s|[\n\u3002\uff01\uff1f]")
+_CLOSERS = "\"')]\u201d\u2019"  # that may stand within it
 
 
 class Gate(Protocol):
@@ -75,6 +76,7 @@ class SentenceGate:
 
     def __init__(self) -> None:
         self._read = ""  # text of tokens that the reader has seen
+        self._searched = 0  # characters of it in which no sentence ends, whatever follows
         self._new = ""  # of the last token
         self._lengths: deque[int] = deque()  # characters of each token that are not shown
 
@@ -88,8 +90,10 @@ class SentenceGate:
         self._read += self._new
         self._new = text
         self._lengths.append(len(text))
-        end = max((match.end() for match in _SENTENCE_END.finditer(self._read)), default=0)
+        ends = (match.end() for match in _SENTENCE_END.finditer(self._read, self._searched))
+        end = max(ends, default=0)
         shown, self._read = self._read[:end], self._read[end:]
+        self._searched = max(0, len(self._read.rstrip(_CLOSERS)) - 1)  # the last may be the full stop
         self._count(end)
         return shown
 

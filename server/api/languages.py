@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 LATIN = "LATIN"
+MOST_CHARACTERS = 1_000  # of an `Accept-Language` that are read: a browser's has a hundred, a head may have 64 KiB
 OTHER_SHARE = 1 / 3  # of the letters, from which a script other than Latin counts: names and terms are often Latin
 
 # How the Unicode names of a script's letters begin, and what is written in it. All other languages have Latin ones.
@@ -56,7 +57,7 @@ def script_of(text: str) -> str | None:
 def accepted(header: str | None) -> Sequence[str]:
     """The languages of an `Accept-Language`, without regions, the most wanted first, as far as it can be read."""
     wanted: list[tuple[float, str]] = []
-    for part in (header or "").split(","):
+    for part in (header or "")[:MOST_CHARACTERS].split(","):
         tag, _, quality = part.partition(";")
         language = tag.strip().lower().partition("-")[0]
         try:

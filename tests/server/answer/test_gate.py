@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import settings as of_hypothesis
 from hypothesis import strategies as st
 
+from server.answer import gate as gates
 from server.answer.choices import Choices
 from server.answer.gate import RefusalGate, SentenceGate, TokenGate
 from server.answer.pipeline import Pipeline
@@ -50,6 +52,30 @@ OWN_WORDS = "I'm sorry, but I can't do that."
 
 
 # gates -------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.text(alphabet="a. \n\"')\u3002", max_size=4), max_size=12))
+def test_a_sentence_s_end_is_found_wherever_the_tokens_divide_it(pieces: list[str]) -> None:
+    gate, text = SentenceGate(), "".join(pieces)
+    shown = "".join(map(gate.push, [*pieces, ""]))
+    ends = [found.end() for found in re.finditer(r"[.!?][\"')]*\s|[\n\u3002]", text)]
+    assert shown == text[: max(ends, default=0)]
+
+
+def test_a_long_sentence_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 30,000 tokens, as JSON may be, took milliseconds for each of the last, in which no other was told."""
+    searched: list[int] = []
+
+    class Counting:
+        def finditer(self, text: str, begin: int) -> Iterator[re.Match[str]]:
+            searched.append(len(text) - begin)
+            return iter(())
+
+    monkeypatch.setattr(gates, "_SENTENCE_END", Counting())
+    gate = SentenceGate()
+    for _ in range(100):
+        gate.push("12, ")
+    assert max(searched) <= len("12, ") + 1
 
 
 @pytest.mark.parametrize("hold", [1, 3, 16, math.inf])
