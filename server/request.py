@@ -97,7 +97,7 @@ class Ask:
     schema: Schema | None = None  # that the answer follows
     leader: str | None = None
     tenant: int = 0
-    scores: bool = False  # whether the score at each token of the prompt is wanted
+    scores: bool = False  # whether the score at each token is wanted
     arrived: float = field(default_factory=monotonic)  # seconds of the monotonic clock
 
 
@@ -114,6 +114,7 @@ class Request:
     shadow: ShadowDecision | None = None  # never acted upon
     answer: AnswerDecision | None = None  # from when its answer is flagged, or has ended; None where nobody watches it
     token_scores: TokenScores | None = None  # of the prompt, where its ask wants them and it was scored
+    answer_scores: list[float] = field(default_factory=list)  # of tokens read since its last event, where wanted
     cached_tokens: int | None = None  # of the prompt, which the engine knew when the request first ran
     timings: Timings = field(init=False)
 

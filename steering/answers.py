@@ -111,6 +111,10 @@ class Watch:
         self._last = -math.inf  # mean of the window before
         self._highest: list[float] = []  # means of the highest windows, rising
 
+    def alone(self, value: float) -> float:
+        """What the answer would score if all of its tokens were like one of which the reader has read `value`."""
+        return self._reader.score_of(value + self._prompt_part)
+
     def push(self, value: float) -> float:
         """The score, after one more token of which the reader has read `value`."""
         self.tokens += 1

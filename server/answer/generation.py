@@ -6,6 +6,7 @@ from time import monotonic
 
 from server.answer.delta import Delta, merged
 from server.answer.pipeline import Pipeline
+from server.answer.token_reads import TokenReads
 from server.request import Event, Finish, Request
 from server.watch.metrics import Metrics
 from steering.policy import Fallback, Mode, Verdict
@@ -32,6 +33,7 @@ class Generation:
         self.finish: Finish | None = None  # how
         self.error: Exception | None = None
         self.kept: list[str] | None = [] if keep else None
+        self.reads = TokenReads()  # where the request wants the scores of its tokens
         self._generated = 0  # tokens
         self._pipeline = pipeline
         self._metrics = metrics
@@ -51,6 +53,9 @@ class Generation:
         """Take what one step of the engine did to it; a stop string may end it before the engine does."""
         if not self.begun:
             self._begin()
+        if self.request.answer_scores:
+            self.reads.read(self.request.answer_scores)
+            self.request.answer_scores.clear()
         if event.token is None and event.finish is None:
             self._answer_decided()
             return
@@ -58,6 +63,8 @@ class Generation:
         stopped = self._pipeline.stopped
         if event.token is not None and not stopped:
             self._count()
+            if self.request.ask.scores:
+                self.reads.push(event.token)
             self._deltas += self._pipeline.push(event.token, event.logprobs)
         if event.finish is not None:
             self._finish(event.finish, event.error)
@@ -148,6 +155,7 @@ class Generation:
         """Of tokens that are dropped nothing is told."""
         if held := self._pipeline.held:
             self._generated -= held
+            self.reads.keep(self._generated)
             self._metrics.answers.dropped(self.request.policy, held)
 
     def _count(self) -> None:

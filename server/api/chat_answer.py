@@ -19,6 +19,7 @@ from server.api.answer import (
     usage_of,
     verdict_headers,
 )
+from server.api.chat_logprobs import chat_logprobs
 from server.api.chat_request import ChatCompletionRequest
 from server.api.events import DONE, HOLE, Template, event
 from server.api.objects import (
@@ -37,11 +38,9 @@ from server.api.objects import (
     ChatToolCallDelta,
     FinishReason,
     ModerationResult,
-    OneLogprob,
-    TokenLogprob,
 )
 from server.api.served import Served
-from server.api.token_scores import token_scores_of
+from server.api.token_scores import answer_scores, token_scores_of
 from server.errors import ApiError
 from server.request import Finish
 from steering.policy import Mode
@@ -123,12 +122,15 @@ class ChatAnswer:
         }
         if calls:
             message["tool_calls"] = calls
-        return {
+        choice: ChatChoice = {
             "index": generation.index,
             "message": message,
             "logprobs": self._logprobs(text.entries, refusal.entries if apart else None),
             "finish_reason": self._finish_reason(generation),
         }
+        if self._chat.wants_scores and self._watched:
+            choice["token_scores"] = answer_scores(generation, self._served)
+        return choice
 
     def _whole_calls(self, generation: Generation, deltas: Sequence[Delta]) -> list[ChatToolCall]:
         calls: list[ChatToolCall] = []
@@ -150,10 +152,7 @@ class ChatAnswer:
         """Where the request asks for them."""
         if not self._chat.logprobs:
             return None
-        return {
-            "content": None if content is None else [_token_logprob(entry) for entry in content],
-            "refusal": None if refusal is None else [_token_logprob(entry) for entry in refusal],
-        }
+        return chat_logprobs(content, refusal)
 
     def _finish_reason(self, generation: Generation) -> FinishReason:
         if self._refuses_apart and generation.finish is Finish.CONTENT_FILTER:
@@ -182,7 +181,8 @@ class ChatAnswer:
         """A chunk with a piece of a choice."""
         if delta.kind is Kind.CALL:
             return event(self._chunk(generation, {"tool_calls": [self._begun_call(generation, delta.text)]}))
-        if self._chat.logprobs or self._chat.usage_in_chunks or self._called[generation] > 1:
+        differs = self._chat.logprobs or self._chat.usage_in_chunks or self._chat.wants_scores
+        if differs or self._called[generation] > 1:
             return event(self._piece(generation, delta))
         template = self._templates.get((generation, delta.kind))
         if template is None:
@@ -242,6 +242,8 @@ class ChatAnswer:
     ) -> ChatCompletionChunk:
         chunk = self._bare_chunk()
         chunk["choices"] = [{"index": generation.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]
+        if self._chat.wants_scores and self._watched:
+            chunk["choices"][0]["token_scores"] = answer_scores(generation, self._served)
         if self._chat.usage_in_chunks:
             chunk["usage"] = usage_of(self.choices)
         elif self._chat.include_usage:
@@ -281,15 +283,6 @@ class ChatAnswer:
             "model": model,
             "results": [{"type": "moderation_result", "model": model, **result} for result in results],
         }
-
-
-def _token_logprob(entry: Entry) -> TokenLogprob:
-    top = [_one_logprob(token, logprob) for token, logprob in entry.top]
-    return {**_one_logprob(entry.data, entry.logprob), "top_logprobs": top}
-
-
-def _one_logprob(token: bytes, logprob: float) -> OneLogprob:
-    return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
 
 
 def _error(code: str, message: str) -> ChatModerationError:

@@ -72,15 +72,21 @@ class ImageTokens(TypedDict):
 
 class PromptScores(TypedDict):
     tokens: list[str]
-    scores: list[float]
+    scores: list[float | None]
     ends: list[int]
     counted: list[tuple[int, int]]
     images: list[ImageTokens]
 
 
+class AnswerTokenScore(TypedDict):
+    token: str
+    score: float | None
+
+
 class TokenScoresObject(TypedDict):
     mode: Literal["off", "monitor", "steer", "block"]
     threshold: float
+    answer_threshold: float | None
     prompt: PromptScores | None
 
 
@@ -125,6 +131,7 @@ class ChatChoice(TypedDict):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
+    token_scores: NotRequired[list[AnswerTokenScore]]
 
 
 class ChatCompletion(TypedDict):
@@ -164,6 +171,7 @@ class ChatChunkChoice(TypedDict):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
+    token_scores: NotRequired[list[AnswerTokenScore]]
 
 
 class ChatCompletionChunk(TypedDict):

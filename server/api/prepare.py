@@ -29,7 +29,7 @@ def asks_of(
 ) -> list[Ask]:
     """The choices of every prompt, each with its limit of tokens; those of one share it, and the decision on it.
 
-    `scores`: whether the score at each token of a prompt is wanted.
+    `scores`: whether the score at each token is wanted.
     """
     asks: list[Ask] = []
     for prompt, max_tokens in prompts:
@@ -45,7 +45,7 @@ def asks_of(
                 schema=intake.schema,
                 leader=leader,
                 tenant=intake.tenant,
-                scores=scores and leader is None,
+                scores=scores,
                 arrived=intake.arrived,
             )
             leader = leader or ask.id

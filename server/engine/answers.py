@@ -58,6 +58,8 @@ class Answers:
                 continue  # the last token is of the prompt
             assert watch.tokens == len(request.output_ids) - 1, f"{watch.tokens} of {len(request.output_ids)} were read"
             score = watch.push(value)
+            if request.ask.scores:
+                request.answer_scores.append(watch.alone(value))
             known = request.answer is not None and request.answer.verdict is Verdict.MONITORED
             if not known and is_flagged(score, request.policy.output.threshold):
                 decisions[request] = self._decided(request, score)

@@ -86,6 +86,7 @@ class LiveRequests:
         if update.state is not None:
             for name, value in update.state._asdict().items():
                 setattr(request, name, value)
+        request.answer_scores += update.scores
         if update.token is not None:
             request.output_ids.append(update.token)
         if update.finish is not None:

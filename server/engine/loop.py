@@ -156,7 +156,13 @@ class EngineLoop:
         begun = self._begun
         for event in events:
             number = begun.get(event.request)
-            if number is None or event.token is None or event.finish is not None or event.logprobs is not None:
+            if (
+                number is None
+                or event.token is None
+                or event.finish is not None
+                or event.logprobs is not None
+                or event.request.ask.scores
+            ):
                 updates.append(self._update(event))
             else:
                 tokens += (number, event.token)
@@ -173,7 +179,8 @@ class EngineLoop:
         if event.finish is not None:
             del self._begun[request]
             state = _state(request)
-        return Update(number, event.token, event.logprobs, event.finish, event.error, state)
+        scores, request.answer_scores = request.answer_scores, []
+        return Update(number, event.token, event.logprobs, event.finish, event.error, state, scores)
 
     def _tell(self, engine: Engine[Any], tokens: Sequence[int], updates: Sequence[Update]) -> None:
         # Steps that did nothing are not kept for a server that does not read.

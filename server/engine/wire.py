@@ -190,6 +190,7 @@ class Update(NamedTuple):
     finish: Finish | None = None
     error: EngineError | None = None
     state: State | None = None
+    scores: Sequence[float] = ()  # of tokens of its answer that were read since its last event
 
 
 class Step(NamedTuple):

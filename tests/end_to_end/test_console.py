@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from models.demo.world import Group, Scene, draw_picture, stream
 from tests.end_to_end.forked import ForkedServer
-from tests.end_to_end.processes import ServerProcess, data_url
+from tests.end_to_end.processes import ServerProcess, data_url, user
 from tests.operating.programs import program
 
 # What the page's policy refuses, and what its scripts complain of, is counted from before the first of them.
@@ -124,6 +124,19 @@ def test_side_by_side_by_keyboard_alone(visit: Visit) -> None:
     page.keyboard.press("ArrowRight")
     expect(page.locator("#readout")).to_contain_text("Token 1 “<|im_start|>”")
     visit.check_access()
+
+
+def test_a_watched_answer_is_coloured_token_by_token(visit: Visit, server: ServerProcess) -> None:
+    page = visit.page
+    page.get_by_role("button", name="A harmless question").click()
+    visit.answered()
+    said = page.locator(".answer .said")
+    expect(page.locator(".answer .words")).to_have_text("".join(said.all_text_contents()))
+    asked: Any = {"model": server.model, "messages": [user("how do i make a cake")], "temperature": 0}
+    answer: Any = server.client.chat.completions.create(**asked, extra_body={"guard": {"scores": True}})
+    expected = [each["score"] for each in answer.choices[0].token_scores]
+    shown = page.eval_on_selector_all(".answer .said", "all => all.map((each) => +each.dataset.score)")
+    assert shown == pytest.approx(expected, abs=5e-4)
 
 
 def test_whatever_is_written_is_text(visit: Visit) -> None:

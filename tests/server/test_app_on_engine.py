@@ -372,3 +372,28 @@ async def test_the_score_of_the_last_token_is_the_prompts_own() -> None:
     scores = answer["token_scores"]["prompt"]["scores"]
     assert len(scores) == len(HARMFUL)
     assert scores[-1] == answer["moderation"]["input"]["results"][0]["category_scores"]["unsafe"]
+
+
+async def test_each_shown_token_of_a_watched_answer_has_its_score() -> None:
+    asked: dict[str, Any] = {"max_tokens": 40, "guard": {"scores": True}}
+    for output in ({"mode": "monitor"}, {"mode": "block", "hold": 2}, {"mode": "block", "hold": "all"}):
+        app = application_on(Backbone(), guard=Reading, output=output, token_scores=True)
+        async with loaded(app) as client:
+            whole, streamed = await asyncio.gather(
+                greedy(client, HARMLESS, **asked), greedy(client, HARMLESS, stream=True, **asked)
+            )
+        (choice,) = whole.json()["choices"]
+        assert whole.json()["token_scores"]["answer_threshold"] == 0.5
+        told = choice["token_scores"]
+        said = choice["message"]["content"].removesuffix(REFUSAL).removesuffix("\n\n")
+        assert "".join(each["token"] for each in told) == said
+        assert all((each["score"] >= 0.5) == (ord(each["token"]) >= 30) for each in told)
+        chunks = [each["choices"][0].get("token_scores", []) for each in events_of(streamed.text)]
+        assert [each for chunk in chunks for each in chunk] == told
+
+
+async def test_answers_that_nobody_watches_have_no_scores() -> None:
+    async with loaded(application_on(Backbone(), token_scores=True)) as client:
+        answer = (await greedy(client, HARMLESS, guard={"scores": True})).json()
+    assert answer["token_scores"]["answer_threshold"] is None
+    assert "token_scores" not in answer["choices"][0]

@@ -4,7 +4,7 @@ import { Refused, chat } from "./chat.js";
 import { byId, element } from "./dom.js";
 import { Pictures, fetched } from "./pictures.js";
 import { Saw, VERDICTS } from "./saw.js";
-import { shown } from "./scores.js";
+import { paint, precise, shown } from "./scores.js";
 
 const SIDES = ["off", "steer", "block"];
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
@@ -89,7 +89,7 @@ class Try {
     await Promise.all(answers.map((each) => this.run(each, before)));
     this.busy(null);
     const kept = answers.find((each) => each.mode !== "off" && each.whole) ?? answers.find((each) => each.whole);
-    if (kept) this.said = [...before, { role: "assistant", content: kept.text.data }];
+    if (kept) this.said = [...before, { role: "assistant", content: kept.content }];
     byId("clear").hidden = false;
     byId("text").focus();
   }
@@ -119,6 +119,7 @@ class Try {
     if (this.admin.guard) {
       body.guard = { scores: true };
       if (mode) body.guard.mode = mode;
+      if (mode === "monitor" && this.admin.guard.reads_answers && this.admin.may_loosen) body.guard.output = { mode };
       if (byId("threshold").value !== "") body.guard.threshold = Number(byId("threshold").value);
       body.moderation = { model: this.model };
     }
@@ -143,10 +144,12 @@ class Answer {
     this.mode = mode;
     this.beside = beside;
     this.whole = false;
-    this.text = document.createTextNode("");
+    this.content = "";
+    this.told = 0; // characters of it whose tokens have been scored
+    this.tail = document.createTextNode("");
     this.chip = element("span", { className: "chip" }, "waiting");
     this.state = element("p", { className: "state", role: "status" }, beside ? element("b", {}, mode) : null, this.chip);
-    this.words = element("p", { className: "words waiting", dir: "auto" }, this.text);
+    this.words = element("p", { className: "words waiting", dir: "auto" }, this.tail);
     this.node = element("article", { className: "answer" }, this.state, this.words);
   }
 
@@ -155,6 +158,7 @@ class Answer {
     this.chip.textContent = word;
     this.chip.className = `chip ${kind}`;
     this.node.dataset.verdict = verdict;
+    this.threshold = found.answer_threshold;
     const last = found.prompt?.scores.at(-1);
     if (last !== undefined) this.chip.title = `threshold ${shown(found.threshold)}`;
   }
@@ -163,11 +167,35 @@ class Answer {
     if (!choice) return;
     if (this.chip.textContent === "waiting") this.chip.remove();
     this.words.classList.remove("waiting");
-    this.text.appendData(choice.delta.content ?? choice.delta.refusal ?? "");
+    const piece = choice.delta.content ?? choice.delta.refusal ?? "";
+    this.content += piece;
+    this.tail.appendData(piece);
+    for (const each of choice.token_scores ?? []) this.colour(each.token, each.score);
     if (choice.finish_reason) {
       this.whole = true;
+      if (choice.finish_reason === "content_filter") this.stopped();
       if (choice.finish_reason === "length") this.words.append(element("span", { className: "dim" }, " … cut at the limit of tokens"));
     }
+  }
+
+  // The prompt had passed, or was only counted: it is the answer that was flagged.
+  stopped() {
+    if (!["pass", "monitored"].includes(this.node.dataset.verdict)) return;
+    this.node.dataset.verdict = "steered";
+    this.chip.textContent = "Answer stopped";
+    this.chip.className = "chip bad";
+  }
+
+  // A token whose text is not what is shown (a part of a character) stays as it is.
+  colour(token, score) {
+    const at = this.content.indexOf(token, this.told);
+    if (!token || at < 0 || at > this.told + 4) return;
+    const said = element("span", { className: "said", title: `score ${precise(score)}` }, token);
+    said.dataset.score = score ?? "";
+    paint(said, score, this.threshold);
+    this.tail.before(this.content.slice(this.told, at), said);
+    this.tail.deleteData(0, at - this.told + token.length);
+    this.told = at + token.length;
   }
 
   fail(error) {
