@@ -155,8 +155,7 @@ class Passes:
             last = last.to(self._info.device)
         with ExitStack() as reading:
             for tap in taps:
-                read = torch.arange(embedded.shape[1], device=self._info.device) if last is None else last
-                reading.enter_context(tap.at(read, torch.zeros_like(read)))
+                reading.enter_context(tap.at_all() if last is None else tap.at(last, torch.zeros_like(last)))
             output = self._decoder(
                 inputs_embeds=embedded,
                 position_ids=positions,

@@ -7,8 +7,8 @@ final norm puts out (not the last block). For every family and every `l` this is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -43,15 +43,28 @@ class Tap:
         assert self._states is not None, "no pass ran inside the tap"
         return self._states
 
-    @contextmanager
-    def at(self, positions: Tensor, rows: Tensor | None = None) -> Iterator[None]:
+    def at(self, positions: Tensor, rows: Tensor | None = None) -> AbstractContextManager[None]:
         """Record the next forward pass at `positions` `[B]`, into `states`; of row i each, or of `rows` `[B]`."""
-        found: dict[int, Tensor] = {}
         if rows is None:
             rows = torch.arange(len(positions), device=positions.device)
+
+        def chosen(hidden: Tensor) -> Tensor:
+            # Indexing copies: the whole sequence's states are not kept alive, and later in-place changes not seen.
+            return hidden[rows.to(hidden.device), positions.to(hidden.device)]
+
+        return self._recording(chosen)
+
+    def at_all(self) -> AbstractContextManager[None]:
+        """Record the next forward pass over one sequence at all of its tokens, into `states`."""
+        return self._recording(lambda hidden: hidden[0].clone())
+
+    @contextmanager
+    def _recording(self, chosen: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Record what is chosen of each layer's states."""
+        found: dict[int, Tensor] = {}
         with ExitStack() as hooks:
             for layer in set(self._layers):
-                hooks.callback(self._hook(layer, positions, rows, found).remove)
+                hooks.callback(self._hook(layer, chosen, found).remove)
             yield
         states = torch.stack([found[layer] for layer in self._layers], dim=1)
         self._states = states[:, 0] if self._single else states
@@ -60,10 +73,9 @@ class Tap:
         """Set `states`, where one prefill took several passes."""
         self._states = states
 
-    def _hook(self, layer: int, positions: Tensor, rows: Tensor, found: dict[int, Tensor]) -> RemovableHandle:
+    def _hook(self, layer: int, chosen: Callable[[Tensor], Tensor], found: dict[int, Tensor]) -> RemovableHandle:
         def keep(hidden: Tensor) -> None:
-            # Indexing copies: the whole sequence's states are not kept alive, and later in-place changes not seen.
-            found[layer] = hidden[rows.to(hidden.device), positions.to(hidden.device)]
+            found[layer] = chosen(hidden)
 
         def entering(_module: nn.Module, args: tuple[Any, ...]) -> None:
             keep(args[0])

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from steering.readers import HIGHEST
 from steering.scale import GRID, Scale, logistic
@@ -51,7 +52,7 @@ class AnswerReader(nn.Module):
 
     def read(self, states: Tensor) -> Tensor:
         """`w . psi_t + b` of each token, `[N, 1]`, of states `[N, layers, d]`."""
-        return states.flatten(1).float() @ self.weight.T + self.bias
+        return linear(states.flatten(1).float(), self.weight, self.bias[None])
 
     def watch(self, prompt_score: float) -> Watch:
         """What reads one answer to a prompt of this score."""
@@ -126,11 +127,11 @@ class Watch:
         mean = sum(self._values) / len(self._values)
         raw = max(self.raw, min(mean, self._last))
         self._last = mean
-        insort(self._highest, mean)
-        if len(self._highest) > HIGHEST:
-            del self._highest[0]
-        if len(self._highest) == HIGHEST:
-            raw = max(raw, sum(self._highest) / HIGHEST)
+        if len(self._highest) < HIGHEST or mean > self._highest[0]:
+            insort(self._highest, mean)
+            del self._highest[:-HIGHEST]
+            if len(self._highest) == HIGHEST:
+                raw = max(raw, sum(self._highest) / HIGHEST)
         if raw > self.raw:
             self.raw = raw
             self.score = self._reader.score_of(raw)
