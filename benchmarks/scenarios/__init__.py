@@ -38,7 +38,7 @@ SCENARIOS: dict[str, Scenario] = {
         "pictures never sent before: the default max_gap_ms, and steps at most doubled", fresh.pictures
     ),
     "fresh-words": Scenario("the same with 300 words and no picture", fresh.texts),
-    "fresh-pictures-48": Scenario("the same with three times as many clients as rows", fresh.more_pictures),
+    "fresh-pictures-48": Scenario("the same with 48 clients", fresh.more_pictures),
     "fresh-one": Scenario("the same with one client, pictures and words", fresh.one),
     "known-pictures": Scenario(
         "8 pictures and new words, 16 and 48 clients, beside other servers", fresh.known_pictures

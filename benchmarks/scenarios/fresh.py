@@ -73,17 +73,17 @@ def _goals(speed: float, first: float | None = None, between: float | None = Non
 
 
 def pictures(bench: Bench) -> Report:
-    """As many clients as rows, each request with words and a picture of its own."""
+    """16 clients, each request with words and a picture of its own."""
     return _compare(bench, "fresh-pictures", [Case("a picture each", 16, _pictures, _goals(1.4, 1 / 5, 1 / 4))])
 
 
 def more_pictures(bench: Bench) -> Report:
-    """Three times as many clients as rows."""
+    """48 clients."""
     return _compare(bench, "fresh-pictures-48", [Case("a picture each", 48, _pictures, _goals(1.3, 0.6))])
 
 
 def texts(bench: Bench) -> Report:
-    """As many clients as rows, no pictures, long texts."""
+    """16 clients, no pictures, long texts."""
     return _compare(bench, "fresh-words", [Case(f"{WORDS} words", 16, _texts, _goals(1.8, 1 / 6))])
 
 

@@ -88,7 +88,7 @@ class Settings(BaseSettings, PolicySettings):
     )
 
     # load
-    max_rows: Count = _fixed(16, "Requests generated at the same time.")
+    max_rows: Count = _fixed(64, "Requests generated at the same time.")
     max_queue: Annotated[int, Field(ge=0)] = _fixed(256, "Requests that may wait; more are answered with 429.")
     prefill_tokens: Count = _fixed(4096, "Prompt tokens computed in one step, at most; longer prompts take several.")
     max_gap_ms: Count = _fixed(

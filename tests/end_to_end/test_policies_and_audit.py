@@ -342,7 +342,7 @@ def test_config_show_tells_where_everything_comes_from_and_no_secret(tmp_path: P
     assert "port: 9  # --port" in shown
     assert "max_queue: 7  # environment AUTOSTEER_MAX_QUEUE" in shown
     assert f"keys:  # {site.config}" in shown
-    assert "max_rows: 16  # default" in shown
+    assert "max_rows: 64  # default" in shown
     assert "postgresql://u:***@db/audit" in shown
     assert "SECRET" not in shown
     for entry in KEYS:

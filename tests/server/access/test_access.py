@@ -279,7 +279,7 @@ async def test_new_settings_hold_for_the_next_request_and_not_for_the_last(
     changed = {**ACCESS, "policies": {**ACCESS["policies"], "free": {"threshold": 0.3}}, "max_images": 0 + 1}
     assert service_of(app).change(Settings(**changed, port=1, max_rows=3)) == ["port", "max_rows"]
     assert before.settings.policy("free").may_loosen  # the object that was in effect is as it was
-    assert service_of(app).settings.max_rows == 16
+    assert service_of(app).settings.max_rows == 64
     assert error_of(await chat(client, guard={"mode": "off"}), 403)
     await chat(client)
     assert [request.policy.threshold for request in runner.requests] == [0.5, 0.3]
