@@ -50,7 +50,7 @@ class EngineProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 env=patient(engine_environment(os.environ)),
-                process_group=0,  # a Ctrl-C is the server's to handle
+                start_new_session=True,  # a Ctrl-C is the server's to handle
             )
         assert self._process.stdin is not None
         with suppress(BrokenPipeError), self._process.stdin as file:

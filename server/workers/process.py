@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedRWPair
+from pathlib import Path
 from queue import LifoQueue
+from time import sleep
 
 from server.workers.launch import plain_environment, python_command
 from server.workers.limits import limit_this_process
@@ -20,6 +22,7 @@ from server.workers.memory import return_large_blocks
 
 LENGTH = struct.Struct("<Q")  # of what follows
 NICENESS = 10  # beside a step or the event loop, a tenth of a core
+AUTOGROUP = Path("/proc/self/autogroup")
 VARIABLES = {"OPENBLAS_NUM_THREADS": "1"}  # each of its threads would reserve memory, which is limited
 
 
@@ -39,9 +42,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=plain_environment(os.environ) | VARIABLES,
-                # A Ctrl-C is the server's to handle; what it starts is killed with it. In the server's session: where
-                # the system shares the cores among sessions first (autogroups), a priority counts within one alone.
-                process_group=0,
+                start_new_session=True,  # a Ctrl-C is the server's to handle; what it starts is killed with it
             )
         self.ended = False
         self._socket = ours
@@ -199,5 +200,19 @@ def serve(descriptor: int, answer: Callable[[memoryview], Iterable[bytes]]) -> N
 def be_modest() -> None:
     """In the process: give way to streams, and leave no core file."""
     os.nice(NICENESS)
+    _be_a_modest_session()
     limit_this_process(resource.RLIMIT_CORE, 0)
     return_large_blocks()
+
+
+def _be_a_modest_session() -> None:
+    """Give way as a session too: where Linux shares the cores among sessions first, a niceness counts within one."""
+    for _ in range(20):
+        try:
+            AUTOGROUP.write_text(str(NICENESS))
+        except BlockingIOError:
+            sleep(0.05)  # one such change in a tenth of a second, whoever makes it
+        except OSError:
+            return  # no session has a share of its own here
+        else:
+            return

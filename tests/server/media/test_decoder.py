@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ from server.media.decoder import Decoders
 from server.media.files import MediaError, decode_image
 from server.settings.decode_memory import DECODING_BYTES
 from server.settings.units import MEBI
+from server.workers.process import AUTOGROUP, NICENESS
 from tests.server.media.test_files import BOMBS, NOT_IMAGES, encoded, gradient
 from tests.server.scripted import png
 from tests.waiting import WAIT_SECONDS
@@ -155,6 +157,13 @@ def test_the_processes_of_a_killed_server_end_by_themselves() -> None:
     assert not decoder.is_running()
 
 
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="sessions have no share of the cores of their own")
+def test_a_process_gives_way_as_a_session_too(decoders: Decoders) -> None:
+    decoders.decode(png())
+    worker = next(each for each in decoders._workers._idle.queue if each is not None)
+    assert f"nice {NICENESS}" in Path(f"/proc/{worker.pid}/autogroup").read_text()
+
+
 def test_a_process_has_no_secrets_no_signals_of_the_terminal_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOSTEER_SECRET", "s3cret")
     decoders = Decoders(1, max_bytes=MAX_BYTES, max_pixels=PIXELS, seconds=30)
@@ -162,9 +171,8 @@ def test_a_process_has_no_secrets_no_signals_of_the_terminal_and_limits(monkeypa
         decoders.decode(png())
         process = process_of(decoders)
         assert not any("SECRET" in name for name in process.environ())
-        assert os.getpgid(process.pid) == process.pid
+        assert os.getsid(process.pid) == process.pid
         assert process.nice() > psutil.Process().nice()
-        assert os.getsid(process.pid) == os.getsid(0)  # or the priority may count for nothing
         assert process.num_fds() <= 6
     finally:
         decoders.close()
