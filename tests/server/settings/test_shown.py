@@ -29,6 +29,11 @@ OTHER = {**KEY, "hash": "sha256:" + "2" * 64}
             ["keys.shop.hash: sha256:11111111... -> sha256:22222222..."],
         ),
         (
+            {"audit": {"url": "file:///var/audit.jsonl"}},
+            {"audit": {"url": "file:///var/other.jsonl"}},
+            ["audit.url: file:///var/audit.jsonl -> file:///var/other.jsonl"],
+        ),
+        (
             {"audit": {"url": "postgresql://me:secret@db/audit"}},
             {"audit": {"url": "postgresql://me:other@db2/audit"}},
             ["audit.url: postgresql://me:***@db/audit -> postgresql://me:***@db2/audit"],
