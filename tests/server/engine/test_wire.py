@@ -69,7 +69,8 @@ def test_facts_and_failures() -> None:
         "name", None, "Some", "llava", 8, 4, 50, 4096, torch.bfloat16, torch.device("cpu"), frozenset({2}), "", 9, ""
     )
     guard = random_guard(info)
-    backbone = SimpleNamespace(info=info, tokenizer=None, read_prompts=lambda _: None, watch_answers=lambda _: None)
+    methods = dict.fromkeys(("read_prompts", "watch_answers"), lambda _: None)
+    backbone = SimpleNamespace(info=info, tokenizer=None, inputs=SimpleNamespace(layout=None), **methods)
     facts = OwnEngine(as_any(backbone), guard, Scheduler(1, 1)).facts
     assert facts == Facts(info, guard.manifest, guard.layer, guard.calibration_scores)
     ((_, body),) = Frames().feed(wire.loaded(facts))
