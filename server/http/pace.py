@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,31 +25,50 @@ class Pace:
         self._most = most
         self._taken = 0
         self._counting = False  # what is taken in this turn, until the next begins
-        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._waiting: deque[tuple[Callable[[], bool], int]] = deque()
+
+    def take(self, amount: int) -> bool:
+        """Take so much of this turn, if it has room and nobody waits; none is too much for an empty one."""
+        self._count()
+        if self._taken >= self._most or self._waiting:
+            return False
+        self._taken += amount
+        return True
+
+    def later(self, amount: int, call: Callable[[], bool]) -> None:
+        """Call in the turn that has room for so much; False says that nothing was taken."""
+        self._count()
+        self._waiting.append((call, amount))
 
     async def turn(self, amount: int) -> None:
-        """Wait for the turn that has room for so much; none is too much for an empty one."""
-        loop = asyncio.get_running_loop()
+        """Wait for the turn that has room for so much."""
+        if not self.take(amount):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.later(amount, partial(_woken, waiter))
+            await waiter
+
+    def _count(self) -> None:
         if not self._counting:
             self._counting = True
-            loop.call_soon(self._next)
-        if self._taken < self._most and not self._waiting:
-            self._taken += amount
-            return
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((waiter, amount))
-        await waiter
+            asyncio.get_running_loop().call_soon(self._next)
 
     def _next(self) -> None:
         self._taken = 0
         while self._waiting and self._taken < self._most:
-            waiter, amount = self._waiting.popleft()
-            if not waiter.done():  # as one is that was cancelled
-                waiter.set_result(None)
+            call, amount = self._waiting.popleft()
+            if call():
                 self._taken += amount
-        self._counting = self._taken > 0
-        if self._counting:
-            asyncio.get_running_loop().call_soon(self._next)
+        self._counting = False
+        if self._taken:
+            self._count()
+
+
+def _woken(waiter: asyncio.Future[None]) -> bool:
+    """Whether it still waited, and was not cancelled."""
+    if waiter.done():
+        return False
+    waiter.set_result(None)
+    return True
 
 
 class Paced:

@@ -10,6 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.http.connections import Connections
+from server.http.pace import Pace
 from server.http.plain_parser import PlainParser
 from server.http.streaming import WRITE_NOW
 
@@ -32,10 +33,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _parts = 0  # of bodies, in this turn of the event loop
     _kept = b""  # what has come and is not parsed yet
 
-    def __init__(self, *rest: Any, open_connections: Connections, **more: Any) -> None:  # noqa: ANN401  uvicorn's own
+    def __init__(self, *rest: Any, open_connections: Connections, unread: Pace, **more: Any) -> None:  # noqa: ANN401  uvicorn's own
         super().__init__(*rest, **more)
         self.parser = PlainParser(self)  # type: ignore[assignment]
         self._open_connections = open_connections
+        self._unread = unread
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head, unless there are too many connections."""
@@ -59,10 +61,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, or keep it for after what is kept: it was on its way when reading was paused."""
-        if self._kept:
+        if self.transport.is_closing():
+            self._throw_away(len(data))
+        elif self._kept:
             self._kept += data
         else:
             self._parse(data)
+
+    def _throw_away(self, size: int) -> None:
+        """What is thrown away has a pace too: the clients of 40 large bodies send as fast as they are read."""
+        if not self._unread.take(size):
+            self.transport.hold()
+            self._unread.later(size, self.transport.release)
 
     def _parse(self, data: bytes) -> None:
         """Parse as much as belongs into one turn of the event loop, and no further than a request that has to wait.
@@ -84,7 +94,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _parse_kept(self) -> None:
         kept, self._kept = self._kept, b""
         self._parse(kept)
-        if not self._kept and not self.transport.is_closing():
+        if not self._kept:
             self.transport.release()
 
     def _parse_part(self, data: bytes) -> None:
@@ -198,11 +208,14 @@ class GentleTransport:
         self._held = True
         self._transport.pause_reading()
 
-    def release(self) -> None:
-        """Read on, unless reading is paused."""
+    def release(self) -> bool:
+        """Read on, unless reading is paused; False if the connection is closed."""
         self._held = False
+        if self._transport.is_closing():
+            return False
         if not self._paused:
             self._transport.resume_reading()
+        return True
 
     def is_closing(self) -> bool:
         """Whether nothing more is read or written."""
@@ -217,7 +230,8 @@ class GentleTransport:
         if self._transport.is_closing() or not self._is_sending():
             self._close()
             return
-        self._transport.resume_reading()
+        self._held = False
+        self.resume_reading()
         self._transport.write_eof()
         self._timer = self._loop.call_later(LINGER_SECONDS, self._close)
 

@@ -18,6 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.http.connections import Connections, most_connections
+from server.http.pace import LARGE_BYTES, Pace
 from server.http.protocol import BoundedHttpProtocol
 from server.settings.schema import Settings
 from server.watch.logs import LIFE
@@ -65,7 +66,10 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=cast("type[asyncio.Protocol]", partial(BoundedHttpProtocol, open_connections=connections)),
+                http=cast(
+                    "type[asyncio.Protocol]",
+                    partial(BoundedHttpProtocol, open_connections=connections, unread=Pace(LARGE_BYTES)),
+                ),
                 # The event loop accepts so many at once; what it must close for them is closed one or two turns later.
                 backlog=max(1, min(BACKLOG, connections.limit // 4)),
                 ws="none",
