@@ -6,9 +6,11 @@ know that. Nothing of a row is anywhere but in its blocks: closing it forgets it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ __all__ = ["CacheShape", "OutOfBlocks", "PagedCache", "Table"]
 
 
 BLOCK = 64  # tokens: smaller ones cost more products, larger ones more room that is not used
+CACHE_LINE = 64  # bytes of a CPU's
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,11 @@ class PagedCache:
         self.shape = shape
         self.block_size = BLOCK
         self.dense = shape.dense
-        # An ordinary tensor, written to inside and outside of inference mode. Zeros: memory that is not yet used is not
-        # yet taken, and what is masked still meets a weight of 0, where 0 * NaN is NaN.
+        # An ordinary tensor, written to inside and outside of inference mode. Zeros: what is masked still meets a
+        # weight of 0, where 0 * NaN is NaN.
         with torch.inference_mode(mode=False):
-            self._storage = torch.zeros(
-                (shape.layers, 2, blocks + 1, shape.kv_heads, BLOCK, shape.head_dim),
-                dtype=shape.dtype,
-                device=shape.device,
-            )
+            sizes = (shape.layers, 2, blocks + 1, shape.kv_heads, BLOCK, shape.head_dim)
+            self._storage = _zeros(sizes, shape.dtype, shape.device)
         self.layers = [(layer[0], layer[1]) for layer in self._storage]
         self.flat = [(layer[0].view(-1, shape.head_dim), layer[1].view(-1, shape.head_dim)) for layer in self._storage]
         self.pool = BlockPool(blocks, self._move, dense=self.dense, keep=keep)
@@ -187,6 +187,16 @@ class PagedCache:
             self._storage[:, :, list(targets)] = self._storage[:, :, list(sources)]
             if self._notes is not None:
                 self._notes[list(targets)] = self._notes[list(sources)]
+
+
+def _zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU in memory that is not taken before it is used, where torch would write all of it."""
+    if device.type != "cpu":
+        return torch.zeros(sizes, dtype=dtype, device=device)
+    count = math.prod(sizes) * dtype.itemsize
+    memory = np.zeros(count + CACHE_LINE, dtype=np.uint8)
+    begin = -memory.ctypes.data % CACHE_LINE
+    return torch.from_numpy(memory[begin : begin + count]).view(dtype).view(sizes)
 
 
 def cache_room(device: torch.device) -> int:

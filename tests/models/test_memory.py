@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 
+from models.cache import CacheShape, PagedCache
 from models.memory import machine_memory
 from tests.models.groups import write_groups
 
@@ -46,3 +49,11 @@ def test_the_smallest_limit_holds(tmp_path: Path, membership: str, files: dict[s
 
 def test_a_system_without_control_groups(tmp_path: Path) -> None:
     assert machine_memory(tmp_path, tmp_path / "none") == PHYSICAL
+
+
+def test_a_cache_takes_no_memory_before_it_is_used() -> None:
+    shape = CacheShape(2, 4, 64, torch.bfloat16, torch.device("cpu"), dense=True)
+    before = psutil.Process().memory_info().rss
+    cache = PagedCache(shape, 2**30 // shape.block_bytes, keep=True)
+    assert psutil.Process().memory_info().rss - before < 2**28
+    assert not cache.layers[1][1][-1].any()
