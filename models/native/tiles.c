@@ -100,11 +100,6 @@ INLINE void bring_values(const uint16_t *from, int width, int64_t count, uint32_
     }
 }
 
-INLINE void expect(const uint16_t *from, int width) {
-    for (int at = 0; at < TILE_BLOCK * width; at += 32)
-        __builtin_prefetch(from + at);
-}
-
 /* 2^x for x <= 0; what is no number stays none. */
 INLINE __m512 power_of_two(__m512 x) {
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -189,21 +184,25 @@ INLINE void attend_token(const Tiled *a, const Part *part, int64_t kv, int count
     }
     memset(scores, 0, sizeof scores);
     memset(sums, 0, sizeof(float) * (size_t)(lanes * width));
-    shape((const int[8]){16, 16, 16, group, group, group, 16, 16}, (const int[8]){4 * group, 64, 4 * group, 64, 64, 64, 64, 64});
+    shape((const int[8]){16, 16, 16, group, group, group, 16, 16},
+          (const int[8]){4 * group, 4 * group, 4 * group, 64, 64, 64, 64, 64});
     for (int64_t block = first / TILE_BLOCK; block * TILE_BLOCK < end; block++) {
-        const int64_t begin = block * TILE_BLOCK, next = (block + 1) * TILE_BLOCK < end ? block + 1 : block;
+        const int64_t begin = block * TILE_BLOCK;
         WRITTEN;
         for (int own = 0; own < count; own++) {
             const uint16_t *keys = (const uint16_t *)a->keys + stored(a, part, block, kv + own);
-            expect((const uint16_t *)a->values + stored(a, part, block, kv + own), width);
-            for (int at = 0; at < TILE_BLOCK; at += 16) {
+            for (int at = 0; at < TILE_BLOCK; at += 32) {
                 _tile_zero(0);
+                _tile_zero(1);
                 for (int d = 0; d < width; d += 32) {
-                    _tile_loadd(1, keys + at * width + d, width * 2);
                     _tile_loadd(2, asked + (own * width + d) / 2 * group, 4 * group);
-                    _tile_dpbf16ps(0, 1, 2);
+                    _tile_loadd(6, keys + at * width + d, width * 2);
+                    _tile_dpbf16ps(0, 6, 2);
+                    _tile_loadd(7, keys + (at + 16) * width + d, width * 2);
+                    _tile_dpbf16ps(1, 7, 2);
                 }
                 _tile_stored(0, scores + at * LANES + own * group, 4 * LANES);
+                _tile_stored(1, scores + (at + 16) * LANES + own * group, 4 * LANES);
             }
         }
         _mm512_store_ps(kept, weigh(&softmax, scores, _mm512_set1_epi32((int)(first - begin)),
@@ -227,7 +226,6 @@ INLINE void attend_token(const Tiled *a, const Part *part, int64_t kv, int count
                                 _mm512_mul_ps(_mm512_load_ps(sums + lane * width + d), _mm512_set1_ps(kept[lane])));
         }
         for (int own = 0; own < count; own++) {
-            expect((const uint16_t *)a->keys + stored(a, part, next, kv + own), width);
             bring_values((const uint16_t *)a->values + stored(a, part, block, kv + own), width, end - begin, values);
             WRITTEN;
             for (int d = 0; d < width; d += 32) {

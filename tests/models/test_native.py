@@ -159,8 +159,9 @@ def test_gate(dtype: torch.dtype) -> None:
     near(native.gated_silu(joined), silu(joined[:, :999].double()) * joined[:, 999:].double())
 
 
-def test_gate_keeps_what_is_no_number() -> None:
-    joined = torch.tensor([[torch.nan, torch.inf, 1.0, 1.0, 1.0, torch.nan]])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gate_keeps_what_is_no_number(dtype: torch.dtype) -> None:
+    joined = torch.tensor([[torch.nan, torch.inf, 1.0, 1.0, 1.0, torch.nan]], dtype=dtype)
     assert native.gated_silu(joined).tolist() == [pytest.approx([torch.nan, torch.inf, torch.nan], nan_ok=True)]
 
 
