@@ -58,6 +58,14 @@ def guard(browser: Browser, url: str) -> Page:
     return page
 
 
+def review(browser: Browser, url: str) -> Page:
+    """The first record of the queue, if the server has an audit log."""
+    page = opened(browser, url)
+    page.get_by_role("link", name="Review").click()
+    page.locator("#item:not([hidden]), .card").first.wait_for()
+    return page
+
+
 def serious(page: Page) -> int:
     """How much axe-core finds that is serious or critical."""
     found: Any = Axe().run(page).response["violations"]
@@ -84,6 +92,7 @@ def main(
             "console-refused": asked(browser, url, "Harmful by its picture alone"),
             "console-side-by-side": side_by_side(browser, url),
             "console-guard": guard(browser, url),
+            "console-review": review(browser, url),
             "console-passed-dark": asked(browser, url, "Harmless by its picture", color_scheme="dark"),
         }
         print(f"scripts and styles: {sum(pages['console-empty'].evaluate(SIZES))} bytes")

@@ -13,13 +13,14 @@ from starlette.responses import Response
 from server.access.keys import Client
 from server.api.chat import ChatJob
 from server.api.openapi import documented
-from server.console import examples
+from server.console import examples, review
 from server.console.card import Admin, card_of
 from server.console.door import Door, cookie_name, give_cookie
 from server.console.now import Now, now_of
 from server.console.pages import HEADERS, page, static
 from server.errors import ApiError, BodyTooLarge, ClientGone, NotFound
 from server.http.body import as_json
+from server.record.audit.sinks import review_file
 from server.routes.exchange import exchange
 from server.service import Service
 
@@ -31,6 +32,7 @@ def routes(service: Service) -> APIRouter:
     router, door = APIRouter(), Door(service)
     _add_pages(router, service, door)
     _add_admin(router, service, door)
+    router.include_router(review.routes(service, door))
 
     @router.post("/console/chat", include_in_schema=False)
     async def chat(http: HttpRequest) -> Response:
@@ -68,6 +70,16 @@ def _add_pages(router: APIRouter, service: Service, door: Door) -> None:
     @router.get("/console/guard", include_in_schema=False)
     async def guard(http: HttpRequest) -> Response:
         return _shown(http, service, door, "guard", lambda client: {"card": _card(service, client)})
+
+    @router.get("/console/review", include_in_schema=False)
+    async def review_page(http: HttpRequest) -> Response:
+        audit = service.settings.audit
+        kept = {
+            "reviewable": audit is not None and review_file(audit) is not None,
+            "content": audit is not None and audit.content,
+            "policies": service.settings.policy_names,
+        }
+        return _shown(http, service, door, "review", lambda _: kept)
 
     @router.post("/console/session", include_in_schema=False)
     async def sign_in(http: HttpRequest) -> Response:

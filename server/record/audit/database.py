@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_args, get_type_hints
 
 import sqlalchemy as sql
@@ -18,6 +18,7 @@ from server.record.audit.usage import Usage, Used
 
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 10
+LATE = timedelta(hours=1)  # a record has the time of its request's arrival, and is written at its end
 TYPES: dict[type, type[sql.types.TypeEngine[Any]]] = {
     str: sql.Text,
     Outcome: sql.Text,
@@ -101,6 +102,28 @@ class Database:
         for row in reversed(self._rows(query)):
             record = {str(name): value for name, value in row.items()}  # SQLAlchemy's names are no plain strings
             yield {**record, "time": _in_utc(row["time"])}
+
+    def since(self, time: str | None) -> Iterator[dict[str, Any]]:
+        """Records from an hour before a time on, oldest first: earlier ones may have been written later.
+
+        Raises SinkError.
+        """
+        table = self._table
+        query = sql.select(table).order_by(table.c.time)
+        if time is not None:
+            query = query.where(table.c.time >= datetime.fromisoformat(time) - LATE)
+        try:
+            with self._engine.connect() as connection:
+                for row in connection.execution_options(yield_per=1000).execute(query).mappings():
+                    yield {**{str(name): value for name, value in row.items()}, "time": _in_utc(row["time"])}
+        except SQLAlchemyError as error:
+            raise SinkError(_brief(error)) from None
+
+    def one(self, record_id: str) -> dict[str, Any] | None:
+        """A record by its `record_id`. Raises SinkError."""
+        rows = self._rows(sql.select(self._table).where(self._table.c.record_id == record_id))
+        found = next((dict(row) for row in rows), None)
+        return None if found is None else {str(name): value for name, value in found.items()}
 
     def usage(self) -> Usage:
         """The use of each key in the whole table. Raises SinkError."""

@@ -142,7 +142,7 @@ class JsonLinesReader:
                     if not line.endswith(b"\n"):
                         continue  # the one that is being written, or that a kill cut off
                     text = line.strip(b"\0 \t\r\n")  # some file systems leave zeros after a crash
-                    record = _record(text)
+                    record = whole_record(text)
                     damaged += text != b"" and (record is None or text.rfind(BEGINNING) > 0)
                     if record is not None:
                         yield record
@@ -150,7 +150,7 @@ class JsonLinesReader:
                 logger.warning("%s holds %d damaged lines; what was no whole record is left out", part, damaged)
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def whole_record(line: bytes) -> dict[str, Any] | None:
     """The record of a line, also after the first half of another; None if there is no whole one."""
     try:
         found = orjson.loads(line[max(0, line.rfind(BEGINNING)) :])

@@ -13,7 +13,7 @@ from server.settings.groups import AuditSettings
 def make_sink(settings: AuditSettings) -> Sink:
     """The sink of the settings' URL; a file is opened at once. Raises SinkError."""
     url = settings.url.get_secret_value()
-    if (path := _file_of(url)) is not None:
+    if (path := audit_file(url)) is not None:
         from server.record.audit.json_lines import JsonLines
 
         lines = JsonLines(path, max_bytes=settings.max_bytes, max_files=settings.max_files)
@@ -30,7 +30,7 @@ def make_sink(settings: AuditSettings) -> Sink:
 def sink_problem(settings: AuditSettings) -> str | None:
     """Why `make_sink` or its first record would fail, as far as that can be told without writing."""
     url = settings.url.get_secret_value()
-    path = _file_of(url) or _sqlite_file(url)
+    path = audit_file(url) or _sqlite_file(url)
     if path is None:
         return _driver_problem(url)
     if not path.parent.is_dir():
@@ -53,7 +53,7 @@ def _driver_problem(url: str) -> str | None:
 
 def make_reader(url: str) -> Reader:
     """Reads what a sink of this URL has written. Raises SinkError."""
-    if (path := _file_of(url)) is not None:
+    if (path := audit_file(url)) is not None:
         from server.record.audit.json_lines import JsonLinesReader
 
         return JsonLinesReader(path)
@@ -71,6 +71,14 @@ def _sqlite_file(url: str) -> Path | None:
     return Path(database) if database else None
 
 
-def _file_of(url: str) -> Path | None:
+def review_file(settings: AuditSettings) -> Path | None:
+    """Where reviews of an audit log are kept: beside its file; None where it is none."""
+    url = settings.url.get_secret_value()
+    path = audit_file(url) or _sqlite_file(url)
+    return None if path is None else path.with_name(f"{path.name}.reviews.db")
+
+
+def audit_file(url: str) -> Path | None:
+    """The file of a log of JSON lines; None of another."""
     parts = urlsplit(url)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None

@@ -1,0 +1,235 @@
+"""The console's Review: which record is next, what it says, and what reviewers say of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import orjson
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from pydantic import Field
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from server.api.fields import Strict, Text
+from server.api.openapi import documented
+from server.api.validation import parse
+from server.console.door import Door
+from server.errors import BadRequest, NotFound, ServerFault
+from server.http.body import as_json, parsed
+from server.record.audit.sink import SinkError
+from server.record.audit.sinks import audit_file, review_file
+from server.review.sources import Lines, Record, Source, Table
+from server.review.store import Item, ReviewStore, Wanted
+from server.service import Service
+from server.settings.groups import AuditSettings
+
+MAX_BODY = 65_536  # bytes: a note and little more
+NOTHING = {"cache-control": "no-store"}
+
+
+class Said(TypedDict):
+    role: str
+    text: str
+    pictures: int
+
+
+class Reviewed(TypedDict):
+    label: str
+    note: str
+    reviewer: str
+
+
+class ReviewItem(TypedDict):
+    """A record; `messages` and `answers` are null where the audit log keeps none."""
+
+    id: int
+    flagged: bool
+    facts: dict[str, Any]
+    messages: list[Said] | None
+    answers: list[str] | None
+    mine: Reviewed | None
+    others: list[Reviewed]
+
+
+class NextItem(TypedDict):
+    item: ReviewItem | None
+
+
+class Summary(TypedDict):
+    """`left`: records that are wanted; `both`: those that several have labelled, `same`: of which all say the same."""
+
+    left: int
+    both: int
+    same: int
+
+
+class Query(Strict):
+    """What is wanted, as fields of a query."""
+
+    which: Literal["flagged", "sample", "all"] = "flagged"
+    since: str | None = None
+    policy: str | None = None
+    key: str | None = None
+    decision: str | None = None
+    category: str | None = None
+    least: float | None = None
+    most: float | None = None
+    labelled: bool = False
+    after: int | None = None
+    back: bool = False
+
+    @property
+    def wanted(self) -> Wanted:
+        """Without the place."""
+        return Wanted(**self.model_dump(exclude={"after", "back"}))
+
+
+class LabelBody(Strict):
+    """What a reviewer says of a record."""
+
+    id: int
+    label: Literal["rightly flagged", "wrongly flagged", "missed", "rightly passed"]
+    note: Text = Field(default="", max_length=10_000)
+
+
+def store_of(settings: AuditSettings | None) -> ReviewStore | None:
+    """The store of reviews beside an audit log; None where there is no log, or no place for it."""
+    if settings is None or (path := review_file(settings)) is None:
+        return None
+    return ReviewStore(path, _source(settings))
+
+
+def _source(settings: AuditSettings) -> Source:
+    from server.record.audit.database import Database
+
+    url = settings.url.get_secret_value()
+    file = audit_file(url)
+    return Table(Database(url)) if file is None else Lines(file)
+
+
+def routes(service: Service, door: Door) -> APIRouter:
+    """What the page asks, under `/admin` what only reads."""
+    router, store = APIRouter(), store_of(service.settings.audit)
+
+    def reviews() -> ReviewStore:
+        if store is None:
+            raise NotFound("Nothing is reviewed here: there is no audit log in a file.", code="no_reviews")
+        return store
+
+    @router.get("/admin/review/next", **documented(NextItem))
+    async def following(http: HttpRequest) -> Response:
+        reviewer, query = door.reader(http).name, _query(http)
+        item = await _worked(reviews().next, query.wanted, reviewer, query.after, back=query.back)
+        return as_json({"item": None if item is None else _told(item)}, headers=NOTHING)
+
+    @router.get("/admin/review/summary", **documented(Summary))
+    async def summary(http: HttpRequest) -> Response:
+        reviewer, query, kept = door.reader(http).name, _query(http), reviews()
+        await _worked(kept.fill)
+        left = await _worked(kept.left, query.wanted, reviewer)
+        both, same = await _worked(kept.agreement)
+        return as_json({"left": left, "both": both, "same": same}, headers=NOTHING)
+
+    @router.post("/console/review/label", include_in_schema=False)
+    async def label(http: HttpRequest) -> Response:
+        reviewer = door.sender(http).name
+        body = parse(LabelBody, await _body(http))
+        try:
+            await _worked(reviews().label, body.id, reviewer, body.label, body.note)
+        except KeyError:
+            raise NotFound("There is no such record.", param="id") from None
+        return as_json({})
+
+    @router.post("/console/review/undo", include_in_schema=False)
+    async def undo(http: HttpRequest) -> Response:
+        reviewer, kept = door.sender(http).name, reviews()
+        number = await _worked(kept.undo, reviewer)
+        item = None if number is None else await _worked(kept.item, number, reviewer)
+        return as_json({"item": None if item is None else _told(item)}, headers=NOTHING)
+
+    return router
+
+
+async def _worked(work: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  any of the store's methods
+    """What a method of the store gives, in a thread. Raises ServerFault where the log cannot be read."""
+    try:
+        return await asyncio.to_thread(work, *arguments, **options)
+    except (SinkError, OSError) as error:
+        raise ServerFault(f"The audit log cannot be read: {error}.", code="audit_unreadable") from error
+
+
+def _query(http: HttpRequest) -> Query:
+    given: dict[str, Any] = {name: value for name, value in http.query_params.items() if value != ""}
+    try:
+        for name, kind in (("least", float), ("most", float), ("after", int)):
+            if name in given:
+                given[name] = kind(given[name])
+    except ValueError:
+        raise BadRequest(f"'{name}' must be a number.", param=name) from None
+    for name in ("labelled", "back"):
+        if name in given:
+            given[name] = given[name] == "true"
+    return parse(Query, given)
+
+
+async def _body(http: HttpRequest) -> object:
+    """A small JSON body. Raises BadRequest, ClientGone."""
+    data = b""
+    async for chunk in http.stream():
+        data += chunk
+        if len(data) > MAX_BODY:
+            raise BadRequest(f"The body is larger than {MAX_BODY} bytes.", headers={"connection": "close"})
+    return parsed(data)
+
+
+def _told(item: Item) -> ReviewItem:
+    record = item.record or {}
+    facts = {name: value for name, value in record.items() if name not in ("content", "answer") and value is not None}
+    facts = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in facts.items()}
+    answer = record.get("answer")
+    return {
+        "id": item.id,
+        "flagged": item.flagged,
+        "facts": facts,
+        "messages": _messages(record),
+        "answers": None if answer is None else orjson.loads(answer),
+        "mine": None if item.mine is None else _reviewed(item.mine),
+        "others": [_reviewed(each) for each in item.others],
+    }
+
+
+def _reviewed(label: Mapping[str, Any]) -> Reviewed:
+    return {"label": label["label"], "note": label["note"], "reviewer": label["reviewer"]}
+
+
+def _messages(record: Record) -> list[Said] | None:
+    """What was asked, as turns; None where the log does not keep it."""
+    kept = record.get("content")
+    if kept is None:
+        return None
+    asked = orjson.loads(kept)
+    found: list[Said] = []
+    for name in ("instructions", "prompt", "input", "messages"):
+        value = asked.get(name)
+        turns = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
+        found += [_turn(turn, name) for turn in turns if turn is not None]
+    return found
+
+
+def _turn(turn: object, name: str) -> Said:
+    role, content = (str(turn.get("role", name)), turn.get("content", turn)) if isinstance(turn, dict) else (name, turn)
+    parts = content if isinstance(content, list) else [content]
+    texts, pictures = [], 0
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif isinstance(part, dict) and part.get("type") in ("image_url", "input_image"):
+            pictures += 1
+        elif part is not None:
+            texts.append(orjson.dumps(part).decode())
+    return {"role": role, "text": "\n".join(texts), "pictures": pictures}

@@ -1,0 +1,174 @@
+"""Reviews beside an audit log: the queue, labels that stay, undo, two reviewers, and what has gone from the log."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from server.record.audit.database import Database
+from server.record.audit.record import AuditRecord
+from server.review.sources import Lines, Table
+from server.review.store import SAMPLE, Item, ReviewStore, Wanted
+from tests.server.records import record
+
+FLAGGED = {"decision": "steered", "score": 0.9, "policy": "strict", "key": "shop"}
+PASSED = {"decision": "pass", "score": 0.1, "policy": "default", "key": "desk"}
+
+
+def judged(number: int, **fields: Any) -> AuditRecord:
+    """A record of its minute; every other one is flagged."""
+    given = {**(FLAGGED if number % 2 else PASSED), "record_id": f"{number:032x}", **fields}
+    made = record(number, **given)
+    return record(number, **{**given, "time": made.time + timedelta(minutes=number)})
+
+
+def write(path: Path, *records: AuditRecord) -> None:
+    with path.open("ab") as file:
+        file.writelines(orjson.dumps(each, option=orjson.OPT_APPEND_NEWLINE) for each in records)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "audit.jsonl"
+    write(path, *(judged(number) for number in range(10)), record(10))  # the last one was not judged
+    return path
+
+
+def opened(log: Path) -> ReviewStore:
+    store = ReviewStore(log.with_name("audit.jsonl.reviews.db"), Lines(log))
+    store.fill()
+    return store
+
+
+def requests(store: ReviewStore, wanted: Wanted, reviewer: str = "ada") -> list[str]:
+    """The queue, in its order."""
+    found: list[str] = []
+    item = store.next(wanted, reviewer)
+    while item is not None:
+        assert item.record is not None
+        found.append(item.record["request_id"])
+        item = store.next(wanted, reviewer, item.id)
+    return found
+
+
+def first(store: ReviewStore, wanted: Wanted | None = None, reviewer: str = "ada") -> Item:
+    item = store.next(wanted or Wanted(), reviewer)
+    assert item is not None
+    return item
+
+
+def test_the_queue_is_what_was_flagged_newest_first(log: Path) -> None:
+    store = opened(log)
+    assert requests(store, Wanted()) == [f"req-{number}" for number in (9, 7, 5, 3, 1)]
+    assert store.left(Wanted(), "ada") == 5
+    middle = store.next(Wanted(), "ada", first(store).id)
+    assert middle is not None
+    before = store.next(Wanted(), "ada", middle.id, back=True)
+    assert before == first(store)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "numbers"),
+    [
+        (Wanted("all", policy="default"), (8, 6, 4, 2, 0)),
+        (Wanted("all", key="shop", since=judged(5).time.isoformat()), (9, 7, 5)),
+        (Wanted("all", decision="pass", since=judged(7).time.isoformat()), (8,)),
+        (Wanted("all", least=0.5), (9, 7, 5, 3, 1)),
+        (Wanted(most=0.5), ()),
+        (Wanted(category="weapons"), ()),
+    ],
+)
+def test_the_queue_is_what_is_wanted_of_it(log: Path, wanted: Wanted, numbers: tuple[int, ...]) -> None:
+    assert requests(opened(log), wanted) == [f"req-{number}" for number in numbers]
+
+
+def test_a_category_and_an_answer_that_was_flagged_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    write(path, judged(1, categories='["weapons"]'), judged(2, answer_decision="blocked"), judged(4))
+    store = opened(path)
+    assert requests(store, Wanted()) == ["req-2", "req-1"]
+    assert requests(store, Wanted(category="weapons")) == ["req-1"]
+
+
+def test_the_sample_of_the_rest_is_one_in_so_many(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    write(path, *(judged(2 * number) for number in range(2_000)))
+    count = opened(path).left(Wanted("sample"), "ada")
+    assert 0.5 * 2_000 / SAMPLE < count < 2 * 2_000 / SAMPLE
+
+
+def test_what_comes_later_is_taken_in_also_after_the_file_has_moved_on(log: Path) -> None:
+    store = opened(log)
+    assert store.fill() == 0
+    write(log, judged(11))
+    with log.open("ab") as file:
+        file.write(orjson.dumps(judged(13))[:50])  # it is being written
+    assert store.fill() == 1
+    log.replace(log.with_name("audit.jsonl.1"))
+    write(log, judged(15))
+    assert store.fill() == 1
+    assert requests(store, Wanted())[:3] == ["req-15", "req-11", "req-9"]
+
+
+def test_a_label_is_there_after_a_kill_with_its_record(log: Path) -> None:
+    store = opened(log)
+    store.label(first(store).id, "ada", "wrongly flagged", "a <b>twin</b>")
+    log.unlink()  # its time is over
+    again = ReviewStore(log.with_name("audit.jsonl.reviews.db"), Lines(log))  # the first was never closed
+    (kept,) = again.labels()
+    assert (kept["label"], kept["note"], kept["reviewer"]) == ("wrongly flagged", "a <b>twin</b>", "ada")
+    assert kept["record"]["request_id"] == "req-9"
+    assert first(again).record is None
+
+
+def test_what_is_labelled_leaves_the_queue_and_comes_back_when_that_is_undone(log: Path) -> None:
+    store = opened(log)
+    item = first(store)
+    store.label(item.id, "ada", "rightly flagged", "")
+    store.label(item.id, "ada", "wrongly flagged", "on second thoughts")
+    assert first(store).id != item.id
+    assert first(store, Wanted(labelled=True)).mine == {
+        "reviewer": "ada", "label": "wrongly flagged", "note": "on second thoughts", "at": store.labels()[0]["at"]
+    }  # fmt: skip
+    assert store.undo("bob") is None
+    assert store.undo("ada") == item.id
+    assert [each["label"] for each in store.labels()] == ["rightly flagged"]
+    assert store.undo("ada") == item.id
+    assert (store.labels(), store.undo("ada")) == ([], None)
+    assert first(store) == item
+    with pytest.raises(KeyError):
+        store.label(10**6, "ada", "missed", "")
+
+
+def test_two_reviewers_do_not_see_each_other_until_they_have_said_something(log: Path) -> None:
+    store = opened(log)
+    item = first(store)
+    store.label(item.id, "ada", "rightly flagged", "")
+    seen = first(store, reviewer="bob")
+    assert (seen.id, seen.others, store.agreement()) == (item.id, [], (0, 0))
+    store.label(item.id, "bob", "wrongly flagged", "")
+    mine = store.item(item.id, "bob")
+    assert mine is not None
+    assert [(each["reviewer"], each["label"]) for each in mine.others] == [("ada", "rightly flagged")]
+    assert store.agreement() == (1, 0)
+    store.label(item.id, "bob", "rightly flagged", "")
+    assert store.agreement() == (1, 1)
+
+
+def test_a_log_in_a_database_is_reviewed_too(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/audit.db")
+    database.open()
+    database.write([judged(number) for number in (3, 5)])
+    store = ReviewStore(tmp_path / "audit.db.reviews.db", Table(database))
+    assert store.fill() == 2
+    database.write([judged(1)])  # it began before the others, and ended after them
+    assert store.fill() == 1
+    assert requests(store, Wanted()) == ["req-5", "req-3", "req-1"]
+    store.label(first(store).id, "ada", "rightly flagged", "")
+    assert store.labels()[0]["record"]["request_id"] == "req-5"
+    store.close()
+    database.close()
