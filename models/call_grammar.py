@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from llguidance import LLMatcher
 
 from models.calls import COMPACT, CallSyntax, split_at_marks
+from models.narrowed import narrowed
 from models.schema import OPTIONS, check_schema, check_size
 from models.tidied import tidied
 
@@ -39,6 +40,12 @@ class CallGrammar:
     def check_size(self) -> None:
         """Raise SchemaError where there are too many values or characters. Fast, whatever they are."""
         check_size({**self.functions, "": self.answer})
+
+    def narrowed(self, longest: int) -> CallGrammar:
+        """The same of narrower schemas, as `models.narrowed` makes them."""
+        functions = {name: narrowed(schema, longest) for name, schema in self.functions.items()}
+        answer = None if self.answer is None else narrowed(self.answer, longest)
+        return replace(self, functions=functions, answer=answer)
 
     def source(self) -> str:
         """As the library's compiler reads it. Raises SchemaError where a schema is too large or known to be dear."""

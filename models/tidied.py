@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 FAR = 10**18  # bounds beyond it, as of 64-bit integers, are drawn in: no grammar is made of them
-_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
-_VALUES = frozenset({"const", "enum", "default", "examples"})
+BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+VALUES = frozenset({"const", "enum", "default", "examples"})
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 
 # Patterns that look ahead, which grammars cannot, and others that the same texts match.
@@ -36,9 +36,9 @@ def tidied(schema: Any) -> Any:  # noqa: ANN401  JSON of any shape
 
 
 def _keyword(key: str, value: Any) -> Any:  # noqa: ANN401
-    if key in _VALUES:
+    if key in VALUES:
         return value
-    if key in _BY_NAME and isinstance(value, dict):
+    if key in BY_NAME and isinstance(value, dict):
         patterns = key == "patternProperties"
         return {PATTERNS.get(name, name) if patterns else name: tidied(each) for name, each in value.items()}
     if key == "pattern" and isinstance(value, str):

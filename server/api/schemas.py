@@ -34,7 +34,10 @@ class Schemas:
 
     def __init__(self, vocabulary: VocabularySource, settings: Settings) -> None:
         self._compiler = SchemaCompiler(
-            vocabulary, seconds=settings.schema_seconds, memory_bytes=settings.schema_mib * MEBI
+            vocabulary,
+            seconds=settings.schema_seconds,
+            memory_bytes=settings.schema_mib * MEBI,
+            longest=settings.schema_string_characters or None,
         )
         self._limit = settings.schemas_mib * MEBI
         self._held = 0

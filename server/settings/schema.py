@@ -165,6 +165,10 @@ class Settings(BaseSettings, PolicySettings):
         "Memory for the images of all requests while they are decoded; who finds no room waits. If not given what one "
         "request at its limits takes.",
     )
+    schema_string_characters: Annotated[int, Field(ge=0)] = _fixed(
+        4096,
+        "Longest string where a JSON schema bounds none; objects have the properties listed. 0: as it is written.",
+    )
     schema_seconds: Seconds = _fixed(2.0, "CPU time that compiling a JSON schema may take.")
     schema_mib: Count = _fixed(128, "Memory that compiling a JSON schema may take.")
     schemas_mib: Count = _fixed(512, "Memory that the JSON schemas of all live requests together may take.")

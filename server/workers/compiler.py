@@ -13,12 +13,14 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 from time import process_time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.call_grammar import CallGrammar, described_calls
+from models.narrowed import narrowed
 from models.schema import SchemaError, check_schema, check_size, compile_source, read_vocabulary, source_of
 from server.workers.copies import Copies
 from server.workers.limits import limit_memory
@@ -63,21 +65,34 @@ def read_verdict(data: bytes) -> Verdict:
     return Verdict(Kind(kind), seconds, memory_bytes, data[_VERDICT.size :].decode())
 
 
-def described(wanted: Mapping[str, Any] | CallGrammar) -> str:
-    """A JSON schema or the grammar of calls, as text. Raises SchemaError where it is large. Fast, whatever it is."""
+Wanted = Mapping[str, Any] | CallGrammar  # a JSON schema, or the grammar of calls
+
+
+def described(wanted: Wanted, longest: int | None) -> str:
+    """What is wanted, as text. Raises SchemaError where it is large. Fast, whatever it is.
+
+    `longest`: characters of strings that nothing bounds, in a schema that is made narrower; None: it is not.
+    """
     if isinstance(wanted, CallGrammar):
         wanted.check_size()
-        return json.dumps({"calls": wanted.described()})
+        return json.dumps({"calls": wanted.described(), "longest": longest})
     check_size(wanted)
-    return json.dumps({"schema": wanted})
+    return json.dumps({"schema": wanted, "longest": longest})
 
 
-def _source(described: Mapping[str, Any]) -> str:
-    """What the library compiles. Raises SchemaError."""
-    if "calls" in described:
-        return described_calls(described["calls"]).source()
-    check_schema(described["schema"])
-    return source_of(described["schema"])
+def _compiled(vocabulary: LLTokenizer, wanted: Wanted, longest: int | None) -> str:
+    """What was compiled of it, made narrower unless nothing can be made of that. Raises SchemaError."""
+    if longest is not None:
+        with suppress(SchemaError):
+            narrower = wanted.narrowed(longest) if isinstance(wanted, CallGrammar) else narrowed(wanted, longest)
+            return _compiled(vocabulary, narrower, None)
+    if isinstance(wanted, CallGrammar):
+        source = wanted.source()
+    else:
+        check_schema(wanted)
+        source = source_of(wanted)
+    compile_source(vocabulary, source)
+    return source
 
 
 def question(schema: bytes, seconds: float) -> bytes:
@@ -134,11 +149,11 @@ def _limit(seconds: float, memory_bytes: int) -> None:
     limit_memory(memory_bytes)
 
 
-def _verdict(vocabulary: LLTokenizer, wanted: Mapping[str, Any]) -> Verdict:
+def _verdict(vocabulary: LLTokenizer, asked: Mapping[str, Any]) -> Verdict:
     memory, began = own_memory(), process_time()
+    wanted = described_calls(asked["calls"]) if "calls" in asked else asked["schema"]
     try:
-        source = _source(wanted)
-        compile_source(vocabulary, source)
+        source = _compiled(vocabulary, wanted, asked["longest"])
     except SchemaError as error:
         return Verdict(Kind.REFUSED, text=str(error))
     return Verdict(Kind.FINE, process_time() - began, max(0, own_memory() - memory), source)

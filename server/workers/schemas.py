@@ -10,20 +10,18 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from cachetools import LRUCache
 
-from models.call_grammar import CallGrammar
 from models.schema import SchemaError
 from server.errors import TooManyRequests, Unavailable
 from server.request import QUICK_SECONDS, Schema
 from server.settings.units import MEBI
 from server.workers import compiler
-from server.workers.compiler import Kind, Verdict, described, question, read_verdict
+from server.workers.compiler import Kind, Verdict, Wanted, described, question, read_verdict
 from server.workers.lanes import Lane
 from server.workers.process import SharedWorker, Worker, WorkerLost
 
@@ -49,10 +47,14 @@ class SchemaCompiler:
     """Tells whether schemas can be compiled within limits. For the event loop's thread.
 
     `seconds` of CPU and `memory_bytes` for one schema. Verdicts are remembered; what many ask for is compiled once.
+    `longest`: characters of strings that nothing bounds, in schemas that are made narrower; None: they are not.
     """
 
-    def __init__(self, source: VocabularySource, *, seconds: float, memory_bytes: int) -> None:
+    def __init__(
+        self, source: VocabularySource, *, seconds: float, memory_bytes: int, longest: int | None = None
+    ) -> None:
         self._seconds = seconds
+        self._longest = longest
         self._memory_bytes = memory_bytes
         self._verdicts: LRUCache[bytes, Verdict] = LRUCache(
             REMEMBERED_BYTES, getsizeof=lambda verdict: LEAST_BYTES + len(verdict.text)
@@ -65,12 +67,12 @@ class SchemaCompiler:
         """Start the process beside all else, so that nobody waits for that later."""
         self.lanes[0].submit(self._process.start)
 
-    async def check(self, wanted: Mapping[str, Any] | CallGrammar) -> Schema:
+    async def check(self, wanted: Wanted) -> Schema:
         """A JSON schema or the grammar of calls, which was compiled within the limits, now or before.
 
         Raises SchemaError; TooManyRequests where too many dear ones wait; Unavailable where the process ends.
         """
-        text = described(wanted)
+        text = described(wanted, self._longest)
         key = hashlib.sha256(text.encode()).digest()
         verdict = self._verdicts.get(key) or await self._asked_once(key, text)
         match verdict.kind:
