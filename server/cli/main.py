@@ -22,6 +22,7 @@ from server.cli.console import EXIT_ENGINE, mistake
 from server.cli.evaluate import app as evaluation
 from server.cli.fit import app as fitting
 from server.cli.keys import app as keys_commands
+from server.cli.labels import app as labels_commands
 from server.cli.options import with_settings
 from server.engine.launch import LaunchSpec, explains_itself
 from server.engine.process import EngineProcess
@@ -52,6 +53,7 @@ app.add_typer(fitting)
 app.add_typer(evaluation)
 app.add_typer(config_commands, name="config")
 app.add_typer(keys_commands, name="keys")
+app.add_typer(labels_commands, name="labels")
 app.command("audit")(print_audit)
 
 

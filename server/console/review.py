@@ -16,15 +16,15 @@ from typing_extensions import TypedDict
 from server.api.fields import Strict, Text
 from server.api.openapi import documented
 from server.api.validation import parse
+from server.console.bodies import small_body
 from server.console.door import Door
 from server.errors import BadRequest, NotFound, ServerFault
 from server.http.body import as_json, parsed
 from server.record.audit.sink import SinkError
-from server.record.audit.sinks import audit_file, review_file
-from server.review.sources import Lines, Record, Source, Table
+from server.review.beside import store_beside
+from server.review.sources import Record
 from server.review.store import Item, ReviewStore, Wanted
 from server.service import Service
-from server.settings.groups import AuditSettings
 
 MAX_BODY = 65_536  # bytes: a note and little more
 NOTHING = {"cache-control": "no-store"}
@@ -95,24 +95,10 @@ class LabelBody(Strict):
     note: Text = Field(default="", max_length=10_000)
 
 
-def store_of(settings: AuditSettings | None) -> ReviewStore | None:
-    """The store of reviews beside an audit log; None where there is no log, or no place for it."""
-    if settings is None or (path := review_file(settings)) is None:
-        return None
-    return ReviewStore(path, _source(settings))
-
-
-def _source(settings: AuditSettings) -> Source:
-    from server.record.audit.database import Database
-
-    url = settings.url.get_secret_value()
-    file = audit_file(url)
-    return Table(Database(url)) if file is None else Lines(file)
-
-
 def routes(service: Service, door: Door) -> APIRouter:
     """What the page asks, under `/admin` what only reads."""
-    router, store = APIRouter(), store_of(service.settings.audit)
+    audit = service.settings.audit
+    router, store = APIRouter(), None if audit is None else store_beside(audit)
 
     def reviews() -> ReviewStore:
         if store is None:
@@ -136,7 +122,7 @@ def routes(service: Service, door: Door) -> APIRouter:
     @router.post("/console/review/label", include_in_schema=False)
     async def label(http: HttpRequest) -> Response:
         reviewer = door.sender(http).name
-        body = parse(LabelBody, await _body(http))
+        body = parse(LabelBody, parsed(await small_body(http, MAX_BODY)))
         try:
             await _worked(reviews().label, body.id, reviewer, body.label, body.note)
         except KeyError:
@@ -173,16 +159,6 @@ def _query(http: HttpRequest) -> Query:
         if name in given:
             given[name] = given[name] == "true"
     return parse(Query, given)
-
-
-async def _body(http: HttpRequest) -> object:
-    """A small JSON body. Raises BadRequest, ClientGone."""
-    data = b""
-    async for chunk in http.stream():
-        data += chunk
-        if len(data) > MAX_BODY:
-            raise BadRequest(f"The body is larger than {MAX_BODY} bytes.", headers={"connection": "close"})
-    return parsed(data)
 
 
 def _told(item: Item) -> ReviewItem:

@@ -7,18 +7,18 @@ from urllib.parse import parse_qs
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.access.keys import Client
 from server.api.chat import ChatJob
 from server.api.openapi import documented
 from server.console import examples, review
+from server.console.bodies import small_body
 from server.console.card import Admin, card_of
 from server.console.door import Door, cookie_name, give_cookie
 from server.console.now import Now, now_of
 from server.console.pages import HEADERS, page, static
-from server.errors import ApiError, BodyTooLarge, ClientGone, NotFound
+from server.errors import ApiError, NotFound
 from server.http.body import as_json
 from server.record.audit.sinks import review_file
 from server.routes.exchange import exchange
@@ -164,12 +164,5 @@ def _examples(service: Service) -> tuple[examples.Example, ...]:
 
 async def _form(http: HttpRequest) -> dict[str, str]:
     """The fields of a small form. Raises BodyTooLarge, ClientGone."""
-    body = b""
-    try:
-        async for chunk in http.stream():
-            body += chunk
-            if len(body) > MAX_FORM_BYTES:
-                raise BodyTooLarge(f"A form has at most {MAX_FORM_BYTES} bytes.", headers={"connection": "close"})
-    except ClientDisconnect:
-        raise ClientGone from None
+    body = await small_body(http, MAX_FORM_BYTES)
     return {name: values[0] for name, values in parse_qs(body.decode(errors="replace")).items()}
