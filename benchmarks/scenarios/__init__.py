@@ -10,6 +10,7 @@ from benchmarks.scenarios import (
     demo,
     fresh,
     guard,
+    guard_prompt,
     guard_step,
     offline,
     peers,
@@ -30,6 +31,9 @@ SCENARIOS: dict[str, Scenario] = {
     "rows-256": Scenario("growth of a step from 8 rows to 256 against the bare forward's", steps.rows),
     "guard-small": Scenario("off, monitor and steer: throughput and latencies kept", guard.run),
     "guard-step": Scenario("the same in process, by turns", guard_step.run),
+    "guard-prompt": Scenario(
+        "what readers add to the first token of 64 to 4,096 tokens, in CPU time", guard_prompt.run
+    ),
     "answer-step": Scenario("what a reader of answers adds between tokens, in process, by turns", answer_step.run),
     "long-prompt": Scenario("running rows while a long prompt is computed", prompts.long_prompt),
     "same-image": Scenario("time to the first token of the second question about an image", prompts.same_image),
