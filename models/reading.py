@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from models.cache import PagedCache
@@ -45,8 +44,7 @@ class Reading:
     @contextmanager
     def during(self, slots: Sequence[int]) -> Iterator[None]:
         """Read the pass that runs inside; `slots`: where in the cache its tokens are stored, one by one."""
-        places = torch.arange(len(slots), device=self._cache.shape.device)
-        with self._tap.at(places, torch.zeros_like(places)):
+        with self._tap.at_all(len(slots)):
             yield
         began = perf_counter()
         self._cache.note(slots, self.reader.read(self._tap.states))

@@ -8,7 +8,8 @@ final norm puts out (not the last block). For every family and every `l` this is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,40 +44,57 @@ class Tap:
         assert self._states is not None, "no pass ran inside the tap"
         return self._states
 
-    def at(self, positions: Tensor, rows: Tensor | None = None) -> AbstractContextManager[None]:
+    @contextmanager
+    def at(self, positions: Tensor, rows: Tensor | None = None) -> Iterator[None]:
         """Record the next forward pass at `positions` `[B]`, into `states`; of row i each, or of `rows` `[B]`."""
+        found: dict[int, Tensor] = {}
         if rows is None:
             rows = torch.arange(len(positions), device=positions.device)
 
-        def chosen(hidden: Tensor) -> Tensor:
+        def keep(layer: int, hidden: Tensor) -> None:
             # Indexing copies: the whole sequence's states are not kept alive, and later in-place changes not seen.
-            return hidden[rows.to(hidden.device), positions.to(hidden.device)]
+            found[layer] = hidden[rows.to(hidden.device), positions.to(hidden.device)]
 
-        return self._recording(chosen)
-
-    def at_all(self) -> AbstractContextManager[None]:
-        """Record the next forward pass over one sequence at all of its tokens, into `states`."""
-        return self._recording(lambda hidden: hidden[0].clone())
-
-    @contextmanager
-    def _recording(self, chosen: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Record what is chosen of each layer's states."""
-        found: dict[int, Tensor] = {}
-        with ExitStack() as hooks:
-            for layer in set(self._layers):
-                hooks.callback(self._hook(layer, chosen, found).remove)
+        with self._hooked(keep):
             yield
         states = torch.stack([found[layer] for layer in self._layers], dim=1)
         self._states = states[:, 0] if self._single else states
+
+    @contextmanager
+    def at_all(self, tokens: int | None = None) -> Iterator[None]:
+        """Record the next forward pass over one sequence at all of its tokens, or its first ones, into `states`.
+
+        The states of a layer lie together, and are copied once.
+        """
+        kept: Tensor | None = None
+
+        def keep(layer: int, hidden: Tensor) -> None:
+            nonlocal kept
+            states = hidden[0, :tokens]
+            if kept is None:
+                kept = states.new_empty((len(self._layers), *states.shape))
+            for place, wanted in enumerate(self._layers):
+                if wanted == layer:
+                    kept[place] = states
+
+        with self._hooked(keep):
+            yield
+        assert kept is not None, "no pass ran inside the tap"
+        self._states = kept[0] if self._single else kept.transpose(0, 1)
 
     def put(self, states: Tensor) -> None:
         """Set `states`, where one prefill took several passes."""
         self._states = states
 
-    def _hook(self, layer: int, chosen: Callable[[Tensor], Tensor], found: dict[int, Tensor]) -> RemovableHandle:
-        def keep(hidden: Tensor) -> None:
-            found[layer] = chosen(hidden)
+    @contextmanager
+    def _hooked(self, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
+        """Call `keep` with each layer that is read and all its states in the pass that runs inside."""
+        with ExitStack() as hooks:
+            for layer in set(self._layers):
+                hooks.callback(self._hook(layer, partial(keep, layer)).remove)
+            yield
 
+    def _hook(self, layer: int, keep: Callable[[Tensor], None]) -> RemovableHandle:
         def entering(_module: nn.Module, args: tuple[Any, ...]) -> None:
             keep(args[0])
 

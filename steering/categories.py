@@ -8,6 +8,7 @@ other categories together. The highest end counts, so that harm of an earlier tu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,8 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from steering.policy import CategoryScore, is_flagged
+from steering.readers import project
 
 Array = NDArray[np.float64]
+LEAST = 1e-13  # of what the likeliest is, what all others are together
+LOWEST = -700.0  # of a logistic's argument: e to the 700 is a number
 
 
 class CategoryReader(nn.Module):
@@ -42,7 +46,7 @@ class CategoryReader(nn.Module):
 
     def read(self, states: Tensor) -> Tensor:
         """`[N, width]`: how much likelier each token is of each category than harmless, of states `[N, layers, d]`."""
-        return states.flatten(1).float() @ self.weight.T + self.bias
+        return project(states, self.weight) + self.bias
 
     def raw(self, notes: Array) -> Array:
         """What speaks for each category, `[C]`, at the end that says most for it; `notes` `[E, width]` of the ends."""
@@ -51,21 +55,32 @@ class CategoryReader(nn.Module):
 
     def scores(self, notes: Array) -> tuple[CategoryScore, ...]:
         """The score in [0, 1] of each category, of what was read at the turn ends of a prompt `[E, width]`."""
-        exponents = self.slopes.cpu().numpy() * self.raw(notes) + self.shifts.cpu().numpy()
-        with np.errstate(over="ignore"):  # a score of 0
-            found = 1.0 / (1.0 + np.exp(-exponents))
+        slopes, shifts = self._logistics
+        found = 1.0 / (1.0 + np.exp(-np.maximum(slopes * self.raw(notes) + shifts, LOWEST)))
         return tuple(
             CategoryScore(name, score, is_flagged(score, threshold))
             for name, score, threshold in zip(self.names, found.tolist(), self.thresholds, strict=True)
         )
 
+    def calibrate(self, slopes: Sequence[float], shifts: Sequence[float], thresholds: Sequence[float]) -> None:
+        """Set what makes scores of the categories' log-odds, and the scores from which they count."""
+        self.__dict__.pop("_logistics", None)
+        self.slopes.copy_(torch.tensor(slopes))
+        self.shifts.copy_(torch.tensor(shifts))
+        self.thresholds = tuple(thresholds)
+
+    @cached_property
+    def _logistics(self) -> tuple[Array, Array]:
+        return self.slopes.cpu().numpy(), self.shifts.cpu().numpy()
+
 
 def against_all(notes: Array) -> Array:
-    """Log-odds of each category against all others and harmless, `[E, K]`, of those against harmless alone `[E, K]`."""
-    count = notes.shape[1]
-    known = np.concatenate([notes, np.zeros((len(notes), 1))], axis=1)
-    others = np.broadcast_to(known[:, None], (len(notes), count, count + 1)).copy()
-    others[:, range(count), range(count)] = -np.inf
-    with np.errstate(invalid="ignore"):  # what is no number stays none
-        found: Array = notes - np.logaddexp.reduce(others, axis=2)
+    """Log-odds of each category against all others and harmless, `[E, K]`, of those against harmless alone `[E, K]`.
+
+    Beyond 30 they are told no more finely.
+    """
+    highest = np.maximum(notes.max(1, keepdims=True), 0.0)  # harmless has 0
+    likely = np.exp(notes - highest)
+    others = likely.sum(1, keepdims=True) + np.exp(-highest) - likely
+    found: Array = notes - highest - np.log(np.maximum(others, LEAST))
     return found

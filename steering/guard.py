@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from steering.answers import AnswerReader
 from steering.categories import CategoryReader
 from steering.head import RefusalHead
 from steering.policy import CategoryScore
-from steering.readers import Conversation, LastToken, Notes
+from steering.readers import Conversation, LastToken, Notes, project
 from steering.token_scores import TokenScores
 
 if TYPE_CHECKING:
@@ -73,8 +74,20 @@ class Guard(nn.Module):
     @torch.inference_mode()
     def read(self, states: Tensor) -> Tensor:
         """What is kept of tokens, `[N, width]`, of their states at `layers`, `[N, layers, d]`."""
-        found = self.reader.read(states)
-        return found if self.categories is None else torch.cat([found, self.categories.read(states)], dim=1)
+        if self.categories is None:
+            return self.reader.read(states)
+        if isinstance(self.reader, Conversation):
+            weight, bias = self._linear
+            return project(states, weight) + bias
+        return torch.cat([self.reader.read(states), self.categories.read(states)], dim=1)
+
+    @cached_property
+    def _linear(self) -> tuple[Tensor, Tensor]:
+        """The weights and biases of both readers: to read the states takes long, whatever they are multiplied with."""
+        assert isinstance(self.reader, Conversation), "the reader is not linear"
+        assert self.categories is not None, "there is one reader"
+        both = self.reader, self.categories
+        return torch.cat([each.weight for each in both]), torch.cat([each.bias for each in both])
 
     def score(self, notes: Tensor, layout: Layout) -> float:
         """The score in [0, 1] of a prompt, 1 is toxic, of what was read of all its tokens `[T, width]`."""

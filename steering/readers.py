@@ -23,6 +23,7 @@ from steering.token_scores import TokenScores
 
 WINDOW = 8  # tokens
 HIGHEST = 3  # windows whose mean is the score of all
+AT_ONCE = 128  # tokens
 
 Notes = NDArray[np.float64]  # `[T, width]`
 
@@ -95,7 +96,7 @@ class Conversation(nn.Module):
 
     def read(self, states: Tensor) -> Tensor:
         """Two numbers of each token, `[N, 2]`, of states `[N, layers, d]`: as an end, and as part of a window."""
-        return states.flatten(1).float() @ self.weight.T + self.bias
+        return project(states, self.weight) + self.bias
 
     def ends(self, layout: Layout) -> Sequence[int]:
         """The tokens that stand for the turns of a prompt."""
@@ -158,6 +159,22 @@ class Conversation(nn.Module):
         self.heights.copy_(torch.tensor(np.array([[each.heights for each in cell] for cell in scales])))
         self.slopes.copy_(torch.tensor([[each.slope for each in cell] for cell in scales]))
         self.logistic.copy_(torch.tensor([slope, shift]))
+
+
+def project(states: Tensor, weight: Tensor) -> Tensor:
+    """`[N, K]`: K products of each token's states `[N, layers, d]`, side by side, with a weight `[K, layers * d]`.
+
+    In fp32. On a CPU few tokens at a time, whose states in fp32 stay in the core's own cache.
+    """
+    count, layers, _ = states.shape
+    parts = weight.view(len(weight), layers, -1).permute(1, 2, 0)
+    found = torch.zeros((count, len(weight)), dtype=torch.float32, device=states.device)
+    size = AT_ONCE if states.device.type == "cpu" else max(1, count)
+    for begin in range(0, count, size):
+        some = found[begin : begin + size]
+        for layer in range(layers):
+            some.addmm_(states[begin : begin + size, layer].float(), parts[layer])
+    return found
 
 
 def window_means(values: NDArray[np.float64], runs: Sequence[tuple[int, int]], window: int) -> NDArray[np.float64]:

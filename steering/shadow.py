@@ -43,9 +43,9 @@ class Beside:
     def read(self, states: Tensor) -> Tensor:
         """The numbers `[N, width]` of N tokens, of their states `[N, layers, d]`: the acting guard's first."""
         at = len(self._acting.layers)
-        own = self._acting.read(states[:, :at].contiguous())
+        own = self._acting.read(states[:, :at])
         try:
-            shadowed = self._shadow.read(states[:, at:].contiguous())
+            shadowed = self._shadow.read(states[:, at:])
         except torch.AcceleratorError:
             raise
         except Exception:

@@ -154,7 +154,7 @@ def calibrated(kinds: Kinds, linear: Linear, fresh: FreshRows) -> CategoriesRead
     A category's score is a probability where it, harmless prompts and other harm weigh a half and two quarters.
     """
     reader = kinds.reader(linear)
-    specs, harmless, alone = [], [], []
+    specs, logistics, harmless, alone = [], [], [], []
     for number, name in enumerate(kinds.names):
         known = fresh.kinds != UNKNOWN
         own = fresh.kinds == number
@@ -163,7 +163,7 @@ def calibrated(kinds: Kinds, linear: Linear, fresh: FreshRows) -> CategoriesRead
         shares = [share * each / max(1, int(each.sum())) for share, each in zip((2, 1, 1), groups, strict=True)]
         weights = torch.stack(shares).sum(0)
         slope, shift = rising(fresh.raw[known, number].tolist(), own[known].long().numpy(), weights[known].numpy())
-        reader.slopes[number], reader.shifts[number] = slope, shift
+        logistics.append((slope, shift))
         scores = torch.sigmoid(slope * torch.from_numpy(fresh.raw[:, number]) + shift)
         mine, quiet, others = (scores[each & fresh.held_out] for each in groups)
         threshold = max(conformal_threshold(others, RATE) or EVEN_ODDS, EVEN_ODDS)
@@ -183,7 +183,8 @@ def calibrated(kinds: Kinds, linear: Linear, fresh: FreshRows) -> CategoriesRead
         "macro_auroc_surrounded": float(np.mean([spec.auroc for spec in specs])),
         "macro_auroc_harmless": float(np.mean(harmless)),
     }
-    reader.thresholds = tuple(spec.threshold for spec in specs)
+    slopes, shifts = zip(*logistics, strict=True)
+    reader.calibrate(slopes, shifts, [spec.threshold for spec in specs])
     return CategoriesRead(reader, CategoriesSpec(categories=specs, other=kinds.other, figures=figures))
 
 

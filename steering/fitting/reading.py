@@ -72,7 +72,7 @@ def read_last(
     reader = kinds.reader(linear)
     places = [*dataset.places("validation"), *dataset.places("calibration")]
     held_out = torch.tensor([dataset.parts[place] == "calibration" for place in places])
-    raw = np.array([reader.raw(notes[None]) for notes in reader.read(states[places]).double().numpy()])
+    raw = np.array([reader.raw(notes[None]) for notes in reader.read(states[places, None]).double().numpy()])
     fresh = FreshRows(raw, kinds.of[places], held_out, torch.ones_like(held_out))
     told = calibrated(kinds, linear, fresh)
     return Reading(LastToken(prober), layers, prober_scores, safe_scores, categories=told)

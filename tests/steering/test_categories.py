@@ -28,8 +28,7 @@ def reader(inputs: int = 16, *, other: bool = True) -> CategoryReader:
     torch.manual_seed(0)
     made = CategoryReader(inputs, NAMES, [0.5, 0.5], other=other)
     made.weight.normal_()
-    made.slopes.fill_(0.5)
-    made.shifts.fill_(-1.0)
+    made.calibrate([0.5] * 2, [-1.0] * 2, [0.5] * 2)
     return made
 
 

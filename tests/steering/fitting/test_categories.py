@@ -73,7 +73,7 @@ def test_categories_are_told_from_each_other_and_from_harmless_prompts() -> None
     train, fresh = data.places("train"), [*data.places("validation"), *data.places("calibration")]
     linear = kinds.fit(states(data, kinds)[train], train)
     reader = kinds.reader(linear)
-    read = reader.read(states(data, kinds, seed=1)[fresh]).double().numpy()
+    read = reader.read(states(data, kinds, seed=1)[fresh, None]).double().numpy()
     raw = np.array([reader.raw(row[None]) for row in read])
     held_out = torch.tensor([data.parts[place] == "calibration" for place in fresh])
     rows = FreshRows(raw, kinds.of[fresh], held_out, torch.ones_like(held_out))
