@@ -73,7 +73,7 @@ demo-model: $(VENV)/.dev
 demo-guard: $(VENV)/.dev
 	$(BIN)/python -m steering.fitting.demo_data --out runs/demo-pairs
 	$(BIN)/autosteer fit --model models/demo/checkpoint --pairs runs/demo-pairs/pairs.jsonl \
-		--benign runs/demo-pairs/benign.jsonl --reader last --answers --judge demo --answer-tokens 64 --batch 64 \
+		--benign runs/demo-pairs/benign.jsonl --reader last --answers --judge demo --answer-tokens 64 --batch 64 --no-categories \
 		--out models/demo/guard --work runs/demo-work --report runs/demo-report
 
 demo-table: $(VENV)/.dev
