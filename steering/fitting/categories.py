@@ -188,6 +188,16 @@ def calibrated(kinds: Kinds, linear: Linear, fresh: FreshRows) -> CategoriesRead
     return CategoriesRead(reader, CategoriesSpec(categories=specs, other=kinds.other, figures=figures))
 
 
+def at_last_tokens(dataset: Dataset, kinds: Kinds, states: Tensor) -> CategoriesRead:
+    """The reader of categories of prompts alone, of the states of all prompts at their last tokens `[N, D]`."""
+    train, fresh = dataset.places("train"), [*dataset.places("validation"), *dataset.places("calibration")]
+    linear = kinds.fit(states[train], train)
+    reader = kinds.reader(linear)
+    raw = np.array([reader.raw(notes[None]) for notes in reader.read(states[fresh, None]).double().numpy()])
+    held_out = torch.tensor([dataset.parts[place] == "calibration" for place in fresh])
+    return calibrated(kinds, linear, FreshRows(raw, kinds.of[fresh], held_out, torch.ones_like(held_out)))
+
+
 def _told_apart(one: Tensor, other: Tensor) -> float:
     """AUROC of scores against others."""
     return auroc(torch.cat([one, other]), torch.cat([torch.ones(len(one)), torch.zeros(len(other))]))

@@ -22,7 +22,7 @@ from steering.fitting.answer_figures import AnswerFigures
 from steering.fitting.answered import AnswersWanted
 from steering.fitting.answers import AnswersFit, AnswersRead
 from steering.fitting.bars import Bars
-from steering.fitting.categories import Kinds
+from steering.fitting.categories import CategoriesRead, Kinds, at_last_tokens
 from steering.fitting.collect import Bar
 from steering.fitting.conversation import ConversationSteps, spread_around
 from steering.fitting.dataset import Dataset
@@ -158,8 +158,11 @@ def _run(
         "prober", {"states": states.name, "layers": chosen, **fitting}, lambda to: steps.prober(states, places, to)
     )
     kinds = _kinds(dataset, settings)
-    at_layers = [Chunks(states).column(place) for place in places] if settings.reader == "last" and kinds else []
-    reading = _reading(stages, base, steps, dataset, settings, probed, chosen, kinds, at_layers)
+    if whole or not kinds:
+        told = None
+    else:
+        told = at_last_tokens(dataset, kinds, torch.cat([Chunks(states).column(place) for place in places], dim=1))
+    reading = _reading(stages, base, steps, dataset, settings, probed, chosen, kinds, told)
     forcing = {**base, "refusals": settings.refusals, "count": settings.head_prompts}
     forced = stages.run("refusals", forcing, steps.refusals)
     heading = {"refusals": forced.name, "rank": settings.rank, "optimisation": asdict(settings.head)}
@@ -188,7 +191,7 @@ def _reading(
     probed: Path,  # the folder of the prober's stage
     chosen: Sequence[int],  # its layers
     kinds: Kinds,
-    states: Sequence[Tensor],  # of all prompts at these layers, where categories are read there
+    told: CategoriesRead | None,  # where categories are read at the last token
 ) -> Reading:
     """The reader that is asked for; that of conversations has the prober as its baseline."""
     info = steps.backbones[0].info
@@ -196,7 +199,7 @@ def _reading(
     prober.load_state_dict(load_state(probed / "prober.safetensors"))
     if settings.reader == "last":
         scores = load_state(probed / "scores.safetensors")["scores"]
-        return read_last(dataset, prober, scores, chosen, kinds, torch.cat([*states], dim=1) if states else scores)
+        return read_last(dataset, prober, scores, chosen, told)
     layers = settings.layers or spread_around(chosen[0], info.num_layers)
     conversations = ConversationSteps(steps.backbones, dataset, layers, steps.bar)
     prober_at = chosen[0], probed

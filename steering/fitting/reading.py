@@ -61,21 +61,15 @@ class Reading:
 
 
 def read_last(
-    dataset: Dataset, prober: Prober, prober_scores: Tensor, layers: Sequence[int], kinds: Kinds, states: Tensor
+    dataset: Dataset,
+    prober: Prober,
+    prober_scores: Tensor,
+    layers: Sequence[int],
+    categories: CategoriesRead | None = None,
 ) -> Reading:
-    """The paper's reader, whose prober has scored all prompts. `states` `[N, D]`: what it reads of them."""
+    """The paper's reader, whose prober has scored all prompts."""
     safe_scores = prober_scores[dataset.places("calibration", 0)]
-    if not kinds:
-        return Reading(LastToken(prober), layers, prober_scores, safe_scores)
-    train = dataset.places("train")
-    linear = kinds.fit(states[train], train)
-    reader = kinds.reader(linear)
-    places = [*dataset.places("validation"), *dataset.places("calibration")]
-    held_out = torch.tensor([dataset.parts[place] == "calibration" for place in places])
-    raw = np.array([reader.raw(notes[None]) for notes in reader.read(states[places, None]).double().numpy()])
-    fresh = FreshRows(raw, kinds.of[places], held_out, torch.ones_like(held_out))
-    told = calibrated(kinds, linear, fresh)
-    return Reading(LastToken(prober), layers, prober_scores, safe_scores, categories=told)
+    return Reading(LastToken(prober), layers, prober_scores, safe_scores, categories=categories)
 
 
 def read_conversations(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steering.data.questions import Question
-from steering.fitting.categories import HARMLESS, UNKNOWN, FreshRows, Kinds, calibrated, left_out_warning
+from steering.fitting.categories import HARMLESS, UNKNOWN, Kinds, at_last_tokens, left_out_warning
 from steering.fitting.dataset import Dataset
 from steering.fitting.items import Item
 
@@ -70,14 +70,11 @@ def test_fewer_than_two_are_not_told_apart(names: list[str]) -> None:
 
 def test_categories_are_told_from_each_other_and_from_harmless_prompts() -> None:
     data, kinds = fitted([*KINDS * 40, *[""] * 40])
-    train, fresh = data.places("train"), [*data.places("validation"), *data.places("calibration")]
-    linear = kinds.fit(states(data, kinds)[train], train)
-    reader = kinds.reader(linear)
-    read = reader.read(states(data, kinds, seed=1)[fresh, None]).double().numpy()
-    raw = np.array([reader.raw(row[None]) for row in read])
+    fresh = [*data.places("validation"), *data.places("calibration")]
     held_out = torch.tensor([data.parts[place] == "calibration" for place in fresh])
-    rows = FreshRows(raw, kinds.of[fresh], held_out, torch.ones_like(held_out))
-    told = calibrated(kinds, linear, rows)
+    x = states(data, kinds)
+    told = at_last_tokens(data, kinds, x)
+    read = told.reader.read(x[fresh, None]).double().numpy()
     assert [each.name for each in told.spec.categories] == [*KINDS]
     assert told.spec.figures["macro_auroc"] > 0.98
     assert told.spec.figures["macro_auroc_harmless"] > 0.99
