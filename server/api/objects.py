@@ -74,7 +74,7 @@ class PromptScores(TypedDict):
     tokens: list[str]
     scores: list[float | None]
     ends: list[int]
-    counted: list[tuple[int, int]]
+    counted: list[list[int]]
     images: list[ImageTokens]
 
 

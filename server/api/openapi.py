@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -29,23 +30,29 @@ def documented(
     body: type[Strict] | None = None,
     streamed: Any = None,  # noqa: ANN401
     parameter: str | None = None,
+    query: type[Strict] | None = None,
+    errors: Sequence[int] = (401, 404, 500, 503),
 ) -> dict[str, Any]:
     """Arguments of a route's decorator.
 
-    `answer`, `streamed`: types of what it answers with, whole or by event. `parameter`: the one in its path.
+    `answer`, `streamed`: types of what it answers with, whole or by event. `parameter`: the one in its path; `query`:
+    those of its query. `errors`: statuses that a route without a body may have.
     """
     content: dict[str, Any] = {kind: {"schema": _schema(answer)}}
     if streamed is not None:
         content["text/event-stream"] = {"itemSchema": _event(_schema(streamed))}
-    statuses = ERRORS if body else {status: ERRORS[status] for status in (401, 404, 500, 503)}
-    errors = {
+    statuses = ERRORS if body else {status: ERRORS[status] for status in errors}
+    failures = {
         str(status): {"description": text, "content": {"application/json": {"schema": _schema(ErrorObject)}}}
         for status, text in statuses.items()
     }
-    extra: dict[str, Any] = {"responses": {"200": {"description": "The answer.", "content": content}, **errors}}
+    extra: dict[str, Any] = {"responses": {"200": {"description": "The answer.", "content": content}, **failures}}
     if parameter is not None:
         place = {"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}
         extra["parameters"] = [place]
+    if query is not None:
+        fields = _inlined(query.model_json_schema())["properties"]
+        extra["parameters"] = [{"name": name, "in": "query", "schema": field} for name, field in fields.items()]
     if body is not None:
         extra["requestBody"] = {
             "required": True,

@@ -39,7 +39,7 @@ def _prompt_scores(request: Request, served: Served) -> PromptScores | None:
         "tokens": [bytes_of(token).decode(errors="replace") for token in ids],
         "scores": [_number(score) for score in found.scores],
         "ends": [*found.ends],
-        "counted": [*found.counted],
+        "counted": [[begin, end] for begin, end in found.counted],
         "images": [{"begin": begin, "end": end, "side": side} for begin, end, side in served.inputs.image_spans(ids)],
     }
 

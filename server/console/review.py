@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter
@@ -13,12 +14,12 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from server.api.fields import Strict, Text
+from server.api.fields import INT64, Number, Strict, Text
 from server.api.openapi import documented
 from server.api.validation import parse
 from server.console.bodies import small_body
 from server.console.door import Door
-from server.errors import BadRequest, NotFound, ServerFault
+from server.errors import NotFound, ServerFault
 from server.http.body import as_json, parsed
 from server.record.audit.sink import SinkError
 from server.review.beside import store_beside
@@ -27,7 +28,9 @@ from server.review.store import Item, ReviewStore, Wanted
 from server.service import Service
 
 MAX_BODY = 65_536  # bytes: a note and little more
-NOTHING = {"cache-control": "no-store"}
+ERRORS = (400, 401, 403, 404, 500, 503)
+NUMBER = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?(e-?[0-9]{1,3})?", re.IGNORECASE | re.ASCII)
+NOT_KEPT = {"cache-control": "no-store"}
 
 
 class Said(TypedDict):
@@ -75,10 +78,10 @@ class Query(Strict):
     key: str | None = None
     decision: str | None = None
     category: str | None = None
-    least: float | None = None
-    most: float | None = None
+    least: Number | None = None
+    most: Number | None = None
     labelled: bool = False
-    after: int | None = None
+    after: Annotated[int, Field(ge=0, lt=INT64)] | None = None
     back: bool = False
 
     @property
@@ -90,7 +93,7 @@ class Query(Strict):
 class LabelBody(Strict):
     """What a reviewer says of a record."""
 
-    id: int
+    id: Annotated[int, Field(ge=0, lt=INT64)]
     label: Literal["rightly flagged", "wrongly flagged", "missed", "rightly passed"]
     note: Text = Field(default="", max_length=10_000)
 
@@ -105,19 +108,19 @@ def routes(service: Service, door: Door) -> APIRouter:
             raise NotFound("Nothing is reviewed here: there is no audit log in a file.", code="no_reviews")
         return store
 
-    @router.get("/admin/review/next", **documented(NextItem))
+    @router.get("/admin/review/next", **documented(NextItem, query=Query, errors=ERRORS))
     async def following(http: HttpRequest) -> Response:
         reviewer, query = door.reader(http).name, _query(http)
         item = await _worked(reviews().next, query.wanted, reviewer, query.after, back=query.back)
-        return as_json({"item": None if item is None else _told(item)}, headers=NOTHING)
+        return as_json({"item": None if item is None else _told(item)}, headers=NOT_KEPT)
 
-    @router.get("/admin/review/summary", **documented(Summary))
+    @router.get("/admin/review/summary", **documented(Summary, query=Query, errors=ERRORS))
     async def summary(http: HttpRequest) -> Response:
         reviewer, query, kept = door.reader(http).name, _query(http), reviews()
         await _worked(kept.fill)
         left = await _worked(kept.left, query.wanted, reviewer)
         both, same = await _worked(kept.agreement)
-        return as_json({"left": left, "both": both, "same": same}, headers=NOTHING)
+        return as_json({"left": left, "both": both, "same": same}, headers=NOT_KEPT)
 
     @router.post("/console/review/label", include_in_schema=False)
     async def label(http: HttpRequest) -> Response:
@@ -134,7 +137,7 @@ def routes(service: Service, door: Door) -> APIRouter:
         reviewer, kept = door.sender(http).name, reviews()
         number = await _worked(kept.undo, reviewer)
         item = None if number is None else await _worked(kept.item, number, reviewer)
-        return as_json({"item": None if item is None else _told(item)}, headers=NOTHING)
+        return as_json({"item": None if item is None else _told(item)}, headers=NOT_KEPT)
 
     return router
 
@@ -148,16 +151,15 @@ async def _worked(work: Any, *arguments: Any, **options: Any) -> Any:  # noqa: A
 
 
 def _query(http: HttpRequest) -> Query:
-    given: dict[str, Any] = {name: value for name, value in http.query_params.items() if value != ""}
-    try:
-        for name, kind in (("least", float), ("most", float), ("after", int)):
-            if name in given:
-                given[name] = kind(given[name])
-    except ValueError:
-        raise BadRequest(f"'{name}' must be a number.", param=name) from None
-    for name in ("labelled", "back"):
-        if name in given:
-            given[name] = given[name] == "true"
+    """What is wanted. A value that is none of its kind stays a text, which the fields refuse. Raises BadRequest."""
+    given: dict[str, object] = {}
+    for name, value in http.query_params.items():
+        if name in ("labelled", "back") and value in ("true", "false"):
+            given[name] = value == "true"
+        elif name in ("least", "most", "after") and NUMBER.fullmatch(value):
+            given[name] = int(value) if name == "after" and value.isdecimal() else float(value)
+        elif value:
+            given[name] = value
     return parse(Query, given)
 
 

@@ -25,12 +25,15 @@ from server.routes.exchange import exchange
 from server.service import Service
 
 MAX_FORM_BYTES = 4096
+ERRORS = (401, 403, 404, 500, 503)  # of `/admin`
 
 
 def routes(service: Service) -> APIRouter:
     """All of them."""
     router, door = APIRouter(), Door(service)
     _add_pages(router, service, door)
+    _add_sessions(router, door)
+    _add_files(router, door)
     _add_admin(router, service, door)
     router.include_router(review.routes(service, door))
 
@@ -43,12 +46,12 @@ def routes(service: Service) -> APIRouter:
 
 
 def _add_admin(router: APIRouter, service: Service, door: Door) -> None:
-    @router.get("/admin/guard", **documented(Admin))
+    @router.get("/admin/guard", **documented(Admin, errors=ERRORS))
     async def guard(http: HttpRequest) -> Response:
         client = door.reader(http)
         return as_json(_card(service, client), headers={"cache-control": "no-store"})
 
-    @router.get("/admin/now", **documented(Now))
+    @router.get("/admin/now", **documented(Now, errors=ERRORS))
     async def now(http: HttpRequest) -> Response:
         door.reader(http)
         running, live = service.engine.load.running, service.engine.live
@@ -81,6 +84,8 @@ def _add_pages(router: APIRouter, service: Service, door: Door) -> None:
         }
         return _shown(http, service, door, "review", lambda _: kept)
 
+
+def _add_sessions(router: APIRouter, door: Door) -> None:
     @router.post("/console/session", include_in_schema=False)
     async def sign_in(http: HttpRequest) -> Response:
         try:
@@ -101,6 +106,8 @@ def _add_pages(router: APIRouter, service: Service, door: Door) -> None:
         response.delete_cookie(cookie_name(http), httponly=True, samesite="strict")
         return response
 
+
+def _add_files(router: APIRouter, door: Door) -> None:
     @router.get("/console/examples/{name}.png", include_in_schema=False)
     async def example(http: HttpRequest) -> Response:
         door.check(http)

@@ -93,7 +93,8 @@ async def test_two_keys_are_two_reviewers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "param"), [({"which": "none"}, "which"), ({"after": "x"}, "after"), ({"a": "b"}, "a")]
+    ("query", "param"),
+    [({"which": "none"}, "which"), ({"after": "x"}, "after"), ({"back": "1"}, "back"), ({"a": "b"}, "a")],
 )
 async def test_what_is_asked_wrongly_is_named(tmp_path: Path, query: dict[str, str], param: str) -> None:
     async with visiting(**logged(tmp_path)) as client:
