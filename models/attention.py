@@ -80,6 +80,8 @@ class Pass(Cache):  # type: ignore[misc]
     def __init__(self, cache: PagedCache, slots: Tensor) -> None:
         super().__init__(layers=[])
         self._cache = cache
+        self._kernels = cache.shape.kernels
+        self._angles: tuple[Tensor, Tensor, Tensor] | None = None  # cosines as they came, and both as kernels take them
         self._slots = slots  # where each of the pass's tokens is stored, see `PagedCache.slots`
 
     @property
@@ -109,11 +111,13 @@ class Pass(Cache):  # type: ignore[misc]
         States `[1, N, heads + 2 * kv_heads, D]`, which may be overwritten; cosine and signed sine `[1, N, 1, D]`.
         """
         shape = self._cache.shape
-        if shape.kernels is None or states.dtype != shape.dtype:
+        if self._kernels is None or states.dtype != shape.dtype:
             query, key, value = rotated(states, cos, sin, heads, shape.kv_heads)
             self.update(key, value, layer)
             return query, key, value
-        shape.kernels.rotate(states[0], cos[0, :, 0], sin[0, :, 0], self._slots, *self._cache.flat[layer])
+        if self._angles is None or self._angles[0] is not cos:  # they are the same for all layers
+            self._angles = cos, cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous()
+        self._kernels.rotate(states[0], *self._angles[1:], self._slots, *self._cache.flat[layer])
         query, key, value = torch.split(states.transpose(1, 2), [heads, shape.kv_heads, shape.kv_heads], dim=1)
         return query, key, value
 
