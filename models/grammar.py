@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Collection, Mapping
 from copy import copy
@@ -42,11 +43,26 @@ class GrammarCompiler:
 
 
 def plain_json(tokenizer: Any) -> str:  # noqa: ANN401  a fast tokenizer of transformers
-    """A tokenizer as `read_vocabulary` takes it, without padding and truncation."""
+    """A tokenizer as `read_vocabulary` takes it: without padding and truncation, and with no token that a text spells.
+
+    Where a schema leaves one text alone, llguidance asks the tokenizer for the tokens of it, and words that spell an
+    added token led nowhere: to a grammar that token is none of a text.
+    """
     backend = copy(tokenizer.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()
-    return str(backend.to_str())
+    state = json.loads(backend.to_str())
+    model = state["model"]
+    for token in state["added_tokens"]:
+        content, token["content"] = token["content"], f"\ue0f3{token['id']}"
+        if isinstance(vocabulary := model["vocab"], list):
+            if token["id"] < len(vocabulary):
+                vocabulary[token["id"]][0] = token["content"]
+        elif vocabulary.pop(content, None) is not None:
+            vocabulary[token["content"]] = token["id"]
+        if model.get("unk_token") == content:
+            model["unk_token"] = token["content"]
+    return json.dumps(state)
 
 
 class JsonGrammar:

@@ -26,6 +26,7 @@ from models.schema import (
     check_schema,
 )
 from tests.server.scripted import EOS, byte_tokenizer
+from tests.tiny import TinyModels
 
 PERSON = {
     "type": "object",
@@ -100,6 +101,21 @@ def test_over_the_bundled_model_s_tokenizer() -> None:
         grammar.accept(token)
     assert tokenizer.eos_token_id in tokens_in(grammar.allowed())
     grammar.finish()
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llama", "qwen3_vl"])
+def test_words_that_spell_added_tokens_are_text(tiny_models: TinyModels, family: str) -> None:
+    backbone = tiny_models.backbone(family)
+    tokenizer = backbone.tokenizer
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    spelled = "x" + " y".join(text for text in added if text.isprintable())[:400]
+    grammar = GrammarCompiler(tokenizer, len(tokenizer), backbone.info.eos_ids).compile({"const": spelled})
+    ids: list[int] = []
+    while backbone.info.eos_ids.isdisjoint(allowed := tokens_in(grammar.allowed())):
+        grammar.accept(allowed[0])
+        ids.append(allowed[0])
+    assert set(added.values()).isdisjoint(ids)
+    assert json.loads(tokenizer.decode(ids)) == spelled
 
 
 def test_a_text_that_ends_early_or_leaves_the_grammar_is_an_error() -> None:
