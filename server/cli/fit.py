@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,13 +14,7 @@ from server.cli.answers import answers_wanted, check_given
 from server.cli.console import Batch, Device, Dtype, Model, load, mistake, mistakes, progress_bar, resumable
 from server.cli.folders import check_model, given_folder, held, writable
 from server.cli.rows import read_fit_rows, show_fit_rows, without_errors
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from steering.fitting.fit import Fitted
-    from steering.manifest import Manifest
+from server.cli.tables import show_fit, show_manifest
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -47,6 +41,10 @@ def fit(
     layer: Annotated[int | None, typer.Option(help="This layer, whatever --select says.")] = None,
     layers: Annotated[str | None, typer.Option(help="Several layers read side by side, such as 12,16,20.")] = None,
     prober: Annotated[str, typer.Option(help="mlp or linear.")] = "mlp",
+    head: Annotated[
+        str,
+        typer.Option(help="Refusal Head: trained (the paper's), or nullspace: in closed form, for harmless states."),
+    ] = "trained",
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the Refusal Head. Default: full.")] = None,
     refusal: Annotated[list[str] | None, typer.Option(help="What a steered answer says. May be given again.")] = None,
     target_fpr: Annotated[
@@ -88,7 +86,7 @@ def fit(
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with mistakes():
-        from steering.fitting.choices import READERS, SELECTS
+        from steering.fitting.choices import HEADS, READERS, SELECTS
 
         if select not in SELECTS:
             mistake(f"--select {select} is not one of {', '.join(SELECTS)}")
@@ -96,6 +94,10 @@ def fit(
             mistake(f"--prober {prober} is neither mlp nor linear")
         if reader not in READERS:
             mistake(f"--reader {reader} is not one of {', '.join(READERS)}")
+        if head not in HEADS:
+            mistake(f"--head {head} is not one of {', '.join(HEADS)}")
+        if head == "nullspace" and rank is not None:
+            mistake("--rank is of a trained head; leave it out with --head nullspace")
         given = _layers(layer, layers)
         beside = out.parent / out.name
         to = writable("--out", out)
@@ -124,6 +126,7 @@ def fit(
             layers=given,
             target_fpr=target_fpr,
             prober_hidden=64 if prober == "mlp" else 0,
+            head_kind=HEADS[head],
             rank=rank,
             categories=categories,
             seed=seed,
@@ -135,7 +138,7 @@ def fit(
         with held(kept), resumable(), progress_bar() as progress:
             fitted = run(backbones, rows.parts, settings, to, kept, progress, wanted)
         page = write_report(fitted, rows.leaks, about)
-    _show_fit(fitted, Console())
+    show_fit(fitted, Console())
     typer.echo(f"guard: {out}\nreport: {page}")
 
 
@@ -147,7 +150,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")
     with mistakes():
         from steering.manifest import load_manifest
 
-        _show_manifest(load_manifest(bundle), Console())
+        show_manifest(load_manifest(bundle), Console())
 
 
 @app.command()
@@ -234,68 +237,3 @@ def _layers(layer: int | None, layers: str | None) -> tuple[int, ...]:
     if layer is not None or len(set(found)) < len(found) or not found or not all(part.isdigit() for part in found):
         mistake(f"--layers {layers}: give different numbers with commas, and no --layer")
     return tuple(map(int, found))
-
-
-# what is printed ---------------------------------------------------------------------------------------------------
-
-
-def _show_manifest(manifest: Manifest, console: Console) -> None:
-    from rich.table import Table
-
-    model = manifest.model
-    about = Table(show_header=False)
-    for name, value in {
-        "id": manifest.id,
-        "model": f"{model.name} ({model.architecture}, {model.num_layers} layers of {model.hidden_size})",
-        "fitted": f"{manifest.date} on {manifest.data_size} prompts, {model.dtype}",
-        "layer": ", ".join(map(str, manifest.probe_layers or [manifest.layer])),
-        "reads": manifest.readers,
-        "prober": f"{manifest.prober_hidden} hidden units" if manifest.prober_hidden else "linear",
-        "head": f"rank {manifest.head_rank}" if manifest.head_rank else "full rank",
-        "threshold": f"{manifest.threshold:.6g}",
-        "eps": f"{manifest.eps:g}",
-        "refusal": manifest.refusal,
-        "fresh prompts": ", ".join(f"{name} {value:.4f}" for name, value in manifest.validation.items()),
-        "data": manifest.data_hash,
-        "versions": ", ".join(f"{name} {value}" for name, value in manifest.versions.items()),
-    }.items():
-        about.add_row(name, value)
-    layers = Table("layer", "SAS", "95 %", "AUROC", "accuracy", title="layers, validation part")
-    for each in manifest.layers:
-        interval = "" if each.sas_low is None else f"{each.sas_low:.4f} .. {each.sas_high:.4f}"
-        accuracy = "" if each.accuracy is None else f"{each.accuracy:.4f}"
-        mark = " *" if each.layer in (manifest.probe_layers or [manifest.layer]) else ""
-        layers.add_row(f"{each.layer}{mark}", f"{each.sas:.4f}", interval, f"{each.auroc:.4f}", accuracy)
-    thresholds = Table("target FPR", "threshold", "safe prompts", title="thresholds")
-    for known in manifest.thresholds:
-        thresholds.add_row(f"{known.target_fpr:.1%}", f"{known.threshold:.6f}", str(known.samples))
-    for table in (about, layers, thresholds, *_category_tables(manifest)):
-        console.print(table)
-
-
-def _category_tables(manifest: Manifest) -> list[Table]:
-    """How well categories are told apart, where they are."""
-    from rich.table import Table
-
-    if (told := manifest.categories) is None:
-        return []
-    head, *rows = told.table
-    table = Table(*head, title=f"categories: macro AUROC {told.figures['macro_auroc']:.4f} on fresh harmful prompts")
-    for row in rows:
-        table.add_row(*row)
-    return [table]
-
-
-def _show_fit(fitted: Fitted, console: Console) -> None:
-    from rich.table import Table
-
-    console.print(fitted.report["headline"], style="bold", markup=False)
-    _show_manifest(fitted.guard.manifest, console)
-    sweep = Table("eps", "exact refusal", "begins like it", "perplexity", title="eps")
-    for point in fitted.report["sweep"]:
-        mark = " *" if point["eps"] == fitted.guard.manifest.eps else ""
-        rates = f"{point['exact']:.1%}", f"{point['begins']:.1%}", f"{point['perplexity']:.3g}"
-        sweep.add_row(f"{point['eps']:g}{mark}", *rates)
-    console.print(sweep)
-    for warning in fitted.report["warnings"]:
-        console.print(warning, style="yellow", markup=False)

@@ -77,9 +77,9 @@ class Dataset:
         item = self.items[self.owners[place]]
         return f"{item.where or 'a row'} ({item.id}, {'toxic' if self.labels[place] else 'safe'})"
 
-    def spread(self, part: Part, count: int) -> list[int]:
-        """Indices of at most `count` toxic prompts of a part, evenly over it, so that every category is among them."""
-        places = self.places(part, 1)
+    def spread(self, part: Part, count: int, label: int = 1) -> list[int]:
+        """Indices of at most `count` prompts of a part and label, evenly over it, so that every category is there."""
+        places = self.places(part, label)
         step = max(1.0, len(places) / count)
         return [places[int(at * step)] for at in range(min(count, len(places)))]
 

@@ -31,6 +31,7 @@ from steering.fitting.finished import Finished, guard_of, report_of
 from steering.fitting.items import Item
 from steering.fitting.layers import choose_layer
 from steering.fitting.lengths import find_long, length_warnings, without_long
+from steering.fitting.nullspace import HARMLESS_TOKENS, LEAD, RIDGE, SHARE
 from steering.fitting.reading import Reading, read_conversations, read_last
 from steering.fitting.stages import Chunks, Stages, load_json, load_state
 from steering.fitting.steps import Settings, Steps
@@ -118,7 +119,7 @@ def _kinds(dataset: Dataset, settings: Settings) -> Kinds:
 
 def stages_of(settings: Settings, answers: AnswersWanted | None, *, categories: bool) -> int:
     """How many stages a fit has."""
-    found = 8 + (3 + categories if settings.reader == "conversation" else 0)
+    found = 8 + (settings.head_kind == "nullspace") + (3 + categories if settings.reader == "conversation" else 0)
     if answers is not None:
         found += 3 + (0 if answers.label is None else 2) + (1 if answers.responses else 0)
     return found
@@ -165,8 +166,7 @@ def _run(
     reading = _reading(stages, base, steps, dataset, settings, probed, chosen, kinds, told)
     forcing = {**base, "refusals": settings.refusals, "count": settings.head_prompts}
     forced = stages.run("refusals", forcing, steps.refusals)
-    heading = {"refusals": forced.name, "rank": settings.rank, "optimisation": asdict(settings.head)}
-    headed = stages.run("head", heading, lambda to: steps.head(forced, to))
+    headed = _head(stages, base, steps, settings, forced)
     sweeping = {"head": headed.name, "count": settings.sweep_prompts, "eps": EPS_SWEEP}
     swept = stages.run("eps", sweeping, lambda to: steps.sweep(headed, to))
     folders = {
@@ -174,6 +174,18 @@ def _run(
         "eps": swept,
     }  # fmt: skip
     return Finished(backbone, dataset, data_hash, settings, figures, folders, reading, kinds)
+
+
+def _head(stages: Stages, base: Mapping[str, Any], steps: Steps, settings: Settings, forced: Path) -> Path:
+    """The stage of the head that is asked for; `forced`: that of the states along refusals."""
+    if settings.head_kind == "trained":
+        inputs = {"refusals": forced.name, "rank": settings.rank, "optimisation": asdict(settings.head)}
+        return stages.run("head", inputs, lambda to: steps.head(forced, to))
+    answered = {**base, "count": settings.head_prompts, "tokens": HARMLESS_TOKENS}
+    harmless = stages.run("harmless", answered, steps.harmless)
+    solved = {"share": SHARE, "lead": LEAD, "ridge": RIDGE}
+    inputs = {"refusals": forced.name, "harmless": harmless.name, **solved}
+    return stages.run("nullspace", inputs, lambda to: steps.nullspace(forced, harmless, to))
 
 
 def _base(backbone: Backbone, data_hash: str) -> dict[str, Any]:

@@ -9,16 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from models.backbone import Backbone
 from steering.errors import FitError
-from steering.fitting.choices import Reader, Select
+from steering.fitting.choices import HeadKind, Reader, Select
 from steering.fitting.collect import NOT_FINITE, Bar, StateError, collect_forced, collect_states
 from steering.fitting.dataset import Dataset
 from steering.fitting.layers import layer_figures
+from steering.fitting.nullspace import harmless_states, nullspace_head
 from steering.fitting.stages import Chunks, load_state, save_json, save_state
 from steering.fitting.sweep import EPS_SWEEP, refusal_ids, sweep_point
-from steering.fitting.training import Forced, Optimisation, fit_head, fit_prober
+from steering.fitting.training import Forced, Optimisation, fit_head, fit_prober, head_loss
 from steering.head import RefusalHead
 from steering.prober import HIDDEN
 
@@ -33,7 +35,8 @@ class Settings:
     layers: tuple[int, ...] = ()  # these instead of selecting; several are read side by side
     target_fpr: float | None = None  # of the default threshold; None: 1 %, or what the data can carry
     prober_hidden: int = HIDDEN  # 0: linear
-    rank: int | None = None
+    head_kind: HeadKind = "trained"
+    rank: int | None = None  # of a trained head
     head_prompts: int = 400
     sweep_prompts: int = 120
     seed: int = 0
@@ -114,17 +117,35 @@ class Steps:
 
     def head(self, forced: Path, folder: Path) -> None:
         """Fit the Refusal Head on the states along the refusals."""
-        backbone = self.backbones[0]
         head, losses = fit_head(
             self._forced(forced, "train"),
             self._forced(forced, "validation"),
-            lambda hidden: backbone.logits(hidden.to(backbone.info.dtype)),
+            self._logits,
             rank=self._settings.rank,
             optimisation=self._settings.head,
             tick=self.bar("head", self._settings.head.epochs),
         )
         save_state(folder / "head.safetensors", head.state_dict())
         save_json(folder / "losses.json", losses)
+
+    def harmless(self, folder: Path) -> None:
+        """Collect the states along the model's own answers to harmless prompts."""
+        places = self._dataset.spread("train", self._settings.head_prompts, 0)
+        questions = [self._dataset.questions[place] for place in places]
+        states = harmless_states(self.backbones[0], questions, self.bar("harmless answers", len(questions)))
+        save_state(folder / "harmless.safetensors", {"x": states})
+
+    def nullspace(self, forced: Path, harmless: Path, folder: Path) -> None:
+        """Solve for the Refusal Head, of the states along the refusals and along harmless answers."""
+        held_out = self._forced(forced, "validation")
+        states = load_state(harmless / "harmless.safetensors")["x"]
+        head = nullspace_head(self._forced(forced, "train"), states, self._logits)
+        save_state(folder / "head.safetensors", head.state_dict())
+        save_json(folder / "losses.json", [head_loss(head, held_out, self._logits)])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        backbone = self.backbones[0]
+        return backbone.logits(hidden.to(backbone.info.dtype))
 
     def _forced(self, folder: Path, part: str) -> Forced:
         device = self.backbones[0].info.device

@@ -99,25 +99,33 @@ def fit_head(
     torch.manual_seed(optimisation.seed)
     head = RefusalHead(train.hidden.shape[-1], rank).to(train.hidden.device)
 
-    def loss_on(hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits(hidden + head(hidden)).float(), targets)
-
-    def held_out_loss() -> Tensor:
-        # In batches: the logits of all places at once are gigabytes with a large vocabulary.
-        total = len(held_out.targets)
-        rows = [slice(start, start + optimisation.batch) for start in range(0, total, optimisation.batch)]
-        sums = [loss_on(held_out.hidden[at], held_out.targets[at]) * len(held_out.targets[at]) for at in rows]
-        return torch.stack(sums).sum() / total
-
     losses = _descend(
         head,
         len(train.targets),
-        lambda rows: loss_on(train.hidden[rows], train.targets[rows]),
-        held_out_loss,
+        lambda rows: _said(head, train.hidden[rows], train.targets[rows], logits),
+        lambda: _all_said(head, held_out, logits, optimisation.batch),
         optimisation,
         tick,
     )
     return head.requires_grad_(requires_grad=False), losses
+
+
+@torch.no_grad()
+def head_loss(head: RefusalHead, forced: Forced, logits: Callable[[Tensor], Tensor]) -> float:
+    """The mean cross-entropy of refusals under a head, at eps 1."""
+    return float(_all_said(head, forced, logits, Optimisation().batch))
+
+
+def _said(head: RefusalHead, hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+    return F.cross_entropy(logits(hidden + head(hidden)).float(), targets)
+
+
+def _all_said(head: RefusalHead, forced: Forced, logits: Callable[[Tensor], Tensor], batch: int) -> Tensor:
+    """In batches: the logits of all places at once are gigabytes with a large vocabulary."""
+    total = len(forced.targets)
+    rows = [slice(start, start + batch) for start in range(0, total, batch)]
+    sums = [_said(head, forced.hidden[at], forced.targets[at], logits) * len(forced.targets[at]) for at in rows]
+    return torch.stack(sums).sum() / total
 
 
 def _descend(

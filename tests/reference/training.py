@@ -41,3 +41,14 @@ def fit_head(
             fresh = held_out()
             losses.append(float(loss(fresh.hidden, fresh.targets)))
     return losses
+
+
+def nullspace_matrix(harmful: Tensor, harmless: Tensor, wanted: Tensor, share: float, ridge: float) -> Tensor:
+    """`P (X^T X + ridge P^T P)^+ X^T R`, X the harmful states projected by P, R what they are to change by."""
+    _, _, right = torch.linalg.svd(harmless.double(), full_matrices=True)
+    lowest = right[len(right) - round(share * len(right)) :].T
+    projected = lowest @ lowest.T
+    x = harmful.double() @ projected
+    inverse = torch.linalg.pinv(x.T @ x + ridge * projected.T @ projected)
+    found: Tensor = projected @ inverse @ x.T @ wanted.double()
+    return found

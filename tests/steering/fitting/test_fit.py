@@ -42,6 +42,7 @@ from tests.undrawn import undrawn
 
 REFUSAL = "I can't help with that."
 OWN = {"llama": ("--answers", "--answer-tokens", "16")}  # models that answer the rows themselves as well
+HEAD_OF = {"chameleon": ("--head", "nullspace")}
 THINGS = ["circle", "square", "picture", "sign", "image", "colour"]
 
 
@@ -113,12 +114,12 @@ def whole(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> 
         folder, model = tmp_path_factory.mktemp(family), tiny_models.folder(family)
         data = write_data(folder / "data", pictures=tiny_models.backbone(family).inputs.sees)
         answers = "--responses", str(write_responses(folder / "said.jsonl")), *OWN.get(family, ())
-        done = Whole(model, data, answers, folder / "guard")
+        done = Whole(model, data, (*answers, *HEAD_OF.get(family, ())), folder / "guard")
         result = CliRunner().invoke(app, done.again(done.out))
         assert result.exit_code == 0, result.output
         shown = [(int(number), int(total)) for number, total in re.findall(r"stage (\d+) of (\d+): ", result.output)]
         assert shown == sorted(shown)
-        assert shown[-1] == (16 + 2 * (family in OWN),) * 2
+        assert shown[-1] == (16 + 2 * (family in OWN) + (family in HEAD_OF),) * 2
         return done
 
     return made
