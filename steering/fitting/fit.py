@@ -183,7 +183,7 @@ def _head(stages: Stages, base: Mapping[str, Any], steps: Steps, settings: Setti
         return stages.run("head", inputs, lambda to: steps.head(forced, to))
     answered = {**base, "count": settings.head_prompts, "tokens": HARMLESS_TOKENS}
     harmless = stages.run("harmless", answered, steps.harmless)
-    solved = {"share": SHARE, "lead": LEAD, "ridge": RIDGE}
+    solved: dict[str, Any] = {"share": SHARE, "lead": LEAD, "ridge": RIDGE}
     inputs = {"refusals": forced.name, "harmless": harmless.name, **solved}
     return stages.run("nullspace", inputs, lambda to: steps.nullspace(forced, harmless, to))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -28,6 +30,11 @@ def harmless() -> Tensor:
     return torch.randn(400, WIDTH, generator=generator) * spread
 
 
+def said_by(vocabulary: Tensor, hidden: Tensor) -> Tensor:
+    """The logits of states."""
+    return hidden @ vocabulary.T
+
+
 def forced(prompts: int, seed: int) -> Forced:
     """Places of a refusal after harmful prompts, each with a state of its own in all directions."""
     places = 3 * torch.randn(len(TOKENS), WIDTH, generator=torch.Generator().manual_seed(8))
@@ -36,7 +43,7 @@ def forced(prompts: int, seed: int) -> Forced:
 
 
 def test_refusals_lead_and_harmless_states_stay(vocabulary: Tensor, harmless: Tensor) -> None:
-    logits = lambda hidden: hidden @ vocabulary.T  # noqa: E731
+    logits = partial(said_by, vocabulary)
     head = nullspace_head(forced(60, 0), harmless, logits)
     fresh = forced(20, 1)
     said = logits(head.steer(fresh.hidden, torch.ones(len(fresh.hidden)))).argmax(1)
@@ -47,7 +54,7 @@ def test_refusals_lead_and_harmless_states_stay(vocabulary: Tensor, harmless: Te
 
 
 def test_it_is_the_published_formula_with_its_pseudo_inverse(vocabulary: Tensor, harmless: Tensor) -> None:
-    logits = lambda hidden: hidden @ vocabulary.T  # noqa: E731
+    logits = partial(said_by, vocabulary)
     train = forced(30, 0)
     wanted = least_change(train.hidden, train.targets, logits)
     expected = reference.nullspace_matrix(train.hidden, harmless, wanted, SHARE, RIDGE)
