@@ -19,7 +19,7 @@ from benchmarks.bodies import stop_while
 from models.demo import CHECKPOINT
 from models.load import load_inputs
 from server.answer.text_decoder import TextDecoder
-from server.api.tokens import TokenizeRequest, tokenized
+from server.api.tokens import TokenizeRequest
 from server.errors import BadRequest
 from server.http.body import as_json
 from server.media.images import RequestImages
@@ -50,7 +50,7 @@ async def outcome_of(body: dict[str, Any], served: Any, lane: Lane) -> str:  # n
     """What becomes of a request."""
     nothing: Any = None
     images: RequestImages = nothing
-    work = partial(tokenized, TokenizeRequest(**body), served, Settings(), images)
+    work = partial(TokenizeRequest(**body).counted, served, Settings(), images)
     try:
         tokens = await lane.run(work)
     except BadRequest as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.anthropic_errors import anthropic_error, is_anthropic
 from server.console import routes as console
 from server.engine.client_protocol import ClientProtocol
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
@@ -27,7 +28,7 @@ from server.record.access_log import log_access
 from server.record.audit.sink import Sink
 from server.record.call import Call, call_of
 from server.record.tracing import Tracing
-from server.routes import chat, completions, models, moderations, operations, responses, tokens
+from server.routes import anthropic, chat, completions, models, moderations, operations, responses, tokens
 from server.routes.authentication import authentication
 from server.service import Service
 from server.settings.schema import Settings
@@ -83,7 +84,7 @@ def create_app(
     app.state.service = service
     add_error_handlers(app)
     app.include_router(operations.routes(service))
-    for router in (chat, completions, responses, moderations, models, tokens):
+    for router in (chat, completions, responses, anthropic, moderations, models, tokens):
         app.include_router(router.routes(service), dependencies=[Depends(authentication(service))])
     app.include_router(console.routes(service))
     app.add_middleware(Tolerant)
@@ -104,12 +105,12 @@ def create_app(
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Every error in OpenAI's shape."""
+    """Every error in the shape of its API."""
 
     async def on_api_error(http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         call_of(http).error = error
-        return as_json(error.body, error.status, error.headers)
+        return as_json(in_shape(http.scope, error.body, error.status), error.status, error.headers)
 
     async def on_http_error(http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -118,7 +119,8 @@ def add_error_handlers(app: FastAPI) -> None:
             405: f"The method {http.method} is not allowed on {shown(http.url.path)}.",
         }
         body = error_body(messages.get(error.status_code, str(error.detail)), "invalid_request_error")
-        return as_json(body, error.status_code, dict(error.headers or {}))
+        status = error.status_code
+        return as_json(in_shape(http.scope, body, status), status, dict(error.headers or {}))
 
     async def on_client_gone(http: HttpRequest, _: Exception) -> Response:
         call_of(http).gone = True
@@ -131,6 +133,11 @@ def add_error_handlers(app: FastAPI) -> None:
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
+
+
+def in_shape(scope: Scope, body: dict[str, Any], status: int) -> Mapping[str, Any]:
+    """An error's body, which is in OpenAI's shape, in that of the API that was asked."""
+    return anthropic_error(body, status, scope["state"]["call"].id) if is_anthropic(scope["path"]) else body
 
 
 class Outermost:
@@ -154,7 +161,7 @@ class Outermost:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 call.status = message["status"]
-                MutableHeaders(scope=message).update({"x-request-id": call.id, **self._service.headers(call)})
+                MutableHeaders(scope=message).update({**ids_of(call, scope), **self._service.headers(call)})
             await send(message)
 
         with request_id(call.id, call.record_id):
@@ -172,7 +179,14 @@ class Outermost:
             if call.status is not None:
                 raise
             logger.exception("%s %s failed", scope["method"], route_of(scope))
-            await as_json(call.error.body, call.error.status)(scope, receive, send)
+            body, status = call.error.body, call.error.status
+            await as_json(in_shape(scope, body, status), status)(scope, receive, send)
+
+
+def ids_of(call: Call, scope: Scope) -> dict[str, str]:
+    """The headers that name a call; Anthropic's client looks for one of another name."""
+    name = {"request-id": call.id} if is_anthropic(scope["path"]) else {}
+    return {"x-request-id": call.id, **name}
 
 
 def given_id(scope: Scope) -> str:

@@ -73,21 +73,27 @@ class Clients:
         """The clients whose keys have a scope, by the keys' hashes."""
         return {kept: client for kept, client in self._by_hash.items() if client.scope == scope}
 
-    def authenticate(self, authorizations: Sequence[str], scope: Scope = "api") -> Client:
-        """The client of a request's `Authorization` headers, for what is within a scope.
+    def authenticate(self, authorizations: Sequence[str], api_keys: Sequence[str] = (), scope: Scope = "api") -> Client:
+        """Whose key the headers `Authorization` or `x-api-key` of a request hold, for what is within a scope.
 
         Raises BadRequest where there are several, Unauthorized, Forbidden where the key has another scope. Which of
-        several counts is not agreed on: a gateway may have checked the one, and this server the other. No error says
-        anything of what was sent.
+        several counts is not agreed on: a gateway may have checked the one, and this server the other. Both headers
+        may hold the same key. No error says anything of what was sent.
         """
-        if len(authorizations) > 1:
-            raise BadRequest("There are several 'Authorization' headers; send one.", code="several_keys")
+        if len(authorizations) > 1 or len(api_keys) > 1:
+            name = "Authorization" if len(authorizations) > 1 else "x-api-key"
+            raise BadRequest(f"There are several '{name}' headers; send one.", code="several_keys")
+        scheme, _, key = "".join(authorizations).partition(" ")
+        bearer, own = key.strip(), "".join(api_keys).strip()
+        if authorizations and api_keys and (scheme.lower() != "bearer" or bearer != own):
+            raise BadRequest("'Authorization' and 'x-api-key' name different keys; send one.", code="several_keys")
         if self._anonymous is not None:
             return self._anonymous
-        scheme, _, key = "".join(authorizations).partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise Unauthorized("An API key is needed: send the header 'Authorization: Bearer KEY'.")
-        found = self._find(hash_key(key.strip()))
+        if scheme.lower() == "bearer" and not api_keys:
+            own = bearer
+        if not own:
+            raise Unauthorized("An API key is needed: send the header 'Authorization: Bearer KEY' or 'x-api-key: KEY'.")
+        found = self._find(hash_key(own))
         if found is None:
             raise Unauthorized("The API key is not known here.")
         if found.scope != scope:

@@ -78,6 +78,11 @@ class Generation:
         """Generated tokens that are not held back, whether or not they have a text."""
         return self._generated - self._pipeline.held
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it, if one did."""
+        return self._pipeline.stop_string
+
     def _finish(self, finish: Finish, error: Exception | None) -> None:
         answer = self.request.answer
         if finish in FAILURES:

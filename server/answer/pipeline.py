@@ -82,6 +82,11 @@ class Pipeline:
         """Whether a stop string has been met."""
         return self._scan.stopped
 
+    @property
+    def stop_string(self) -> str | None:
+        """Which one."""
+        return self._scan.met
+
     def push(self, token: int, logprobs: Logprobs | None) -> Sequence[Delta]:
         """The deltas that are certain now, after one more token; often none."""
         if self._logprobs is not None and logprobs is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 from server.answer.choices import Choices
 from server.answer.delta import Delta
@@ -17,6 +17,8 @@ from steering.specs import UNSAFE
 
 class Stream(Protocol):
     """An answer's own framing: the bytes of its stream, in the order of the methods."""
+
+    keep_alive: ClassVar[bytes]  # what is sent where there is nothing to send
 
     def opening(self) -> bytes:
         """What opens a stream, once the guard has decided."""

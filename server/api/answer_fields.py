@@ -91,6 +91,7 @@ _STOP_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": M
 _STOPS_SCHEMA = WithJsonSchema(
     {"anyOf": [_STOP_SCHEMA, {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOPS}, {"type": "null"}]}
 )
+Stops = Annotated[list[Text] | None, unless_null(_stops), _STOPS_SCHEMA]
 _BIASES_SCHEMA = WithJsonSchema(
     {
         "type": ["object", "null"],
@@ -116,7 +117,7 @@ class AnswerFields(Strict):
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[int, float] | None, unless_null(_biases), _BIASES_SCHEMA] = None
-    stop: Annotated[list[Text] | None, unless_null(_stops), _STOPS_SCHEMA] = None
+    stop: Stops = None
     n: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
     min_tokens: Annotated[Integer, Field(ge=0, lt=INT64)] | None = None
     ignore_eos: bool | None = None
@@ -161,6 +162,15 @@ class AnswerFields(Strict):
         yield from super().ignored()
         if self.stream_options is not None and not self.stream:
             yield "stream_options"
+
+
+class Sampling(AnswerFields):
+    """How the tokens of an answer are chosen, where the API that asks has no log-probabilities."""
+
+    @property
+    def likeliest(self) -> None:
+        """None are reported."""
+        return
 
 
 def check_least_tokens(answer: AnswerFields) -> None:

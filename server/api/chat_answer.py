@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 from server.answer.choices import Choices
 from server.answer.delta import Delta, Kind, joined
@@ -21,7 +22,7 @@ from server.api.answer import (
 )
 from server.api.chat_logprobs import chat_logprobs
 from server.api.chat_request import ChatCompletionRequest
-from server.api.events import DONE, HOLE, Template, event
+from server.api.events import DONE, HOLE, KEEP_ALIVE, Template, event
 from server.api.objects import (
     ChatChoice,
     ChatCompletion,
@@ -52,6 +53,8 @@ class ChatAnswer:
     A refusal is the content, and `finish_reason` says `content_filter`: so every client shows it, once. Where the
     client asked for JSON it is OpenAI's own form instead: `content` is null, `refusal` the text, `finish_reason` stop.
     """
+
+    keep_alive: ClassVar[bytes] = KEEP_ALIVE
 
     def __init__(
         self,

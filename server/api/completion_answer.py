@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 from server.answer.choices import Choices
 from server.answer.delta import Delta
@@ -11,7 +12,7 @@ from server.answer.generation import Generation
 from server.answer.logprobs import Entry
 from server.api.answer import finish_reason, ignored_headers, usage_of, verdict_headers
 from server.api.completion_request import CompletionRequest
-from server.api.events import DONE, HOLE, Template, event
+from server.api.events import DONE, HOLE, KEEP_ALIVE, Template, event
 from server.api.objects import Completion, CompletionChoice, CompletionLogprobs
 from server.api.served import Served
 from server.errors import ApiError
@@ -19,6 +20,8 @@ from server.errors import ApiError
 
 class CompletionAnswer:
     """One answer to a legacy completion request; whole answer and chunk are the same object."""
+
+    keep_alive: ClassVar[bytes] = KEEP_ALIVE
 
     def __init__(
         self,

@@ -1,18 +1,25 @@
-"""OpenAI's server-sent events, as bytes."""
+"""Server-sent events, as bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which readers skip
 HOLE = "\0"  # no text that is served holds it
 
 
 def event(data: object) -> bytes:
     """One event."""
     return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+def named_event(data: Mapping[str, Any]) -> bytes:
+    """One event that says its type twice: by its name, and in its data."""
+    return b"event: %b\ndata: %b\n\n" % (data["type"].encode(), orjson.dumps(data))
 
 
 class Template:

@@ -29,21 +29,22 @@ def documented(
     kind: str = "application/json",
     body: type[Strict] | None = None,
     streamed: Any = None,  # noqa: ANN401
+    error: Any = ErrorObject,  # noqa: ANN401
     parameter: str | None = None,
     query: type[Strict] | None = None,
     errors: Sequence[int] = (401, 404, 500, 503),
 ) -> dict[str, Any]:
     """Arguments of a route's decorator.
 
-    `answer`, `streamed`: types of what it answers with, whole or by event. `parameter`: the one in its path; `query`:
-    those of its query. `errors`: statuses that a route without a body may have.
+    `answer`, `streamed`, `error`: types of what it answers with, whole or by event. `parameter`: the one in its path;
+    `query`: those of its query. `errors`: statuses that a route without a body may have.
     """
     content: dict[str, Any] = {kind: {"schema": _schema(answer)}}
     if streamed is not None:
-        content["text/event-stream"] = {"itemSchema": _event(_schema(streamed))}
+        content["text/event-stream"] = {"itemSchema": _event(_schema(streamed), _schema(error))}
     statuses = ERRORS if body else {status: ERRORS[status] for status in errors}
     failures = {
-        str(status): {"description": text, "content": {"application/json": {"schema": _schema(ErrorObject)}}}
+        str(status): {"description": text, "content": {"application/json": {"schema": _schema(error)}}}
         for status, text in statuses.items()
     }
     extra: dict[str, Any] = {"responses": {"200": {"description": "The answer.", "content": content}, **failures}}
@@ -61,9 +62,9 @@ def documented(
     return {"openapi_extra": extra, "response_model": None}
 
 
-def _event(data: Any) -> dict[str, Any]:  # noqa: ANN401
+def _event(data: Any, error: Any) -> dict[str, Any]:  # noqa: ANN401
     """A server-sent event as OpenAPI 3.2 describes one, which earlier readers skip: a chunk, a failure, or the end."""
-    content = {"anyOf": [data, _schema(ErrorObject)]}
+    content = {"anyOf": [data, error]}
     text = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
     either = {"anyOf": [text, {"type": "string", "const": "[DONE]"}]}
     return {"type": "object", "properties": {"data": either}, "required": ["data"]}

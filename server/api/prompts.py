@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,12 @@ from models.pixels import ImageFile
 from models.prompt import Prompt
 from server.api.messages import (
     ImagePart,
-    Message,
     Part,
     RefusalPart,
     TextPart,
     ToolCall,
     ToolMessage,
+    Turn,
     UserMessage,
     calls_of,
     parts_of,
@@ -32,11 +32,16 @@ from server.settings.schema import Settings
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages, and where in the request they stand: `messages`, or one message's parts as `input`."""
+    """Messages, and where in the request they stand: `messages`, or one message's parts as `input`.
 
-    messages: Sequence[Message]
+    `locate`: the path of a part, by its message's number and its own, where it is another; `image`: the field of a part
+    that has its image.
+    """
+
+    messages: Sequence[Turn]
     field: str = "messages"
-    places: Sequence[str] | None = None  # the path of each message, where it is not its number
+    locate: Callable[[int, int], str] | None = None
+    image: str = "image_url.url"
 
     @classmethod
     def of_input(cls, parts: Sequence[TextPart | ImagePart]) -> Conversation:
@@ -51,8 +56,8 @@ class Conversation:
 
     def path(self, message: int, part: int) -> str:
         """Where a part stands in the request."""
-        if self.places is not None:
-            return f"{self.places[message]}.content.{part}"
+        if self.locate is not None:
+            return self.locate(message, part)
         return f"messages.{message}.content.{part}" if self.field == "messages" else f"{self.field}.{part}"
 
     def image_urls(self, served: Served, settings: Settings) -> dict[str, str]:
@@ -61,7 +66,7 @@ class Conversation:
         if shown and not served.inputs.sees:
             param = f"{next(iter(shown))}.type"
             raise BadRequest(f"Invalid value for '{param}': 'image_url'; this model reads text only.", param=param)
-        urls = {_url_path(path): url for path, url in shown.items()}
+        urls = {f"{path}.{self.image}": url for path, url in shown.items()}
         if len(urls) > settings.max_images:
             raise BadRequest(
                 f"The request has {len(urls)} images, the limit is {settings.max_images}.",
@@ -111,7 +116,7 @@ class Conversation:
             content: list[dict[str, Any]] = []
             for j, part in enumerate(parts_of(message)):
                 if isinstance(part, ImagePart):
-                    pictures.append(images.file(_url_path(self.path(i, j))))
+                    pictures.append(images.file(f"{self.path(i, j)}.{self.image}"))
                     content.append({"type": "image"})
                 else:
                     content.append({"type": "text", "text": _words(part)})
@@ -163,10 +168,6 @@ def check_characters(characters: int, served: Served, settings: Settings, field:
             f"there are {characters} characters in your {field}, and the limit is {settings.max_prompt_characters}",
             param=field,
         )
-
-
-def _url_path(part: str) -> str:
-    return f"{part}.image_url.url"
 
 
 def _words(part: TextPart | RefusalPart) -> str:

@@ -136,6 +136,10 @@ class Turns:
     messages: list[Message] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
 
+    def path(self, message: int, part: int) -> str:
+        """Where a part stands in the request."""
+        return f"{self.places[message]}.content.{part}"
+
     def add(self, message: Message, place: str) -> None:
         """One more message."""
         self.messages.append(message)

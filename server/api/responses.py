@@ -83,7 +83,7 @@ class ResponsesJob:
 
     @property
     def _conversation(self) -> Conversation:
-        return Conversation(self.turns.messages, "input", self.turns.places)
+        return Conversation(self.turns.messages, "input", self.turns.path, "image_url")
 
     def images(self, served: Served, settings: Settings) -> Mapping[str, str]:
         """The URLs of the images in all items. Raises BadRequest if they are too many, or not read."""

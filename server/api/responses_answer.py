@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from typing import Any
-
-import orjson
+from typing import Any, ClassVar
 
 from server.answer.choices import Choices
 from server.answer.delta import Delta
 from server.answer.generation import Generation
 from server.api.answer import ignored_headers, usage_of, verdict_headers
+from server.api.events import KEEP_ALIVE, named_event
 from server.api.response_output import Event, ResponseOutput
 from server.api.responses_objects import ResponseError, ResponseObject, ResponseStatus, ResponseUsage
 from server.api.responses_request import ResponsesRequest
@@ -24,6 +23,8 @@ TOOL: dict[str, Any] = {"description": None, "parameters": None, "strict": True}
 
 class ResponsesAnswer:
     """One response: its object, whole or by events. What the guard refuses is a part of type `refusal`."""
+
+    keep_alive: ClassVar[bytes] = KEEP_ALIVE
 
     def __init__(
         self,
@@ -89,8 +90,7 @@ class ResponsesAnswer:
     def _events(self, events: Collection[Event]) -> bytes:
         out: list[bytes] = []
         for event in events:
-            data = {**event, "sequence_number": self._number}
-            out.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(data)))
+            out.append(named_event({**event, "sequence_number": self._number}))
             self._number += 1
         return b"".join(out)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag
 
-from server.api.answer_fields import AnswerFields, GuardOptions
+from server.api.answer_fields import GuardOptions, Sampling
 from server.api.fields import (
     HintFlag,
     HintObject,
@@ -104,12 +104,6 @@ class StreamOptions(Strict):
     include_obfuscation: Annotated[Literal[False] | None, only(False, why="obfuscation is not supported")] = None
 
 
-class _Sampling(AnswerFields):
-    @property
-    def likeliest(self) -> None:
-        return None
-
-
 _InputText = Annotated[Text, Tag("text")]
 
 
@@ -166,10 +160,10 @@ class ResponsesRequest(Strict):
             yield "include"
 
     @property
-    def sampling(self) -> AnswerFields:
+    def sampling(self) -> Sampling:
         """How its tokens are chosen."""
         limit = self.max_output_tokens
-        return _Sampling(model=self.model, max_tokens=limit, temperature=self.temperature, top_p=self.top_p)
+        return Sampling(model=self.model, max_tokens=limit, temperature=self.temperature, top_p=self.top_p)
 
     @property
     def answer_schema(self) -> dict[str, JsonValue] | None:

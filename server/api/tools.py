@@ -106,19 +106,24 @@ class Tools:
 
 
 def tools_of(
-    tools: Sequence[Tool] | None, choice: object, within: str = "function.", *, parallel: bool | None = None
+    tools: Sequence[Tool] | None,
+    choice: object,
+    within: str = "function.",
+    schema: str = "parameters",
+    *,
+    parallel: bool | None = None,
 ) -> Tools | None:
     """What a request's tools and its choice of them come to; None where nothing is to be called. Raises BadRequest.
 
-    `within`: where in a tool the fields of its function stand. `parallel`: whether there may be several calls; if not
-    said, there may.
+    `within`: where in a tool the fields of its function stand; `schema`: the one that has its schema. `parallel`:
+    whether there may be several calls; if not said, there may.
     """
     several = parallel is not False
     known: dict[str, Tool] = {}
     for place, tool in enumerate(tools or ()):
         if tool.function.name in known:
             raise _wrong(f"tools.{place}.{within}name", f"there are two tools of the name {tool.function.name!r}")
-        _check_object(tool.function, f"tools.{place}.{within}parameters.type")
+        _check_object(tool.function, f"tools.{place}.{within}{schema}.type")
         known[tool.function.name] = tool
     if not known and choice not in (None, "none", "auto"):
         raise _wrong("tool_choice", "there are no tools to choose from")

@@ -65,7 +65,7 @@ class Door:
     def sign_in(self, http: HttpRequest, key: str) -> Session[Client]:
         """A session for a key. Raises Unauthorized where it is not known, Forbidden where it has another scope."""
         self.check(http)
-        client = self._service.rules.clients.authenticate([f"Bearer {key.strip()}"], "console")
+        client = self._service.rules.clients.authenticate([f"Bearer {key.strip()}"], scope="console")
         return self._sessions.begin(hash_key(key.strip()), client)
 
     def stroll_in(self) -> Session[Client] | None:

@@ -23,7 +23,6 @@ T = TypeVar("T")
 # An extension of our server's to ASGI: writes a part of a body where the connection takes it at once, and says so.
 WRITE_NOW = "autosteer.write_now"
 WriteNow = Callable[[bytes], bool]
-KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which readers skip
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -158,7 +157,7 @@ class EventStream(Response):
         elif passed < to_comment:
             to_comment -= passed
         elif not self._waiter.done():
-            self._waiter.set_result(KEEP_ALIVE)
+            self._waiter.set_result(self._stream.keep_alive)
         if to_stall <= 0:
             limit.reschedule(loop.time())
         else:  # in time for what is begun from now on

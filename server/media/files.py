@@ -41,6 +41,11 @@ class MediaError(Exception):
     """An image that is refused; the message says what it is and what the limit is."""
 
 
+def data_url(kind: str, base64: str) -> str:
+    """A file in base64 as a data URL."""
+    return f"data:{kind};base64,{base64}"
+
+
 def read_data_url(url: str, max_bytes: int) -> bytes:
     """The bytes of a base64 data URL. Raises MediaError."""
     scheme = url[:32].split(":", 1)[0].strip().lower()

@@ -1,18 +1,21 @@
-"""What every route for answers does with one HTTP request: read, admit, prepare, generate, respond."""
+"""What every route for answers, or for tokens, does with one HTTP request: read, admit, prepare, generate, respond."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from server.answer.deadline import Deadline
-from server.api.answer import Answer
+from server.api.answer import Answer, ignored_headers
 from server.api.job import Intake, Job
 from server.api.languages import accepted
+from server.api.tokens import Count
+from server.http.body import as_json
 from server.http.streaming import respond, unless_gone
 from server.service import Service
 
@@ -24,6 +27,21 @@ async def exchange(service: Service, http: HttpRequest, job_of: Callable[[object
     return await respond(
         http, answer, stall_seconds=settings.stall_seconds, keep_alive_seconds=settings.keep_alive_seconds
     )
+
+
+async def count(service: Service, http: HttpRequest, count_of: Callable[[object], Count]) -> Response:
+    """The tokens of one request's prompt; `count_of` validates its body. Raises ApiError, ClientGone."""
+    arrived, settings = monotonic(), service.settings
+    with service.admission(http) as admission:
+        asked = await service.read(admission, http, count_of)
+        if asked.model is not None:
+            service.check_model(asked.model, "model")
+        served = service.require_served()
+        deadline = Deadline.of(http, arrived, settings.request_seconds)
+        prepare = partial(asked.counted, served, settings)
+        work = service.prepared(admission, asked.images(served, settings), prepare, deadline)
+        found = await unless_gone(http.receive, work)
+        return as_json(found, headers=ignored_headers(asked.ignored_here(served)))
 
 
 async def _accepted(service: Service, http: HttpRequest, job_of: Callable[[object], Job]) -> Answer:

@@ -349,12 +349,14 @@ async def chat(client: httpx.AsyncClient, text: str = "hello", *urls: str, **opt
 
 
 class Connection:
-    """One chat request by hand, for what httpx's transport cannot do: leave early, or stop reading.
+    """One request by hand, for what httpx's transport cannot do: leave early, or stop reading.
 
     It sends `data` (`None`: nothing ever comes) and takes `reads` messages (`None`: all).
     """
 
-    def __init__(self, app: FastAPI, data: bytes | None, *, reads: int | None = None) -> None:
+    def __init__(
+        self, app: FastAPI, data: bytes | None, *, reads: int | None = None, path: str = "/v1/chat/completions"
+    ) -> None:
         self.sent: list[Message] = []
         self._requests = [] if data is None else [{"type": "http.request", "body": data, "more_body": False}]
         self._reads = reads
@@ -363,7 +365,7 @@ class Connection:
         self._news = asyncio.Event()
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": "",
-            "method": "POST", "path": "/v1/chat/completions", "raw_path": b"/v1/chat/completions", "query_string": b"",
+            "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
             "headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1), "server": ("test", 80),
         }  # fmt: skip
         self.task = asyncio.ensure_future(app(scope, self._receive, self._send))

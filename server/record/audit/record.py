@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import uuid4
 
 import orjson
 
-from server.media.files import MediaError, read_data_url
+from server.media.files import MediaError, data_url, read_data_url
 
-CONTENT_FIELDS = ("messages", "tools", "prompt", "input", "instructions")
+CONTENT_FIELDS = ("messages", "system", "tools", "prompt", "input", "instructions")
 TEXT_FIELDS = (
     "content",
     "text",
@@ -99,7 +100,9 @@ def _without_files(value: object, fetched: Mapping[str, bytes], name: str) -> ob
     """`name`: of the field that the value stands in."""
     match value:
         case dict():
-            return {key: _without_files(each, fetched, str(key)) for key, each in value.items()}
+            block = _of_block(value, fetched)
+            rest = {key: each for key, each in value.items() if key not in block}
+            return block | {key: _without_files(each, fetched, str(key)) for key, each in rest.items()}
         case list():
             return [_without_files(each, fetched, name) for each in value]
         case str() if name in FILE_FIELDS:
@@ -107,6 +110,16 @@ def _without_files(value: object, fetched: Mapping[str, bytes], name: str) -> ob
         case str() if name not in TEXT_FIELDS and len(value) > MAX_WORD:
             return _hashed_as_sent(value)
     return value
+
+
+def _of_block(value: dict[str, Any], fetched: Mapping[str, bytes]) -> dict[str, object]:
+    """Fields of Anthropic's blocks: of a call its input, which is words as `arguments` are; of an image its file."""
+    match value:
+        case {"type": "tool_use", "input": said}:
+            return {"input": said}
+        case {"type": "base64", "media_type": str(kind), "data": str(data)}:
+            return {"data": _hashed(data_url(kind, data), fetched)}
+    return {}
 
 
 def _hashed(url: str, fetched: Mapping[str, bytes]) -> str:

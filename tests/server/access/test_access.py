@@ -90,6 +90,17 @@ async def test_several_keys_are_none(client: httpx.AsyncClient, keys: list[str])
     assert "sk-" not in answer.text
 
 
+async def test_a_key_may_come_as_anthropic_s_clients_send_it(client: httpx.AsyncClient) -> None:
+    for headers in ({"x-api-key": FREE}, {"x-api-key": FREE, "authorization": f"Bearer {FREE}"}):
+        assert (await client.get("/v1/models", headers=headers)).status_code == 200
+    error_of(await client.get("/v1/models", headers={"x-api-key": "sk-wrong"}), 401)
+    different = [("x-api-key", FREE), ("authorization", f"Bearer {STRICT}")]
+    for several in (different, [("x-api-key", FREE)] * 2, [("x-api-key", FREE), ("authorization", f"Basic {FREE}")]):
+        answer = await client.get("/v1/models", headers=several)
+        assert error_of(answer, 400)["code"] == "several_keys"
+        assert "sk-" not in answer.text
+
+
 async def test_the_body_of_a_stranger_is_not_read(client: httpx.AsyncClient) -> None:
     read: list[bytes] = []
 
@@ -117,7 +128,7 @@ async def test_a_server_without_keys_ignores_them() -> None:
 async def test_the_document_says_that_a_key_is_needed(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
-    assert document["paths"]["/v1/chat/completions"]["post"]["security"] == [{"key": []}]
+    assert document["paths"]["/v1/chat/completions"]["post"]["security"] == [{"key": []}, {"x-api-key": []}]
     assert "security" not in document["paths"]["/ready"]["get"]
 
 

@@ -255,6 +255,9 @@ class Case:
         ask: dict[str, Any] = {"model": MODEL, "stream": self.stream, "guard": guard}
         if self.route == "/v1/responses":
             return {**ask, "input": "hello"}
+        if self.route == "/v1/messages":
+            stops = {"stop_sequences": ["m"]} if self.stop else {}
+            return {**ask, **stops, "max_tokens": 99, "messages": [{"role": "user", "content": "hello"}]}
         ask |= {"n": self.choices} | ({"stop": ["m"]} if self.stop else {})
         if self.route == "/v1/completions":
             return {**ask, "prompt": "hello", "max_tokens": 99} | ({"logprobs": 2} if self.logprobs else {})
@@ -303,7 +306,7 @@ class Case:
 
 CASES = st.builds(
     Case,
-    route=st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/responses"]),
+    route=st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]),
     stream=st.booleans(),
     hold=st.sampled_from([1, 4, 16, "sentence", "all"]),
     tokens=st.integers(0, 26),

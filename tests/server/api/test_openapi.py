@@ -13,6 +13,7 @@ from steering.policy import Verdict
 from tests.server.scripted import MODEL, REFUSAL, Script, ScriptedRunner, body, data_url, events_of, png, serving
 
 CHAT, COMPLETIONS, MODERATIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/v1/moderations", "/tokenize"
+MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 PICTURE = data_url(png())
 MODERATED = {"moderation": {"model": MODEL, "policy": {"input": {"mode": "block"}}}}
 WANTED = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": True}}
@@ -53,6 +54,12 @@ GOOD: dict[str, tuple[str, dict[str, Any]]] = {
     "chat of a schema": (CHAT, body("{}", response_format=WANTED)),
     "completion": (COMPLETIONS, {"model": MODEL, "prompt": ["x", "y"], "logprobs": 2, **FULL}),
     "completion of ids": (COMPLETIONS, {"model": MODEL, "prompt": [[1], [2]], "echo": True}),
+    "message": (
+        MESSAGES, {**body("{}"), "max_tokens": 9, "system": "x", "tools": [{"name": "f", "input_schema": {}}],
+                   "tool_choice": {"type": "any"}, "stop_sequences": ["x"], "thinking": {"type": "disabled"}},
+    ),
+    "message that is refused": (MESSAGES, {**body("bad"), "max_tokens": 9}),
+    "count": (COUNT, body("x")),
     "moderation": (MODERATIONS, {"input": "x"}),
     "moderation of parts": (
         MODERATIONS,
@@ -119,7 +126,7 @@ async def test_every_event_of_a_stream_is_as_documented(name: str) -> None:
         check(event, closed(content[kind]["itemSchema"]["properties"]["data"]["anyOf"][0]["contentSchema"]))
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MODERATIONS, TOKENIZE])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MODERATIONS, TOKENIZE, MESSAGES, COUNT])
 @pytest.mark.parametrize(
     ("status", "request_of"),
     [
@@ -133,7 +140,8 @@ async def test_every_event_of_a_stream_is_as_documented(name: str) -> None:
     ],
 )
 async def test_every_error_is_as_documented(path: str, status: int, request_of: dict[str, Any]) -> None:
-    least = {CHAT: body(), COMPLETIONS: {"model": MODEL, "prompt": "x"}, MODERATIONS: {"input": "x"}}
+    least = {CHAT: body(), COMPLETIONS: {"model": MODEL, "prompt": "x"}, MODERATIONS: {"input": "x"}, COUNT: body()}
+    least[MESSAGES] = {**body(), "max_tokens": 9}
     fields = least.get(path, {"prompt": "x"})
     request = dict(request_of)
     if "json" in request and status != 400:
@@ -180,6 +188,9 @@ NOT_ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
         {"type": "image_url", "image_url": {"url": PICTURE}}]}]}),
     "a prompt of both kinds": (COMPLETIONS, {"model": MODEL, "prompt": ["x", 5]}),
     "a suffix": (COMPLETIONS, {"model": MODEL, "prompt": "x", "suffix": "y"}),
+    "a document": (MESSAGES, {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": [
+        {"type": "document", "source": {}}]}]}),
+    "a message without a limit": (MESSAGES, body()),
     "no input": (MODERATIONS, {"input": []}),
     "an input of both kinds": (MODERATIONS, {"input": ["x", {"type": "text", "text": "x"}]}),
 }  # fmt: skip
