@@ -21,7 +21,7 @@ from server.workers.limits import limit_this_process
 from server.workers.memory import return_large_blocks
 
 LENGTH = struct.Struct("<Q")  # of what follows
-NICENESS = 10  # beside a step or the event loop, a tenth of a core
+NICENESS = 5  # a quarter of a core beside one other session; less, and on a busy machine they end for want of time
 AUTOGROUP = Path("/proc/self/autogroup")
 VARIABLES = {"OPENBLAS_NUM_THREADS": "1"}  # each of its threads would reserve memory, which is limited
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 REMEMBERED_BYTES = 16 * MEBI  # of verdicts, each with what its schema is compiled from
 LEAST_BYTES = 512  # that one counts for
 MAX_DEAR = 8  # schemas that wait for the second lane
-GRACE_SECONDS = 20.0  # on a busy machine, beside the CPU time
+GRACE_SECONDS = 40.0  # on a busy machine, beside the CPU time
 START_SECONDS = 60.0  # to read a vocabulary
 
 
