@@ -74,7 +74,7 @@ class Answers:
         request.kept += _shown(request)
         request.bent = request.policy.eps
         request.output_ids.clear()
-        request.sampler = request.sampler.steered()
+        request.be_refused()
         request.watch = self._reader.watch(score)
 
     def _decided(self, request: OwnRequest, score: float) -> AnswerDecision:

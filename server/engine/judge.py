@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from models.layout import Layout
 from models.reading import PromptReader
-from server.engine.own_request import OwnRequest
+from server.engine.judged import JudgedRequest
 from server.engine.stopwatch import Stopwatch
 from steering.guard import Guard
 from steering.policy import Decision, Mode, Verdict, decide
@@ -20,10 +21,11 @@ from steering.shadow import Beside, Shadow
 logger = logging.getLogger(__name__)
 
 
-Read = Callable[[OwnRequest], tuple[Tensor, Layout]]  # what was read of a request's prompt, and how that is laid out
+R = TypeVar("R", bound=JudgedRequest)
+Read = Callable[[R], tuple[Tensor, Layout]]  # what was read of a request's prompt, and how that is laid out
 
 
-class Judge:
+class Judge(Generic[R]):
     """Decides on requests once, when their prompts are computed. Without a guard everything passes."""
 
     def __init__(self, guard: Guard | None, shadow: Shadow | None = None) -> None:
@@ -37,7 +39,7 @@ class Judge:
         """What is to be read of prompts; None: nothing."""
         return self._beside or self.guard
 
-    def judge(self, requests: Sequence[OwnRequest], read: Read, spent: float) -> None:
+    def judge(self, requests: Sequence[R], read: Read[R], spent: float) -> None:
         """Decide on requests whose prompts are computed. `spent`: seconds that reading them took in this step."""
         if self.guard is None:
             self._set_prefilled(requests, monotonic())
@@ -66,15 +68,14 @@ class Judge:
         """What the acting guard has read, without the shadow's numbers."""
         return notes if self._beside is None else self._beside.apart(notes)[0]
 
-    def follow(self, request: OwnRequest, follower: OwnRequest) -> None:
+    def follow(self, request: R, follower: R) -> None:
         """Decide on a request as on that which has computed its prompt: rounding differs, a verdict must not."""
         follower.shadow = request.shadow
         if request.decision is not None:
             self._decide(follower, request.decision)
 
-    def steer(self, requests: Sequence[OwnRequest], hidden: Tensor) -> Tensor:
-        """Hidden states `[B, d]`, bent for the requests that are steered."""
-        eps = [request.eps for request in requests]
+    def steer(self, eps: Sequence[float], hidden: Tensor) -> Tensor:
+        """Hidden states `[B, d]`, bent for the rows that are steered, by `eps`."""
         if self.guard is None or not any(eps):
             return hidden
         return self.guard.steer(hidden, torch.tensor(eps, device=hidden.device, dtype=hidden.dtype))
@@ -82,8 +83,8 @@ class Judge:
     def _watch(
         self,
         shadow: Shadow,
-        found: Mapping[OwnRequest, tuple[Tensor, Layout]],
-        scores: Mapping[OwnRequest, float],
+        found: Mapping[R, tuple[Tensor, Layout]],
+        scores: Mapping[R, float],
     ) -> None:
         """Keep what the shadow would have decided, from the acting scores or its own; it fails by itself."""
         if self._beside is not None:
@@ -99,19 +100,19 @@ class Judge:
         for request, score in scores.items():
             request.shadow = shadow.judge(score)
 
-    def _set_prefilled(self, requests: Sequence[OwnRequest], at: float) -> None:
+    def _set_prefilled(self, requests: Sequence[R], at: float) -> None:
         """The prompts were computed then."""
         for request in requests:
             request.timings.prefilled = at
 
-    def _set_decisions(self, requests: Sequence[OwnRequest], decisions: Sequence[Decision]) -> None:
+    def _set_decisions(self, requests: Sequence[R], decisions: Sequence[Decision]) -> None:
         for request, decision in zip(requests, decisions, strict=True):
             self._decide(request, decision)
 
-    def _decide(self, request: OwnRequest, decision: Decision) -> None:
+    def _decide(self, request: R, decision: Decision) -> None:
         request.decision = decision
         if decision.verdict is Verdict.STEERED:
-            request.sampler = request.sampler.steered()
+            request.be_refused()
         if self.guard is not None and request.policy.output.mode is not Mode.OFF:
             assert self.guard.answers is not None, "a policy watches answers, and the bundle has no reader of them"
             assert decision.score is not None, "a policy watches answers, and their prompt was not scored"

@@ -70,7 +70,7 @@ class OwnEngine:
         self.backbone = backbone
         self.scheduler = scheduler
         self.failure: EngineFailed | None = None
-        self._judge = Judge(guard, shadow)
+        self._judge: Judge[OwnRequest] = Judge(guard, shadow)
         self._answers = Answers(None if guard is None else guard.answers, backbone.inputs.layout)
         self.read_prompts()
         self._rows = BackboneRows(backbone)
@@ -158,7 +158,7 @@ class OwnEngine:
         lacking = computed.of([request.room > 0 for request in computed.requests])
         chosen: dict[OwnRequest, tuple[int, Logprobs | None]] = {}
         if lacking.requests:
-            logits = self.backbone.logits(self._judge.steer(lacking.requests, lacking.hidden))
+            logits = self.backbone.logits(self._judge.steer([each.eps for each in lacking.requests], lacking.hidden))
             tokens, logprobs = sample(logits, [request.sampler for request in lacking.requests])
             chosen = {
                 request: (token, logprobs.get(row))

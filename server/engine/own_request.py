@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from server.request import Request
+from server.engine.judged import JudgedRequest
 
 if TYPE_CHECKING:
     from models.backbone import Row
     from models.row_sampler import RowSampler
-    from steering.answers import Watch
 
 
 @dataclass(eq=False)
-class OwnRequest(Request):
+class OwnRequest(JudgedRequest):
     """A request with its sampler and, while it runs, its row.
 
     `source`: the first request of the same prompt, while that lives. Its `followers` have not begun: they wait for it
@@ -25,10 +24,13 @@ class OwnRequest(Request):
     source: OwnRequest | None = field(default=None, kw_only=True)
     followers: list[OwnRequest] = field(default_factory=list, init=False)
     row: Row | None = field(default=None, init=False)
-    watch: Watch | None = field(default=None, init=False)  # from its decision on, where its answer is watched
     bent: float = field(default=0.0, init=False)  # strength of steering since its answer was flagged
     kept: int = field(default=0, init=False)  # tokens of the flagged answer that have been shown
     turn: int = field(default=0, init=False)  # prompt tokens that the engine had computed when this came
+
+    def be_refused(self) -> None:
+        """Its answer is to be a refusal."""
+        self.sampler = self.sampler.steered()
 
     @property
     def pending(self) -> int:
