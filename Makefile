@@ -4,13 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-chance check format lint types bench demo-model demo-guard demo-table real-model real-guard data-is-given clean
+.PHONY: help serve test test-slow test-chance test-vllm check format lint types bench demo-model demo-guard demo-table real-model real-guard data-is-given clean
 
 help:
 	@echo "make serve       set up once, then serve the bundled demo model; or MODEL=... GUARD=... HOST=... PORT=..."
 	@echo "make test        set up once, then run the tests"
 	@echo "make test-slow   also the tests that take minutes"
 	@echo "make test-chance tests that wait for others, again and again beside full cores; or TURNS=50 WITHIN=3600"
+	@echo "make test-vllm   the engine on vLLM, in an environment of its own (some GB); VLLM=folder that is or will be it"
 	@echo "make check       format, lint, strict types, tests"
 	@echo "make bench       benchmarks, each figure a ratio within one run"
 	@echo "make demo-table  accuracy, attack success and refusals of the bundled model, with and without its guard"
@@ -43,20 +44,30 @@ serve: $(VENV)/.serve
 		$(call option,HOST,host) $(call option,PORT,port)
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -n auto -m "not slow and not gpu"
+	$(BIN)/pytest -n auto -m "not slow and not gpu and not vllm"
 
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -n auto -m "not gpu" --hypothesis-profile=thorough
+	$(BIN)/pytest -n auto -m "not gpu and not vllm" --hypothesis-profile=thorough
 
 # One process: the load takes the cores.
 test-chance: $(VENV)/.dev
-	$(BIN)/pytest -q -m "chance and not slow and not gpu" --turns $(or $(TURNS),50) --within $(or $(WITHIN),3600)
+	$(BIN)/pytest -q -m "chance and not slow and not gpu and not vllm" --turns $(or $(TURNS),50) --within $(or $(WITHIN),3600)
+
+# vLLM wants other versions than constraints.txt has: an environment of its own, made once.
+VLLM ?= .venv-vllm
+
+$(VLLM)/.made: tests/vllm/environment.sh
+	sh tests/vllm/environment.sh $(VLLM)
+	@touch $@
+
+test-vllm: $(VLLM)/.made
+	$(VLLM)/bin/python -m pytest -q -m vllm tests/vllm
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto -m "not slow and not gpu"
+	$(BIN)/pytest -n auto -m "not slow and not gpu and not vllm"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -95,4 +106,4 @@ real-guard: data-is-given real-model $(VENV)/.dev
 	@$(BIN)/autosteer serve --model runs/smollm2 --guard runs/real-guard $(call option,HOST,host) $(call option,PORT,port)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -65,7 +65,7 @@ class InputBuilder:
         self._tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self._family = family
         self._template = chat_template
-        self._image_token_id = image_token_id
+        self.image_token_id = image_token_id
         self._special = SpecialTokens(self._tokenizer)
         self._max_tokens = max_tokens
         self._pieces = PieceTokenizer(self._tokenizer)
@@ -89,7 +89,7 @@ class InputBuilder:
     def image_spans(self, ids: Sequence[int]) -> list[ImageSpan]:
         """Where the images of a prompt stand; images without a token between them are one span."""
         found, begin = [], 0
-        for is_image, run in groupby(ids, lambda token: token == self._image_token_id):
+        for is_image, run in groupby(ids, lambda token: token == self.image_token_id):
             end = begin + sum(1 for _ in run)
             if is_image:
                 side = self._view_side
@@ -121,7 +121,7 @@ class InputBuilder:
             self._ids_of,
             lambda token: self._tokenizer.decode([token]).isspace(),
             self._pieces.control_ids,
-            self._image_token_id,
+            self.image_token_id,
         )
 
     def _ids_of(self, chat: Sequence[Mapping[str, Any]]) -> Sequence[int]:
@@ -203,8 +203,8 @@ class InputBuilder:
         """The prompt of given tokens. Raises `PromptError` if there are none, or if one stands for an image."""
         if not ids:
             raise PromptError("the prompt has no tokens")
-        if self._image_token_id in ids:
-            raise PromptError(f"token {self._image_token_id} stands for an image, and there is none")
+        if self.image_token_id in ids:
+            raise PromptError(f"token {self.image_token_id} stands for an image, and there is none")
         return Prompt(ids=list(ids), features={}, image_tokens=0)
 
     def _check_length(self, texts: Sequence[str], *, special: bool) -> None:
@@ -266,8 +266,8 @@ class InputBuilder:
         return Prompt(
             ids=ids,
             features=found.features,
-            image_tokens=ids.count(self._image_token_id),
-            pictures=pictures_of(self._family, found.features, found.parts, ids, self._image_token_id),
+            image_tokens=ids.count(self.image_token_id),
+            pictures=pictures_of(self._family, found.features, found.parts, ids, self.image_token_id),
         )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from server.access.keys import Clients
 from server.access.loosening import check_loosening
 from server.access.policies import make_policies
-from server.settings.schema import Settings, fixed_fields
+from server.settings.fixed import fixed_fields
+from server.settings.schema import Settings
 from steering.policy import Calibrated
 
 

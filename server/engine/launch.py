@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from server.request import EngineFailed
 from server.settings.groups import ShadowSettings
-from server.settings.schema import LogFormat, Settings
+from server.settings.schema import EngineName, LogFormat, Settings
 
 if TYPE_CHECKING:
     from models.backbone import Backbone
     from models.progress import Tell
     from server.engine.host import Inputs
-    from server.engine.own import OwnEngine
+    from server.engine.protocol import Engine
 
 DEMO_NAME = "autosteer-demo"
 
@@ -44,6 +44,7 @@ class LaunchSpec:
     shadow: ShadowSettings | None
     threads: int | None
     log_format: LogFormat
+    engine: EngineName
 
     @classmethod
     def of(cls, settings: Settings) -> LaunchSpec:
@@ -71,9 +72,10 @@ class LaunchSpec:
             shadow=settings.shadow,
             threads=settings.threads,
             log_format=settings.log_format,
+            engine=settings.engine,
         )
 
-    def load(self, tell: Tell | None = None) -> OwnEngine:
+    def load(self, tell: Tell | None = None) -> Engine[Any]:
         """Load model and guard; for the engine's process. `tell` is called with how far it is.
 
         Raises LoadError, BundleError, PolicyError.
@@ -82,6 +84,17 @@ class LaunchSpec:
         # which fills up slowly and looks like a leak; these do for all sizes of passes with prompts and of decoding.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
         _quiet_libraries(self.log_format)
+        return self._load_vllm(tell) if self.engine == "vllm" else self._load_own(tell)
+
+    def _load_vllm(self, tell: Tell | None) -> Engine[Any]:
+        from server.engine.vllm.start import Options, load_vllm
+
+        options = Options(self.max_rows, self.prefill_tokens, self.cache_gib, self.prefix_cache, self.threads)
+        return load_vllm(
+            self.model, self.guard, options, revision=self.revision, device=self.device, dtype=self.dtype, tell=tell
+        )
+
+    def _load_own(self, tell: Tell | None) -> Engine[Any]:
         from models.load import load_backbone
         from server.engine.own import OwnEngine
         from server.engine.scheduler import Scheduler

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from server.engine.launch import LaunchSpec, explains_itself
 from server.watch.logs import configure
@@ -26,7 +26,7 @@ from server.workers.limits import raise_descriptor_limit
 
 if TYPE_CHECKING:
     from models.progress import Tell
-    from server.engine.own import OwnEngine
+    from server.engine.protocol import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def main() -> None:
     _leave()
 
 
-def _load(spec: LaunchSpec, tell: Tell) -> OwnEngine:
+def _load(spec: LaunchSpec, tell: Tell) -> Engine[Any]:
     try:
         engine = spec.load(tell)
     except BaseException as error:

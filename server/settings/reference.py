@@ -8,8 +8,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from server.settings.fixed import is_fixed
 from server.settings.groups import PolicySettings, nested_model
-from server.settings.schema import Settings, is_fixed
+from server.settings.schema import Settings
 
 
 def reference() -> str:

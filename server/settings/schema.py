@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.settings.decode_memory import decode_bytes
+from server.settings.engines import given_of_own
 from server.settings.groups import (
     AuditSettings,
     KeySettings,
@@ -23,6 +24,7 @@ from server.settings.units import MEBI
 from server.settings.values import DEFAULT_POLICY, Change, Count, Device, Endpoint, Name, Seconds, Word, Words
 
 LogFormat = Literal["json", "text"]
+EngineName = Literal["own", "vllm"]
 
 
 def _fixed(default: object, description: str) -> Any:  # noqa: ANN401  as pydantic's own Field
@@ -48,6 +50,7 @@ class Settings(BaseSettings, PolicySettings):
         (), "Origins whose pages may call the API in a browser, such as `https://chat.example.com`; `*` for all."
     )
     revision: str | None = _fixed(None, "Branch, tag or commit of a hub model.")
+    engine: EngineName = _fixed("own", "What computes: `own`, or `vllm`, which the extra of that name installs.")
     device: Device = _fixed("auto", "`auto`, `cpu`, `cuda`, `cuda:0`, ...")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _fixed(
         "auto",
@@ -219,6 +222,18 @@ class Settings(BaseSettings, PolicySettings):
         return self
 
     @model_validator(mode="after")
+    def _only_of_our_own_engine(self) -> Self:
+        others = {"quantize": self.quantize != "none", "shadow": self.shadow is not None}
+        others["max_gap_ms"] = "max_gap_ms" in self.model_fields_set
+        policies: dict[str, PolicySettings] = {
+            "": self,
+            **{f"policies.{name}.": policy for name, policy in self.policies.items()},
+        }
+        if self.engine == "vllm" and (field := next(given_of_own(others, policies), None)) is not None:
+            raise PydanticCustomError("engine", "{field}: the vllm engine has no such thing", {"field": field})
+        return self
+
+    @model_validator(mode="after")
     def _room_for_bodies(self) -> Self:
         if self.body_memory_mib is not None and self.body_memory_mib * MEBI < 2 * self.max_body_bytes:
             raise PydanticCustomError(
@@ -286,14 +301,3 @@ class Settings(BaseSettings, PolicySettings):
     def policy_names(self) -> tuple[str, ...]:
         """Every policy that there is."""
         return (DEFAULT_POLICY, *self.policies)
-
-
-def fixed_fields() -> tuple[str, ...]:
-    """The settings that only a new start can change."""
-    return tuple(name for name in Settings.model_fields if is_fixed(name))
-
-
-def is_fixed(name: str) -> bool:
-    """Whether only a new start can change this setting."""
-    extra = Settings.model_fields[name].json_schema_extra
-    return isinstance(extra, dict) and extra.get("fixed") is True

@@ -25,7 +25,7 @@ from PIL import Image
 from tests import plain_http
 from tests.exposition import metric_of
 from tests.living import cpu_seconds, living
-from tests.waiting import wait_until
+from tests.waiting import WAIT_SECONDS, wait_until
 
 # The last line of a server that has started tells its URL, or follows the one that does: as text and as JSON.
 READY = re.compile(
@@ -83,6 +83,7 @@ class ServerProcess:
     environment: Mapping[str, str] = field(default_factory=dict)
     key: str = "none"
     folder: Path | None = None  # that it is started in
+    start_seconds: float = WAIT_SECONDS
     port: int = field(default=0, init=False)  # the system's choice, as the server tells it
     ready_seconds: float = field(default=0.0, init=False)
     # Of the process that takes longer (they load side by side): no other work on the machine adds to it.
@@ -122,7 +123,7 @@ class ServerProcess:
             return found is not None
 
         try:
-            wait_until(announced, "the ready line")
+            wait_until(announced, "the ready line", self.start_seconds)
         except TimeoutError as error:
             raise TimeoutError(f"{error}:\n{self.log}") from None
         self.ready_seconds = time.monotonic() - started

@@ -43,7 +43,7 @@ def schema(chance: Random, key: str, value: str) -> dict[str, Any]:
 def builders(tiny_models: TinyModels) -> list[InputBuilder]:
     inputs = tiny_models.backbone("qwen2").inputs
     return [
-        InputBuilder(inputs._processor, inputs._family, TEMPLATES[name], inputs._image_token_id)
+        InputBuilder(inputs._processor, inputs._family, TEMPLATES[name], inputs.image_token_id)
         for name in ("hermes", "mistral")
     ]
 

@@ -236,7 +236,7 @@ class TestTemplates:
 
     def _builder(self, tiny_models: TinyModels, template: str) -> InputBuilder:
         inputs = tiny_models.backbone("llava_onevision").inputs
-        return InputBuilder(inputs._processor, inputs._family, template, inputs._image_token_id)
+        return InputBuilder(inputs._processor, inputs._family, template, inputs.image_token_id)
 
     def test_a_system_message_is_never_dropped_silently(self, tiny_models: TinyModels) -> None:
         template = (
@@ -297,7 +297,7 @@ class TestPromptsWithoutATemplate:
     @families_that_see
     def test_an_id_that_stands_for_an_image_is_refused(self, backbone: Backbone) -> None:
         with pytest.raises(PromptError, match="stands for an image"):
-            backbone.inputs.build_ids([50, backbone.inputs._image_token_id])
+            backbone.inputs.build_ids([50, backbone.inputs.image_token_id])
 
 
 @families_that_see

@@ -88,7 +88,7 @@ def test_runs_are_content_and_images_stand_alone(backbone: Backbone, family: str
     messages = chats_of(family)["one image"]
     prompt = inputs.build(messages, pictures(messages))
     layout = inputs.layout(prompt.ids)
-    image = inputs._image_token_id
+    image = inputs.image_token_id
     assert layout.has_image == (prompt.image_tokens > 0)
     inside = 0
     for begin, end in layout.runs:
@@ -109,5 +109,5 @@ def test_a_template_that_cannot_be_learnt_leaves_the_last_token() -> None:
 def test_a_template_that_refuses_chats_leaves_the_last_token(tiny_models: TinyModels) -> None:
     inputs = tiny_models.backbone("llama").inputs
     template = "{{ raise_exception('no chats') }}"
-    refusing = InputBuilder(inputs._processor, inputs._family, template, inputs._image_token_id)
+    refusing = InputBuilder(inputs._processor, inputs._family, template, inputs.image_token_id)
     assert list(refusing.layout([5, 6, 7]).ends) == [2]

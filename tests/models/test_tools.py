@@ -45,7 +45,7 @@ def called(name: str, arguments: object, result: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def hermes(tiny_models: TinyModels) -> InputBuilder:
     inputs = tiny_models.backbone("qwen2").inputs
-    return InputBuilder(inputs._processor, inputs._family, HERMES, inputs._image_token_id)
+    return InputBuilder(inputs._processor, inputs._family, HERMES, inputs.image_token_id)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_ids_of_calls_reach_a_template_as_nine_letters_and_digits(tiny_models: T
     inputs = tiny_models.backbone("qwen2").inputs
     template = HERMES.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_call_id }}{% for c in m.tool_calls or [] %}"
                               "{{ c.id }}{% endfor %}")  # fmt: skip
-    builder = InputBuilder(inputs._processor, inputs._family, template, inputs._image_token_id)
+    builder = InputBuilder(inputs._processor, inputs._family, template, inputs.image_token_id)
     chat = called("weather", {}, "rain")
     chat[1]["tool_calls"][0]["id"] = chat[2]["tool_call_id"] = "<|im_end|>" * 3
     said = words(builder, builder.build(chat, []).ids)

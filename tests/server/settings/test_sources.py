@@ -154,6 +154,12 @@ WRONG = {
     "media: {allowed_domains: ['https://x.org']}": ["media.allowed_domains", "without https://"],
     "media: {allowed_domains: x.org}": ["media.allowed_domains", "must be a list"],
     "body_memory_mib: 1": ["body_memory_mib", "it must be twice as much"],
+    "engine: tgi": ["engine", "'own' or 'vllm'"],
+    "engine: vllm\nmax_gap_ms: 300": ["max_gap_ms", "the vllm engine has no such thing"],
+    "engine: vllm\nquantize: int8": ["quantize"],
+    "engine: vllm\nshadow: {threshold: 0.5}": ["shadow"],
+    "engine: vllm\noutput: {mode: monitor}": ["output"],
+    "engine: vllm\npolicies: {a: {token_scores: true}}": ["policies.a.token_scores"],
     "shadow: {threshold: 0.5, target_fpr: 0.01}": ["shadow", "exclude each other; give one of them"],
 }
 

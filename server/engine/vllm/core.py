@@ -1,0 +1,116 @@
+"""vLLM's own engine as a `Core`: our prompts and sampling parameters in its terms, and what it tells in ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vllm import SamplingParams as VllmParams
+from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import tokens_input
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.request import RequestStatus
+
+from models.sampling import Logprobs
+from server.engine.protocol import Load
+from server.engine.vllm.engine import Progress
+from server.engine.vllm.model import EPS, RUN
+from server.engine.vllm.pictures import Pictures
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from models.prompt import Prompt
+    from models.row_sampler import SamplingParams
+
+
+class _Run(NamedTuple):
+    name: str  # vLLM adds to ours
+    logprobs: int | None  # how many of the likeliest tokens it asks for
+
+
+class VllmCore:
+    """A `Core`: vLLM's step-driven engine in this process, on one rank.
+
+    `image_token` stands for images in prompts.
+    """
+
+    def __init__(self, engine: LLMEngine, image_token: int, eos_ids: Sequence[int]) -> None:
+        self._engine = engine
+        self._scheduler: Any = engine.engine_core.engine_core.scheduler
+        self._pictures = Pictures(image_token)
+        self._eos_ids = list(eos_ids)
+        self._runs: dict[str, _Run] = {}
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do."""
+        running, waiting = self._scheduler.get_request_counts()
+        return Load(running, waiting, self._scheduler.get_kv_cache_usage())
+
+    def add(self, run: str, prompt: Prompt, params: SamplingParams, max_tokens: int, eps: float) -> None:
+        """Begin a run. Raises ValueError where vLLM does not take it."""
+        made = sampling(params, max_tokens, self._eos_ids, {RUN: run, EPS: eps})
+        given = self._pictures.input(prompt) if prompt.pictures else tokens_input(prompt.ids)
+        try:
+            name = self._engine.add_request(run, given, made)
+        except VLLMClientError as error:
+            raise ValueError(str(error)) from error
+        self._runs[run] = _Run(name, params.logprobs)
+
+    def abort(self, run: str) -> None:
+        """Forget a run; nothing happens if it has ended."""
+        if self._runs.pop(run, None) is not None:
+            self._engine.abort_request([run])
+
+    def step(self) -> list[Progress]:
+        """Compute what is scheduled."""
+        return [self._progress(output) for output in self._engine.step() if output.request_id in self._runs]
+
+    def scheduled(self, run: str) -> bool:
+        """Whether a run has begun to be computed."""
+        request = self._scheduler.requests.get(self._runs[run].name) if run in self._runs else None
+        return request is None or request.status is not RequestStatus.WAITING
+
+    def _progress(self, output: RequestOutput) -> Progress:
+        (answer,) = output.outputs
+        run = output.request_id
+        count, logprobs = self._runs[run].logprobs, None
+        if count is not None:
+            found = zip(answer.token_ids, answer.logprobs or (), strict=True)
+            logprobs = [of_token(token, each, count) for token, each in found]
+        if answer.finish_reason is not None:
+            del self._runs[run]
+        return Progress(run, answer.token_ids, logprobs, answer.finish_reason, output.num_cached_tokens)
+
+
+def sampling(params: SamplingParams, max_tokens: int, eos_ids: Sequence[int], extra: Mapping[str, Any]) -> VllmParams:
+    """Our sampling parameters in vLLM's terms."""
+    return VllmParams(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        seed=None if params.seed is None else params.seed & (2**63 - 1),  # -1 would be none
+        repetition_penalty=params.repetition_penalty,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        logit_bias=dict(params.logit_bias) or None,
+        logprobs=params.logprobs,
+        min_tokens=min(params.min_tokens, max_tokens),
+        max_tokens=max_tokens,
+        ignore_eos=True,  # the checkpoint's word on that; ours follows
+        stop_token_ids=list(eos_ids),
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args=dict(extra),
+    )
+
+
+def of_token(token: int, found: Mapping[int, Any], count: int) -> Logprobs:
+    """What vLLM tells of a token's probability, and of the `count` likeliest, in our terms."""
+    by_rank = sorted((each.rank, other, each.logprob) for other, each in found.items())
+    top = [(other, logprob) for rank, other, logprob in by_rank if rank <= count and not math.isinf(logprob)]
+    return Logprobs(found[token].logprob, top)

