@@ -153,7 +153,7 @@ def _layer(
 
 def _run_layers(decoder: Any) -> None:  # noqa: ANN401 - a transformers decoder of the Llama kind
     """Have a pass go through a decoder's layers and nothing else: it has its embeddings, positions and attention."""
-    stock, layers = decoder.forward, [*decoder.layers]
+    stock = decoder.forward
 
     @wraps(stock)
     def forward(
@@ -166,7 +166,7 @@ def _run_layers(decoder: Any) -> None:  # noqa: ANN401 - a transformers decoder 
         if paged is None:
             return stock(*arguments, inputs_embeds=inputs_embeds, position_ids=position_ids, **options)
         hidden, angles = inputs_embeds, decoder.rotary_emb(inputs_embeds, position_ids)
-        for layer in layers:
+        for layer in decoder.layers:  # a reader may have shortened them
             hidden = layer(hidden, position_embeddings=angles, paged=paged)
         return SimpleNamespace(last_hidden_state=decoder.norm(hidden))  # which passes read, and no more
 

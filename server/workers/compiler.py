@@ -104,7 +104,8 @@ def main() -> None:
     """The process: read the vocabulary, then have copies compile what is asked for until the other side has gone."""
     descriptor, memory_bytes = map(int, sys.argv[1:])
     be_modest()
-    with socket.socket(fileno=descriptor) as server:
+    gone = suppress(EOFError, BrokenPipeError, ConnectionResetError)  # a server that ends as soon as it has begun
+    with socket.socket(fileno=descriptor) as server, gone:
         if (vocabulary := _vocabulary(server)) is not None:
             Copies(server, partial(_answer, vocabulary, memory_bytes), _lost).run()
 

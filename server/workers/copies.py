@@ -58,7 +58,7 @@ class Copies:
                         self._ended(descriptor)
                     elif descriptor in self._by_connection:
                         self._by_connection[descriptor].end()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # reset: it has not read what it was told
             for copy in self._at_work.values():
                 copy.end()
 

@@ -90,8 +90,8 @@ class Review {
       const { id, flagged, mine } = this.item;
       await sent("label", { id, label: LABELS[flagged][which], note: byId("note").value });
       if (!mine) this.left -= 1;
-      this.tell();
       this.show((await asked(`next?${this.query({ after: id })}`)).item);
+      this.tell();  // the last, so that who sees it may go on
     });
   }
 

@@ -90,7 +90,7 @@ def test_our_servers_are_asked_for_the_score_and_may_be_given_a_mode(fake: FakeS
     fake.answer = lambda _: stream(first, delta("stop", content="x"))
     found = ask(fake, tmp_path, asked("one"), mode="steer-always")["s/one"]
     assert (found.score, found.detected, found.flagged) == (0.75, True, False)  # seen, and nothing was done about it
-    assert fake.bodies[0]["guard"] == {"mode": "steer", "threshold": 0.0}
+    assert fake.bodies[0]["guard"] == {"mode": "steer", "threshold": 0.0, "output": {"mode": "off"}}
     assert fake.bodies[0]["moderation"] == {"model": "m"}
 
 
