@@ -25,7 +25,7 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """The text that is certain now, after one more token; often empty."""
-        mark = self._marks.get(token)
+        mark = self._marks.get(token) if self._marks else None
         text = self._source.push(token) if mark is None else self._source.finish() + mark
         return text if self._clean_up is None else self._clean_up.push(text, last=False)
 

@@ -80,7 +80,7 @@ class Pipeline:
     @property
     def stopped(self) -> bool:
         """Whether a stop string has been met."""
-        return self._scan.stopped
+        return self._scan.met is not None
 
     @property
     def stop_string(self) -> str | None:

@@ -77,6 +77,8 @@ class ChatAnswer:
         self._id = answer_id
         self._created = int(time.time())
         self._fingerprint = served.fingerprint(self._first.policy)
+        # Chunks do, in more than their text.
+        self._differ = bool(chat.logprobs or chat.usage_in_chunks or chat.wants_scores)
         self._templates: dict[tuple[Generation, Kind], Template] = {}
         self._called: Counter[Generation] = Counter()  # calls that were begun
 
@@ -184,8 +186,7 @@ class ChatAnswer:
         """A chunk with a piece of a choice."""
         if delta.kind is Kind.CALL:
             return event(self._chunk(generation, {"tool_calls": [self._begun_call(generation, delta.text)]}))
-        differs = self._chat.logprobs or self._chat.usage_in_chunks or self._chat.wants_scores
-        if differs or self._called[generation] > 1:
+        if self._differ or self._called[generation] > 1:
             return event(self._piece(generation, delta))
         template = self._templates.get((generation, delta.kind))
         if template is None:
