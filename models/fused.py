@@ -10,7 +10,7 @@ together, and kernels of our own (`models/operations.py`). On a GPU that is a th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from types import MethodType, SimpleNamespace
 from typing import Any
@@ -161,16 +161,26 @@ def _run_layers(decoder: Any) -> None:  # noqa: ANN401 - a transformers decoder 
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         paged: Pass | None = None,
+        keep: Collection[int] = (),
         **options: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
+        """`keep`: layers whose states are wanted. Hooks would take longer than all else that reading them does."""
         if paged is None:
             return stock(*arguments, inputs_embeds=inputs_embeds, position_ids=position_ids, **options)
+        assert inputs_embeds is not None, "a pass has its embeddings"
+        kept: dict[int, Tensor] = {}
         hidden, angles = inputs_embeds, decoder.rotary_emb(inputs_embeds, position_ids)
-        for layer in decoder.layers:  # a reader may have shortened them
+        for number, layer in enumerate(decoder.layers):  # a reader may have shortened them
+            if number in keep:
+                kept[number] = hidden
             hidden = layer(hidden, position_embeddings=angles, paged=paged)
-        return SimpleNamespace(last_hidden_state=decoder.norm(hidden))  # which passes read, and no more
+        normed = decoder.norm(hidden)
+        if (last := len(decoder.layers)) in keep:
+            kept[last] = normed
+        return SimpleNamespace(last_hidden_state=normed, kept=kept)  # which passes read, and no more
 
     decoder.forward = forward
+    decoder.keeps_states = True
 
 
 def change_linears(decoder: Any, change: Callable[[nn.Linear | Joined], nn.Module]) -> None:  # noqa: ANN401

@@ -50,6 +50,7 @@ class Passes:
         self._cache_argument = (
             "cache" if "cache" in inspect.signature(self._decoder.forward).parameters else "past_key_values"
         )
+        self._keeps: bool = getattr(self._decoder, "keeps_states", False)
         self._no_mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=info.device)  # or the model makes one
 
     @torch.inference_mode()
@@ -153,8 +154,12 @@ class Passes:
         """The decoder on embeddings `[1, N, d]`; the states at the places `last`, or at all."""
         if last is not None:
             last = last.to(self._info.device)
+        options = dict(deep or {})
+        kept_by_itself = taps if self._keeps and last is None else ()
+        if kept_by_itself:
+            options["keep"] = [layer for tap in taps for layer in tap.layers]
         with ExitStack() as reading:
-            for tap in taps:
+            for tap in () if kept_by_itself else taps:
                 reading.enter_context(tap.at_all() if last is None else tap.at(last, torch.zeros_like(last)))
             output = self._decoder(
                 inputs_embeds=embedded,
@@ -163,7 +168,9 @@ class Passes:
                 paged=paged,
                 use_cache=True,
                 **{self._cache_argument: paged},
-                **(deep or {}),
+                **options,
             )
+        for tap in kept_by_itself:
+            tap.take(output.kept)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden if last is None else hidden[last]

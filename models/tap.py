@@ -7,7 +7,7 @@ final norm puts out (not the last block). For every family and every `l` this is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -81,6 +81,11 @@ class Tap:
             yield
         assert kept is not None, "no pass ran inside the tap"
         self._states = kept[0] if self._single else kept.transpose(0, 1)
+
+    def take(self, kept: Mapping[int, Tensor]) -> None:
+        """Set `states` to those of each layer `[1, B, d]` that a pass has kept by itself."""
+        states = torch.stack([kept[layer][0] for layer in self._layers], dim=1)
+        self._states = states[:, 0] if self._single else states
 
     def put(self, states: Tensor) -> None:
         """Set `states`, where one prefill took several passes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,22 @@ def test_prefill_inside_the_tap(tiny_models: TinyModels, backbone: Backbone, fam
             torch.testing.assert_close(tap.states[:, layer], expected[layer], atol=2e-5, rtol=0, msg=str(layer))
         assert torch.equal(one.states, tap.states[:, 1])
         assert torch.equal(tap.states[:, LAYERS], hidden)
+
+
+def test_steps_inside_the_tap_read_what_a_pass_over_all_tokens_reads(backbone: Backbone) -> None:
+    prompt, token = backbone.inputs.build_text("A red square."), 5
+    rows = [backbone.open_row(prompt, 2) for _ in range(2)]
+    backbone.prefill(rows)
+    with backbone.tap(list(EVERY)) as tap, backbone.tap(1) as one:
+        hidden = backbone.decode(rows, torch.tensor([token, token]))
+        assert torch.equal(one.states, tap.states[:, 1])
+        assert torch.equal(tap.states[:, LAYERS], hidden)
+        stepped = tap.states
+        rows.append(backbone.open_row(replace(prompt, ids=[*prompt.ids, token]), 1))
+        backbone.prefill(rows[2:])
+    for row in rows:
+        backbone.close_row(row)
+    torch.testing.assert_close(stepped, tap.states.expand_as(stepped), atol=2e-5, rtol=0)
 
 
 class TestHooks:

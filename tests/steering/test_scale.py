@@ -23,6 +23,12 @@ def test_it_never_falls(values: list[float], asked: list[float]) -> None:
     assert min(found) >= 0
 
 
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=99), st.lists(st.floats(-20, 20) | st.integers(-9, 9)))
+def test_it_says_of_one_value_what_it_says_of_several(values: list[int], asked: list[float]) -> None:
+    scale = Scale.of(np.array(values, dtype=np.float64))
+    assert [scale(value) for value in asked] == scale.each(np.array(asked)).tolist()
+
+
 def test_it_says_how_unusual_a_value_is() -> None:
     """Of exponential values, of which the share above x is exp(-x), in the middle and far beyond the last."""
     count = 20_000
