@@ -112,6 +112,7 @@ class Request:
     output_ids: list[int] = field(default_factory=list)
     decision: Decision | None = None
     shadow: ShadowDecision | None = None  # never acted upon
+    shadow_answer: AnswerDecision | None = None  # from when it has ended, or the guard has acted on it
     answer: AnswerDecision | None = None  # from when its answer is flagged, or has ended; None where nobody watches it
     token_scores: TokenScores | None = None  # of the prompt, where its ask wants them and it was scored
     answer_scores: list[float] = field(default_factory=list)  # of tokens read since its last event, where wanted

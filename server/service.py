@@ -111,7 +111,7 @@ class Service:
         policies = make_policies(self.settings, served.guard)
         self.metrics.expect(policies.values(), () if served.guard is None else served.guard.category_names)
         if served.guard is not None:
-            self.metrics.watch_policies(policies, served.calibration)
+            self.metrics.watch_policies(policies, served.calibration, served.answer_calibration)
         self.metrics.model_info.info(served.facts(policies[DEFAULT_POLICY]))
 
     def _ready(self) -> bool:

@@ -30,6 +30,8 @@ class AnswerReader(nn.Module):
     `weight` `[1, layers * d]`, `prompt_weight` v and `bias` b are fitted on raw states; computed in fp32.
     """
 
+    width = 1  # numbers of a token
+
     weight: Tensor
     prompt_weight: Tensor
     bias: Tensor
@@ -72,6 +74,10 @@ class AnswerReader(nn.Module):
     def prompt_part(self, prompt_score: float) -> float:
         """What the prompt's score adds to every token; NaN where it is no number."""
         return self._prompt_weight * clipped_logit(prompt_score)
+
+    def harmless_scores(self, count: int) -> list[float]:
+        """The final scores of so many harmless answers, as the scale has them: evenly spread over their quantiles."""
+        return [logistic(-math.log1p(-(place + 0.5) / count), *self._logistic) for place in range(count)]
 
     def calibrate(self, scale: Scale, slope: float, shift: float) -> None:
         """Set the scale of harmless answers, and what makes a score of a value on it."""
@@ -123,8 +129,9 @@ class Watch:
         if not math.isfinite(value) or math.isnan(self.raw):
             self.raw = self.score = math.nan
             return self.score
-        self._values.append(value)
-        mean = sum(self._values) / len(self._values)
+        values = self._values
+        values.append(value)
+        mean = sum(values) / len(values)
         raw = max(self.raw, min(mean, self._last))
         self._last = mean
         if len(self._highest) < HIGHEST or mean > self._highest[0]:

@@ -66,6 +66,14 @@ class Guard(nn.Module):
         return [] if scores is None else scores.tolist()
 
     @property
+    def answer_calibration_scores(self) -> list[float]:
+        """Final scores of held-out harmless answers, by their quantiles; none where it reads no answers."""
+        spec = self.manifest.answers
+        if self.answers is None or spec is None:
+            return []
+        return self.answers.harmless_scores(max((each.samples for each in spec.thresholds), default=0))
+
+    @property
     def fitted_rows(self) -> frozenset[int] | None:
         """Fingerprints of the prompts it was fitted on (`steering/data/questions.py`); None of older bundles."""
         rows = self.calibration.get("fitted_rows")

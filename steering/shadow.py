@@ -9,28 +9,44 @@ import torch
 from torch import Tensor
 
 from models.reading import PromptReader
+from steering.answers import AnswerReader
 from steering.guard import Guard
-from steering.policy import ShadowDecision, Verdict, is_flagged
+from steering.policy import AnswerDecision, ShadowDecision, Verdict, is_flagged
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Shadow:
-    """What judges in the acting guard's shadow; `guard` may be the acting one."""
+    """What judges in the acting guard's shadow; `guard` may be the acting one.
+
+    `answer_threshold`: from which score it would flag an answer; None: it reads prompts alone.
+    """
 
     name: str
     guard: Guard
     threshold: float
+    answer_threshold: float | None = None
+
+    @property
+    def answers(self) -> AnswerReader | None:
+        """What it reads answers with; None: it reads none."""
+        return None if self.answer_threshold is None else self.guard.answers
 
     def judge(self, score: float) -> ShadowDecision:
         """What this would do about a score. One that is no number is flagged."""
         verdict = Verdict.MONITORED if is_flagged(score, self.threshold) else Verdict.PASS
         return ShadowDecision(verdict, score, 0.0, shadow=self.name)
 
+    def judge_answer(self, score: float, tokens: int) -> AnswerDecision:
+        """What this would do about an answer with this score, of which it has read so many tokens."""
+        assert self.answer_threshold is not None, "it reads no answers"
+        verdict = Verdict.MONITORED if is_flagged(score, self.answer_threshold) else Verdict.PASS
+        return AnswerDecision(verdict, score, tokens)
+
 
 class Beside:
-    """Reads tokens for an acting guard, and for a shadow's own beside it; a `PromptReader` itself.
+    """Reads tokens for an acting guard, and for a shadow beside it; a `PromptReader` itself, of prompts or of answers.
 
     What the acting guard reads is bit for bit what it reads alone, and a shadow that fails leaves no numbers.
     """

@@ -125,8 +125,11 @@ class Generation:
         self.finish = finish
         self.error = error
         request = self.request
-        if request.policy.output.mode is not Mode.OFF and finish not in FAILURES and request.max_tokens:
+        if finish in FAILURES or not request.max_tokens:
+            return
+        if request.policy.output.mode is not Mode.OFF:
             self._metrics.answers.ended(request.policy, request.answer, self.fallback)
+        self._metrics.shadow_answered(request)
 
     @property
     def _verdict(self) -> Verdict | None:

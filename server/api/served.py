@@ -38,6 +38,7 @@ class Served:
     guard: Calibrated | None
     layer: int | None  # the guarded one
     calibration: Sequence[float]  # scores of harmless prompts that the guard was calibrated on; none if it keeps none
+    answer_calibration: Sequence[float] = ()  # final scores of harmless answers; none if it reads no answers
     created: int = field(default_factory=lambda: int(time.time()))
     version: str = field(default_factory=server_version)  # of this server; to look it up takes half a millisecond
 
@@ -54,6 +55,7 @@ class Served:
             guard=facts.guard,
             layer=facts.layer,
             calibration=facts.calibration,
+            answer_calibration=facts.answer_calibration,
         )
 
     @property

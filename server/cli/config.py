@@ -119,7 +119,7 @@ def _check_policies(loaded: Loaded) -> str:
 
 def _check_shadow(settings: ShadowSettings | None, acting: Manifest | None) -> str:
     """Find the shadow's threshold; says what was checked. Raises PolicyError, BundleError."""
-    from server.engine.shadow import shadow_threshold
+    from server.engine.shadow import answer_threshold, shadow_threshold
     from steering.manifest import load_manifest
     from steering.policy import PolicyError
 
@@ -130,7 +130,9 @@ def _check_shadow(settings: ShadowSettings | None, acting: Manifest | None) -> s
     if settings.guard is not None and not Path(settings.guard).exists():
         return ""
     bundle = acting if settings.guard is None else load_manifest(Path(settings.guard))
-    return f"shadow: {settings.name} (threshold {shadow_threshold(settings, bundle):.4g}); "
+    of_answers = answer_threshold(settings, bundle)
+    told = "" if of_answers is None else f", {of_answers:.4g} of answers"
+    return f"shadow: {settings.name} (threshold {shadow_threshold(settings, bundle):.4g}{told}); "
 
 
 @app.command()

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from models.layout import Layout
+from models.reading import PromptReader
 from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Work
 from steering.answers import AnswerReader
 from steering.policy import AnswerDecision, Fallback, Mode, Verdict, is_flagged
 from steering.refusals import REFUSAL_TOKENS
+from steering.shadow import Beside, Shadow
 
 logger = logging.getLogger(__name__)
 
@@ -22,60 +24,84 @@ logger = logging.getLogger(__name__)
 class Answers:
     """Reads the answers whose policies say so, each token in the pass that computes it. Keeps nothing of a request.
 
-    `layout`: finds the layout of a prompt's token ids.
+    `layout`: finds the layout of a prompt's token ids. `shadow`: may read them as well, whatever the policies say.
     """
 
-    def __init__(self, reader: AnswerReader | None, layout: Callable[[Sequence[int]], Layout]) -> None:
+    def __init__(
+        self, reader: AnswerReader | None, layout: Callable[[Sequence[int]], Layout], shadow: Shadow | None = None
+    ) -> None:
         self._reader = reader
         self._layout = layout
+        self._shadow = shadow
+        self._reading = read_beside(reader, shadow)
 
     @property
     def layers(self) -> Sequence[int] | None:
         """The layers whose states are read; None: nothing is read."""
-        return None if self._reader is None else self._reader.layers
+        return None if self._reading is None else self._reading.layers
 
     def watched(self, work: Sequence[Work]) -> bool:
         """Whether the next pass computes a token that is to be read."""
-        return any(each.request.watch is not None and each.request.output_ids for each in work)
+        if self._reading is None:
+            return False
+        requests = (each.request for each in work)
+        return any(each.output_ids and (each.watch or each.shadow_watch) is not None for each in requests)
 
     def read(self, states: Tensor) -> Tensor:
-        """What is read of tokens `[N]`, of their states `[N, layers, d]`: no numbers where reading fails."""
-        assert self._reader is not None, "nothing is read"
+        """What is read of tokens, `[N, width]`, of their states `[N, layers, d]`: no numbers where reading fails.
+
+        The acting guard's number first, the shadow's last; there may be one of them alone.
+        """
+        assert self._reading is not None, "nothing is read"
         try:
-            return self._reader.read(states)[:, 0]
+            return self._reading.read(states)
         except torch.AcceleratorError:
             raise
         except Exception:
             logger.exception("the answers of %d rows could not be read", len(states))
-            return states.new_full((len(states),), math.nan, dtype=torch.float32)
+            return states.new_full((len(states), self._reading.width), math.nan, dtype=torch.float32)
 
-    def decide(self, requests: Sequence[OwnRequest], values: Sequence[float]) -> Mapping[OwnRequest, AnswerDecision]:
-        """What follows for those that are flagged now, after one more token each, of which `values` were read."""
+    def decide(
+        self, requests: Sequence[OwnRequest], read: Sequence[Sequence[float]]
+    ) -> Mapping[OwnRequest, AnswerDecision]:
+        """What follows for those that are flagged now, after one more token each, of which these values were read."""
         decisions = {}
-        for request, value in zip(requests, values, strict=True):
-            watch = request.watch
-            if watch is None or not request.output_ids:
+        for request, values in zip(requests, read, strict=True):
+            if not request.output_ids:
                 continue  # the last token is of the prompt
+            if request.shadow_watch is not None:
+                request.shadow_watch.push(values[-1])
+            watch = request.watch
+            if watch is None:
+                continue
             assert watch.tokens == len(request.output_ids) - 1, f"{watch.tokens} of {len(request.output_ids)} were read"
-            score = watch.push(value)
+            score = watch.push(values[0])
             if request.ask.scores:
-                request.answer_scores.append(watch.alone(value))
+                request.answer_scores.append(watch.alone(values[0]))
             known = request.answer is not None and request.answer.verdict is Verdict.MONITORED
             if not known and is_flagged(score, request.policy.output.threshold):
                 decisions[request] = self._decided(request, score)
         return decisions
 
     def begin_refusal(self, request: OwnRequest) -> None:
-        """A flagged answer goes on as a refusal: bent, and read anew."""
+        """A flagged answer goes on as a refusal: bent, and read anew, by the shadow no more."""
         assert self._reader is not None, "nothing is read"
         assert request.decision is not None, f"request {request.id} has no decision"
         score = request.decision.score
         assert score is not None, f"the prompt of request {request.id} was not scored"
+        self.end_shadow(request)
         request.kept += _shown(request)
         request.bent = request.policy.eps
         request.output_ids.clear()
         request.be_refused()
         request.watch = self._reader.watch(score)
+
+    def end_shadow(self, request: OwnRequest) -> None:
+        """Keep what the shadow would have decided on an answer as far as it has read it; it reads no more of it."""
+        watch, request.shadow_watch = request.shadow_watch, None
+        # What it could not read it does not judge, which the log has told.
+        if watch is not None and self._shadow is not None and watch.tokens and not math.isnan(watch.score):
+            request.shadow_answer = self._shadow.judge_answer(watch.score, watch.tokens)
 
     def _decided(self, request: OwnRequest, score: float) -> AnswerDecision:
         tokens = len(request.output_ids)
@@ -97,6 +123,14 @@ class Answers:
             Fallback.PREFILL: self._layout(request.prompt.ids).begun,
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def read_beside(reader: AnswerReader | None, shadow: Shadow | None) -> PromptReader | None:
+    """What reads answers for an acting guard and a shadow, one of them, or None for neither."""
+    shadowing = None if shadow is None else shadow.answers
+    if reader is None or shadowing is None:
+        return reader or shadowing
+    return Beside(reader, shadowing)
 
 
 def final(request: OwnRequest) -> AnswerDecision | None:

@@ -15,7 +15,7 @@ from models.reading import PromptReader
 from server.engine.judged import JudgedRequest
 from server.engine.stopwatch import Stopwatch
 from steering.guard import Guard
-from steering.policy import Decision, Mode, Verdict, decide
+from steering.policy import Decision, Mode, ShadowDecision, Verdict, decide
 from steering.shadow import Beside, Shadow
 
 logger = logging.getLogger(__name__)
@@ -70,9 +70,10 @@ class Judge(Generic[R]):
 
     def follow(self, request: R, follower: R) -> None:
         """Decide on a request as on that which has computed its prompt: rounding differs, a verdict must not."""
-        follower.shadow = request.shadow
         if request.decision is not None:
             self._decide(follower, request.decision)
+        if request.shadow is not None:
+            self._set_shadow(follower, request.shadow)
 
     def steer(self, eps: Sequence[float], hidden: Tensor) -> Tensor:
         """Hidden states `[B, d]`, bent for the rows that are steered, by `eps`."""
@@ -98,7 +99,15 @@ class Judge(Generic[R]):
                 logger.exception("the shadow %s failed on a batch of %d rows", shadow.name, len(found))
                 return
         for request, score in scores.items():
-            request.shadow = shadow.judge(score)
+            self._set_shadow(request, shadow.judge(score))
+
+    def _set_shadow(self, request: R, decision: ShadowDecision) -> None:
+        """Keep what the shadow would decide; it watches the answer, unless that is a refusal already."""
+        request.shadow = decision
+        reader = None if self.shadow is None else self.shadow.answers
+        acted = request.decision is not None and request.decision.verdict in (Verdict.STEERED, Verdict.BLOCKED)
+        if reader is not None and decision.score is not None and not acted:
+            request.shadow_watch = reader.watch(decision.score)
 
     def _set_prefilled(self, requests: Sequence[R], at: float) -> None:
         """The prompts were computed then."""

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 class JudgedRequest(Request):
     """A request that a `Judge` decides on.
 
-    `watch`: from its decision on, where its answer is watched.
+    `watch`: from its decision on, where its answer is watched; `shadow_watch`: while a shadow watches it.
     """
 
     watch: Watch | None = field(default=None, init=False)
+    shadow_watch: Watch | None = field(default=None, init=False)
 
     def be_refused(self) -> None:
         """Its answer is to be a refusal: greedy, and free of what the client asked of the sampler."""

@@ -96,6 +96,7 @@ class LaunchSpec:
 
     def _load_own(self, tell: Tell | None) -> Engine[Any]:
         from models.load import load_backbone
+        from server.engine.answers import read_beside
         from server.engine.own import OwnEngine
         from server.engine.scheduler import Scheduler
         from server.engine.shadow import load_shadow
@@ -115,11 +116,12 @@ class LaunchSpec:
         )
         set_threads(self, backbone)
         guard = None if self.guard is None else load_guard(self.guard, backbone.info)
-        if guard is not None and guard.answers is not None:
-            backbone.watch_answers(guard.answers.layers)
+        shadow = None if self.shadow is None else load_shadow(self.shadow, guard, backbone.info)
+        of_answers = read_beside(None if guard is None else guard.answers, shadow)
+        if of_answers is not None:
+            backbone.watch_answers(of_answers.layers)
         if self.cuda_graphs:
             backbone.capture()
-        shadow = None if self.shadow is None else load_shadow(self.shadow, guard, backbone.info)
         scheduler = Scheduler(self.max_rows, self.prefill_tokens, self.max_gap_ms / 1000)
         return OwnEngine(backbone, guard, scheduler, shadow)
 

@@ -282,4 +282,5 @@ def _state(request: Request) -> State:
         request.timings,
         request.cached_tokens,
         request.token_scores,
+        request.shadow_answer,
     )

@@ -40,7 +40,7 @@ class Computed:
 
     requests: list[OwnRequest]
     hidden: Tensor
-    read: Tensor | None = None  # what was read of these tokens `[B]`; None where none was to be
+    read: Tensor | None = None  # what was read of these tokens `[B, width]`; None where none was to be
 
     def of(self, kept: Sequence[bool]) -> Computed:
         """That of some of the requests."""
@@ -56,7 +56,8 @@ class Computed:
         requests = [request for part in parts for request in part.requests]
         read = None
         if any(part.read is not None for part in parts):
-            nothing = parts[0].hidden.new_full((1,), torch.nan)  # of a row alone
+            width = max(part.read.shape[1] for part in parts if part.read is not None)
+            nothing = parts[0].hidden.new_full((1, width), torch.nan)  # of a row alone
             read = torch.cat([nothing if part.read is None else part.read for part in parts])
         return Computed(requests, torch.cat([part.hidden for part in parts]), read)
 
@@ -71,7 +72,7 @@ class OwnEngine:
         self.scheduler = scheduler
         self.failure: EngineFailed | None = None
         self._judge: Judge[OwnRequest] = Judge(guard, shadow)
-        self._answers = Answers(None if guard is None else guard.answers, backbone.inputs.layout)
+        self._answers = Answers(None if guard is None else guard.answers, backbone.inputs.layout, shadow)
         self.read_prompts()
         self._rows = BackboneRows(backbone)
         info = backbone.info
@@ -85,7 +86,8 @@ class OwnEngine:
         guard = self._judge.guard
         if guard is None:
             return Facts(self.backbone.info)
-        return Facts(self.backbone.info, guard.manifest, guard.layer, guard.calibration_scores)
+        known = guard.calibration_scores, guard.answer_calibration_scores
+        return Facts(self.backbone.info, guard.manifest, guard.layer, *known)
 
     @property
     def load(self) -> Load:
@@ -281,6 +283,7 @@ class OwnEngine:
             self._rows.hand_over(request, heir)
         request.timings.finished = monotonic()
         request.answer = final(request)
+        self._answers.end_shadow(request)
         return Event(request, token=token, logprobs=logprobs, finish=finish, error=error)
 
 

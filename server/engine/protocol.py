@@ -24,6 +24,7 @@ class Facts:
     guard: Calibrated | None = None
     layer: int | None = None  # the guarded one
     calibration: Sequence[float] = ()  # scores of harmless prompts that the guard was calibrated on, if it keeps them
+    answer_calibration: Sequence[float] = ()  # final scores of harmless answers, if it reads answers
 
 
 class Effort(IntEnum):

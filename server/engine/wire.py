@@ -176,6 +176,7 @@ class State(NamedTuple):
     timings: Timings
     cached_tokens: int | None
     token_scores: TokenScores | None = None
+    shadow_answer: AnswerDecision | None = None
 
 
 class Update(NamedTuple):

@@ -74,6 +74,7 @@ def _facts(choices: Choices, judge: Judge | None) -> dict[str, Any]:
         "shadow": None if shadow is None else shadow.shadow,
         "shadow_decision": None if shadow is None else shadow.verdict.value,
         "shadow_score": None if shadow is None else shadow.score,
+        **_shadowed(choices),
         "modality": "image" if image_tokens else "text",
         "prompt_tokens": sum(len(each.prompt.ids) for each in prompts),
         "image_tokens": image_tokens,
@@ -105,6 +106,15 @@ def _watched(choices: Choices) -> dict[str, Any]:
         "answer_score": None if answer is None else answer.score,
         "answer_reason": None if reason is None else reason.value,
     }
+
+
+def _shadowed(choices: Choices) -> dict[str, Any]:
+    """Of several answers that a shadow has judged, the one with the highest score stands for all."""
+    judged = [each.request.shadow_answer for each in choices.generations if each.request.shadow_answer is not None]
+    if not judged:
+        return {}
+    worst = max(judged, key=lambda answer: answer.score)
+    return {"shadow_answer_decision": worst.verdict.value, "shadow_answer_score": worst.score}
 
 
 def _answer_score(generation: Generation) -> tuple[bool, float]:

@@ -241,13 +241,17 @@ class ShadowSettings(_Frozen):
     target_fpr: Share | None = Field(
         default=None, description="Instead of a threshold: the false-positive rate aimed at, one that its bundle has."
     )
+    answer_threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="Score from which it would flag an answer, 0 to 1; that of its own bundle where not given.",
+    )
 
     @model_validator(mode="after")
     def _differs(self) -> Self:
         given = [name for name in ("threshold", "target_fpr") if getattr(self, name) is not None]
         if len(given) == 2:
             raise PydanticCustomError("threshold", "threshold and target_fpr exclude each other; give one of them")
-        if not given and self.guard is None:
+        if not given and self.guard is None and self.answer_threshold is None:
             raise PydanticCustomError("threshold", "needs a guard, a threshold or a target_fpr of its own")
         return self
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from server.watch.drift import DriftWatch
 from steering.policy import AnswerDecision, Fallback, Mode, Policy, Verdict
 
 SCORE_BUCKETS = tuple(step / 20 for step in range(1, 21))
@@ -14,6 +17,7 @@ _VERDICTS = {
     Mode.STEER: (Verdict.PASS, Verdict.STEERED, Verdict.BLOCKED),
     Mode.BLOCK: (Verdict.PASS, Verdict.BLOCKED),
 }
+_LEAST_TOKENS = 2  # of which an answer's score comes to anything
 
 
 class AnswerMetrics:
@@ -31,6 +35,14 @@ class AnswerMetrics:
         self._dropped = counter("dropped_tokens", "Tokens that were held back and never shown.")
         self._shown = histogram("shown_tokens", "Tokens of a flagged answer that had been shown.", SHOWN_BUCKETS)
         self._score = histogram("score", "The final score of an answer, 1 = toxic.", SCORE_BUCKETS)
+        self.drift = DriftWatch("answer", "autosteer_answer_threshold")
+        registry.register(self.drift)
+
+    def watch_policies(self, policies: Mapping[str, Policy], calibration: Sequence[float]) -> None:
+        """Watch the drift of the answers of those that watch any; `calibration`: scores to compare theirs with."""
+        outputs = {name: policy.output for name, policy in policies.items()}
+        watching = {name: each.threshold for name, each in outputs.items() if each.mode is not Mode.OFF}
+        self.drift.configure(watching, calibration)
 
     def expect(self, policy: Policy) -> None:
         """Answers are going to be judged by this policy."""
@@ -61,3 +73,5 @@ class AnswerMetrics:
         self._decisions.labels(policy.name, policy.output.mode.value, verdict.value).inc()
         if answer is not None:
             self._score.labels(policy.name).observe(answer.score)
+            if answer.tokens >= _LEAST_TOKENS:
+                self.drift.add(policy.name, answer.score)

@@ -10,7 +10,6 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from steering.drift import LOOK_EVERY, MIN_SAMPLES, WINDOW, Drift, Reference
-from steering.policy import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +39,27 @@ class ScoreWindow:
 
 
 class DriftWatch(Collector):
-    """A window for each policy, and the gauges that tell of them."""
+    """A window for each policy, and the gauges that tell of them.
 
-    def __init__(self) -> None:
-        self._thresholds: dict[str, float] = {}
+    `of`: what the scores are of, as it stands in the gauges' names. `threshold`: the name of that of the thresholds.
+    """
+
+    def __init__(self, of: str, threshold: str) -> None:
+        self._of = of
+        self._threshold = threshold
+        self._thresholds: Mapping[str, float] = {}
         self._windows: dict[str, ScoreWindow] = {}
 
-    def configure(self, policies: Mapping[str, Policy], calibration: Sequence[float]) -> None:
-        """Watch these policies; the window of one whose threshold stays as it is goes on."""
+    def configure(self, thresholds: Mapping[str, float], calibration: Sequence[float]) -> None:
+        """Watch policies with these thresholds; the window of one whose threshold stays as it is goes on."""
         first = not self._thresholds
-        self._thresholds = {name: policy.threshold for name, policy in policies.items()}
+        self._thresholds = thresholds
         before, self._windows = self._windows, {}
         if not calibration:
-            if first:
-                logger.warning("the guard's bundle keeps no calibration scores, so drift is not watched")
+            if first and thresholds:
+                logger.warning(
+                    "the guard's bundle keeps no calibration scores of its %s, so drift is not watched", self._of
+                )
             return
         for name, threshold in self._thresholds.items():
             known = before.get(name)
@@ -65,9 +71,10 @@ class DriftWatch(Collector):
                 self._windows[name] = ScoreWindow(reference)
             else:
                 logger.warning(
-                    "policy %s: %d calibration scores lie below its threshold, %d are needed to watch its drift",
+                    "policy %s: %d calibration scores of its %s lie below its threshold, %d are needed to watch drift",
                     name,
                     len(reference.scores),
+                    self._of,
                     MIN_SAMPLES,
                 )
 
@@ -85,8 +92,8 @@ class DriftWatch(Collector):
         """What the last look at every window found."""
         looked = {name: window.latest for name, window in self._windows.items() if window.latest is not None}
         sizes = {name: float(len(window)) for name, window in self._windows.items()}
-        drift = "autosteer_guard_drift_"
-        yield _by_policy("autosteer_policy_threshold", "The score from which a policy flags.", self._thresholds)
+        drift = f"autosteer_{self._of}_drift_"
+        yield _by_policy(self._threshold, "The score from which a policy flags.", self._thresholds)
         yield _by_policy(drift + "window", "Scores that drift is computed from, at most.", sizes)
         yield _by_policy(
             drift + "psi",

@@ -94,12 +94,20 @@ class Metrics:
         self.shadow_score = self._histogram(
             "shadow_score", "The shadow's score, 1 = toxic.", SCORE_BUCKETS, ("policy", "shadow")
         )
+        self.shadow_answers = self._counter(
+            "shadow_answer_decisions",
+            "What a shadow would have decided on answers, beside what became of them.",
+            ("policy", "shadow", "decision", "acting"),
+        )
+        self.shadow_answer_score = self._histogram(
+            "shadow_answer_score", "The shadow's score of an answer, 1 = toxic.", SCORE_BUCKETS, ("policy", "shadow")
+        )
         self.near_threshold = self._counter(
             "guard_near_threshold", "Scores within 0.1 of the threshold that they were judged by.", ("policy",)
         )
         self.answers = AnswerMetrics(self.registry)
         self.recent = RecentDecisions()
-        self.drift = DriftWatch()
+        self.drift = DriftWatch("guard", "autosteer_policy_threshold")
         self.registry.register(self.drift)
         self.guard_overhead = self._histogram(
             "guard_overhead_seconds", "Time the guard took to score one prefill batch.", GUARD_BUCKETS
@@ -193,9 +201,15 @@ class Metrics:
         for outcome in ("written", "dropped"):
             self.audit_records.labels(outcome)
 
-    def watch_policies(self, policies: Mapping[str, Policy], calibration: Sequence[float]) -> None:
-        """These are the policies that requests are judged by; `calibration`: scores to compare theirs with."""
-        self.drift.configure(policies, calibration)
+    def watch_policies(
+        self, policies: Mapping[str, Policy], calibration: Sequence[float], of_answers: Sequence[float] = ()
+    ) -> None:
+        """These are the policies that requests are judged by; `calibration`: scores to compare theirs with.
+
+        `of_answers`: the same for the scores of answers.
+        """
+        self.drift.configure({name: policy.threshold for name, policy in policies.items()}, calibration)
+        self.answers.watch_policies(policies, of_answers)
         for name in policies:
             self.near_threshold.labels(name)
 
@@ -234,6 +248,15 @@ class Metrics:
                 policy.name, shadow.shadow, shadow.verdict.value, decision.verdict.value, modality
             ).inc()
             self.shadow_score.labels(policy.name, shadow.shadow).observe(shadow.score)
+
+    def shadow_answered(self, request: Request) -> None:
+        """An answer has ended of which a shadow has judged what was no refusal."""
+        shadow, answer = request.shadow, request.shadow_answer
+        if shadow is None or answer is None:
+            return
+        acting = "off" if request.answer is None else request.answer.verdict.value
+        self.shadow_answers.labels(request.policy.name, shadow.shadow, answer.verdict.value, acting).inc()
+        self.shadow_answer_score.labels(request.policy.name, shadow.shadow).observe(answer.score)
 
     def token(self, before: float | None, now: float, arrived: float) -> None:
         """One token of a request; `before` is when its previous one came."""

@@ -72,6 +72,7 @@ class FakeBackbone:
         self.decodes: list[int] = []  # rows that added one token, by pass
         self.computed = 0  # tokens, of prompts and answers
         self.watched: list[bool] = []  # each pass
+        self.answer_layers: Sequence[int] | None = None
         self.answer_states = torch.zeros(0, 1, 1)
 
     @property
@@ -137,7 +138,8 @@ class FakeBackbone:
         for row, count in zip(rows, counts, strict=True):
             row.length += count
         self.watched.append(watched)
-        self.answer_states = torch.tensor([[[float(row.tokens[row.length - 1])]] for row in rows])
+        last = torch.tensor([float(row.tokens[row.length - 1]) for row in rows])
+        self.answer_states = last[:, None, None].expand(-1, len(self.answer_layers or ()), 1)
         return torch.tensor([[float(next_token(row.tokens[: row.length])), row.tokens[0] / VOCAB] for row in rows])
 
     def watch_answers(self, layers: Sequence[int] | None) -> None:
@@ -146,12 +148,12 @@ class FakeBackbone:
     def logits(self, hidden: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(hidden[:, 0].long(), VOCAB).float()
 
-    def read_prompts(self, reader: object) -> None:
+    def read_prompts(self, reader: Any) -> None:
         self.reader = reader
 
     def notes(self, row: FakeRow, tokens: int) -> Tensor:
         assert row.length >= tokens
-        return torch.full((tokens, 1), row.tokens[0] / VOCAB)
+        return torch.full((tokens, self.reader.width), row.tokens[0] / VOCAB)
 
 
 class FakeGuard:
@@ -161,6 +163,7 @@ class FakeGuard:
     layers = (1,)
     width = 1
     answers: AnswerReader | None = None
+    answer_calibration_scores: Sequence[float] = ()
 
     def score(self, notes: Tensor, layout: object) -> float:
         return float(notes[-1, 0])

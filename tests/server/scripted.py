@@ -160,6 +160,7 @@ class ScriptedGuard:
     recall = 1.0
     layer = 3
     eps = 1.0
+    answer_calibration_scores: Sequence[float] = ()
     calibration_scores: Sequence[float] = ()  # where an engine has this guard
 
     @property

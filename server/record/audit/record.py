@@ -66,6 +66,8 @@ class AuditRecord:
     shadow: str | None = None
     shadow_decision: str | None = None
     shadow_score: float | None = None
+    shadow_answer_decision: str | None = None
+    shadow_answer_score: float | None = None
     modality: str | None = None
     finish: str | None = None
     prompt_tokens: int | None = None

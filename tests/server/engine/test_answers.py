@@ -19,12 +19,13 @@ from server.request import Ask, Finish, Schema
 from steering.answers import AnswerReader
 from steering.guard import Guard
 from steering.policy import AnswerDecision, Fallback, Hold, Mode, OutputPolicy, Policy, Verdict, is_flagged
+from steering.shadow import Shadow
 from tests.reference import answers as reference
 from tests.reference import stock
 from tests.server.engine.test_engine import HARMFUL, HARMLESS, engine_of, expected, run
 from tests.server.engine.test_engine_on_models import chat_request, serve
 from tests.server.engine.test_followers import begun
-from tests.server.fakes import BEGUN, REFUSAL_TOKEN, FakeBackbone, FakeGuard, ask, own, policy
+from tests.server.fakes import BEGUN, REFUSAL_TOKEN, FakeBackbone, FakeGuard, as_any, ask, own, policy
 from tests.server.guards import random_answers, random_guard, rising, token_reader
 from tests.tiny import TinyModels
 
@@ -201,6 +202,52 @@ def test_an_answer_that_gave_up_its_row_is_read_on_where_it_was() -> None:
     for number, request in enumerate(requests):
         assert request.output_ids == expected([10 + number], TOKENS)
         assert answer_of(request).tokens == TOKENS
+
+
+# a shadow ----------------------------------------------------------------------------------------------------------
+
+
+def candidate(guard: FakeGuard, threshold: float = 0.5) -> Shadow:
+    return Shadow("candidate", as_any(guard), 0.5, answer_threshold=threshold)
+
+
+@pytest.mark.parametrize("acting", [FakeGuard(), Watching(token_reader(99.0))], ids=["of prompts", "of both"])
+def test_a_shadow_reads_answers_whether_or_not_the_acting_guard_does(acting: FakeGuard) -> None:
+    mode = Mode.OFF if acting.answers is None else Mode.MONITOR
+    requests = [watched("a", mode), watched("b", mode, HARMFUL)]
+    engine = engine_of(FakeBackbone(), acting, shadow=candidate(Watching()))
+    run(engine, *requests)
+    assert requests[0].output_ids == expected(HARMLESS, TOKENS)
+    judged = requests[0].shadow_answer
+    assert judged is not None
+    assert (judged.verdict, judged.reason) == (Verdict.MONITORED, None)
+    said = [float(each) for each in expected(HARMLESS, judged.tokens)]
+    assert judged.tokens == TOKENS - (mode is Mode.OFF)  # whose last token nobody else needs
+    assert judged.score == pytest.approx(reference.score(reference.raw(said, 1), rising(-20.0, 80.0), 1.0, 0.0))
+    assert requests[1].shadow_answer is None, "a refusal under the acting guard's head is no answer to judge"
+    if acting.answers is not None:
+        assert answer_of(requests[0]).verdict is Verdict.PASS
+
+
+def test_a_shadow_reads_no_more_of_an_answer_that_the_acting_guard_stops() -> None:
+    requests = [watched("a", Mode.STEER, hold="all"), watched("b", Mode.BLOCK)]
+    run(engine_of(FakeBackbone(), Watching(), shadow=candidate(Watching(token_reader(99.0)))), *requests)
+    for request in requests:
+        assert request.shadow_answer is not None
+        assert request.shadow_answer.tokens == tokens_until_flagged()
+        assert request.shadow_answer.verdict is Verdict.PASS
+        assert answer_of(request).flagged
+
+
+def test_a_shadow_that_cannot_read_judges_no_answer_and_stops_none() -> None:
+    request = watched("a", Mode.BLOCK, tokens=4)
+    run(
+        engine_of(FakeBackbone(), Watching(token_reader(99.0)), shadow=candidate(Watching(Raising(1, (1,), 1)))),
+        request,
+    )
+    assert request.output_ids == expected(HARMLESS, 4)
+    assert answer_of(request).verdict is Verdict.PASS
+    assert request.shadow_answer is None
 
 
 # on models ---------------------------------------------------------------------------------------------------------

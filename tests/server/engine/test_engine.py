@@ -12,14 +12,17 @@ from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Scheduler
 from server.request import Event, Finish, Schema
 from steering.policy import Mode, Verdict
+from steering.shadow import Shadow
 from tests.server.fakes import EOS, REFUSAL_TOKEN, FakeBackbone, FakeGuard, as_any, ask, next_token, own, request
 
 HARMFUL = [40, 3]  # the fake guard reads its score, 40 / 50, from the first token
 HARMLESS = [10, 3]
 
 
-def engine_of(backbone: FakeBackbone, guard: FakeGuard | None = None, max_running: int = 8) -> OwnEngine:
-    return OwnEngine(as_any(backbone), as_any(guard), Scheduler(max_running, prefill_tokens=1000))
+def engine_of(
+    backbone: FakeBackbone, guard: FakeGuard | None = None, max_running: int = 8, shadow: Shadow | None = None
+) -> OwnEngine:
+    return OwnEngine(as_any(backbone), as_any(guard), Scheduler(max_running, prefill_tokens=1000), shadow)
 
 
 def run(

@@ -15,24 +15,25 @@ from server.engine.scheduler import Scheduler
 from server.engine.shadow import load_shadow
 from server.settings.groups import ShadowSettings
 from server.settings.schema import Settings
+from steering.answers import AnswerReader
 from steering.bundle import save_bundle
 from steering.errors import BundleError
 from steering.policy import PolicyError
 from steering.shadow import Shadow
 from tests.exposition import metric_of
 from tests.server.fakes import as_any
-from tests.server.guards import random_guard
+from tests.server.guards import random_answers, random_guard, token_reader
 from tests.server.in_thread import engine_client
 from tests.server.records import MemorySink, audit_settings
 from tests.server.scripted import MODEL, chat
 from tests.server.test_app_on_engine import HARMFUL, HARMLESS, Backbone, Guard, loaded
 
 
-def write(folder: Path, backbone: RealBackbone, **changes: Any) -> Path:
-    guard = random_guard(backbone.info, seed=1, layer=1)
+def write(folder: Path, backbone: RealBackbone, answers: AnswerReader | None = None, **changes: Any) -> Path:
+    guard = random_guard(backbone.info, 1, 1, answers)
     model = guard.manifest.model.model_copy(update=changes)
     manifest = guard.manifest.model_copy(update={"model": model, "threshold": 0.25})
-    save_bundle(folder, manifest, guard.reader, guard.head, {})
+    save_bundle(folder, manifest, guard.reader, guard.head, {}, answers)
     return folder
 
 
@@ -48,6 +49,24 @@ def test_a_shadow_has_a_bundle_or_a_threshold_of_its_own(backbone: RealBackbone,
     for given, threshold, own in cases:
         shadow = load_shadow(ShadowSettings.model_validate({"name": "next", **given}), acting, backbone.info)
         assert (shadow.name, shadow.threshold, shadow.guard is not acting) == ("next", threshold, own)
+
+
+def test_a_shadow_with_a_reader_of_answers_judges_them_too(backbone: RealBackbone, tmp_path: Path) -> None:
+    acting = random_guard(backbone.info, answers=random_answers(backbone.info))
+    folder = str(write(tmp_path, backbone, random_answers(backbone.info)))
+    cases: list[tuple[dict[str, Any], float | None]] = [
+        ({"guard": folder}, 0.5),
+        ({"guard": folder, "answer_threshold": 0.9}, 0.9),
+        ({"answer_threshold": 0.7}, 0.7),
+        ({"threshold": 0.7}, None),
+    ]
+    for given, threshold in cases:
+        shadow = load_shadow(ShadowSettings.model_validate(given), acting, backbone.info)
+        assert shadow.answer_threshold == threshold
+        assert (shadow.answers is None) == (threshold is None)
+    without = random_guard(backbone.info)
+    with pytest.raises(PolicyError, match=r"^shadow: answer_threshold: .* reads prompts alone"):
+        load_shadow(ShadowSettings(answer_threshold=0.7), without, backbone.info)
 
 
 def test_a_shadow_that_does_not_fit_is_refused_as_a_guard_is(backbone: RealBackbone, tmp_path: Path) -> None:
@@ -70,6 +89,7 @@ def test_a_shadow_that_does_not_fit_is_refused_as_a_guard_is(backbone: RealBackb
         {"name": "next"},
         {"threshold": 0.5, "target_fpr": 0.01},
         {"threshold": 1.5},
+        {"answer_threshold": 1.5},
         {"threshold": 0.5, "eps": 1.0},
         {"threshold": 0.5, "name": 'x"} 1\n'},
     ],
@@ -84,7 +104,9 @@ async def test_metrics_and_audit_tell_what_a_shadow_would_have_decided() -> None
     sink = MemorySink()
 
     def make() -> OwnEngine:
-        shadow = Shadow("candidate", as_any(guard), threshold=0.999)  # flags nothing that the model can score
+        guard.answers = token_reader(0.0)
+        # Flags no prompt that the model can score, and every answer.
+        shadow = Shadow("candidate", as_any(guard), threshold=0.999, answer_threshold=0.5)
         return OwnEngine(as_any(Backbone()), as_any(guard), Scheduler(4, 1000), shadow)
 
     settings = Settings(audit=audit_settings())
@@ -104,6 +126,12 @@ async def test_metrics_and_audit_tell_what_a_shadow_would_have_decided() -> None
     assert (first.decision, first.shadow) == ("steered", "candidate")
     assert first.shadow_score == first.score
     assert first.shadow_decision == "pass"
+    name = "autosteer_shadow_answer_decisions_total"
+    labels = {"policy": "default", "shadow": "candidate"}
+    assert metric_of(text, name, decision="monitored", acting="off", **labels) == 1
+    assert metric_of(text, "autosteer_shadow_answer_score_count", **labels) == 1
+    assert [each.shadow_answer_decision for each in sink.records] == [None, "monitored", None]
+    assert first.shadow_answer_score is None
 
 
 async def test_without_a_shadow_nothing_is_told_of_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,11 @@ from server.access.policies import make_policies
 from server.settings.groups import PolicySettings
 from server.settings.schema import Settings
 from server.watch.drift import DriftWatch, ScoreWindow
+from server.watch.metrics import Metrics
+from steering.answers import AnswerReader
 from steering.drift import LOOK_EVERY, MIN_SAMPLES, WINDOW, Reference, Scores
+from steering.policy import AnswerDecision, Mode, OutputPolicy, Verdict
+from steering.scale import Scale
 from tests.exposition import metric_of
 from tests.server.fakes import policy
 from tests.server.scripted import Script, ScriptedGuard, ScriptedRunner, application, chat, client_of
@@ -24,6 +29,10 @@ REQUESTS = 10_000
 HARMFUL = 0.1  # share of the traffic
 SAFE: Scores = load_file(Path(demo.GUARD) / "guard.safetensors")["calibration.safe_scores"].astype(np.float64)
 LOGITS = np.log(SAFE) - np.log1p(-SAFE)
+
+
+def guard_drift() -> DriftWatch:
+    return DriftWatch("guard", "autosteer_policy_threshold")
 
 
 def traffic(seed: int, requests: int, shift: float = 0.0, harmful: float = 0.0) -> Scores:
@@ -87,13 +96,14 @@ def test_a_look_is_taken_every_so_many_scores() -> None:
 
 
 def test_a_reload_keeps_the_window_of_a_policy_whose_threshold_stays() -> None:
-    watch = DriftWatch()
+    watch = guard_drift()
     guard = ScriptedGuard()
     safe = SAFE.tolist()
 
     def configure(default: float, strict: float) -> None:
         settings = Settings(threshold=default, policies={"strict": PolicySettings(threshold=strict)})
-        watch.configure(make_policies(settings, guard), safe)
+        policies = make_policies(settings, guard)
+        watch.configure({name: policy.threshold for name, policy in policies.items()}, safe)
 
     def sizes() -> dict[str, float]:
         family = next(f for f in watch.collect() if f.name == "autosteer_guard_drift_window")
@@ -110,9 +120,9 @@ def test_a_reload_keeps_the_window_of_a_policy_whose_threshold_stays() -> None:
 def test_a_bundle_without_calibration_scores_exports_no_drift_and_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    watch = DriftWatch()
+    watch = guard_drift()
     for _ in range(2):
-        watch.configure({"default": policy()}, ())
+        watch.configure({"default": 0.5}, ())
     watch.add("default", 0.1)
     samples = {sample.name for family in watch.collect() for sample in family.samples}
     assert samples == {"autosteer_policy_threshold"}
@@ -120,9 +130,32 @@ def test_a_bundle_without_calibration_scores_exports_no_drift_and_says_so_once(
 
 
 def test_a_threshold_below_nearly_all_calibration_scores_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    watch = DriftWatch()
-    watch.configure({"default": policy(threshold=1e-12)}, SAFE.tolist())
-    assert "policy default: 0 calibration scores lie below its threshold" in caplog.text
+    guard_drift().configure({"default": 1e-12}, SAFE.tolist())
+    assert "policy default: 0 calibration scores of its guard lie below its threshold" in caplog.text
+
+
+def answer_reader(values: Scores) -> AnswerReader:
+    """One that is calibrated on harmless answers that come to these values."""
+    reader = AnswerReader(1, (1,))
+    reader.calibrate(Scale.of(values), 1.0, -4.0)
+    return reader
+
+
+@pytest.mark.parametrize(("shift", "alarm"), [(0.0, 0.0), (0.6, 1.0)])
+def test_the_scores_of_answers_are_compared_with_those_of_harmless_ones(shift: float, alarm: float) -> None:
+    rng = np.random.default_rng(4)
+    reader, metrics = answer_reader(rng.normal(size=1000)), Metrics()
+    output = OutputPolicy(Mode.STEER, 0.9)
+    policies = {"default": replace(policy(), output=output), "unwatched": replace(policy(), name="unwatched")}
+    metrics.watch_policies(policies, (), reader.harmless_scores(1000))
+    for value in rng.normal(shift, size=WINDOW).tolist():
+        decision = AnswerDecision(Verdict.PASS, reader.score_of(value), 9)
+        metrics.answers.ended(policies["default"], decision, None)
+        metrics.answers.ended(policies["default"], AnswerDecision(Verdict.PASS, 0.0, 1), None)  # too short to tell
+    told = metrics.render().decode()
+    assert metric_of(told, "autosteer_answer_drift_alarm", policy="default") == alarm
+    assert metric_of(told, "autosteer_answer_threshold", policy="default") == 0.9
+    assert 'drift_window{policy="unwatched"}' not in told
 
 
 async def test_over_http_the_drift_of_every_policy_is_told() -> None:
