@@ -1,13 +1,16 @@
 """What a reader of answers adds to a step of decoding rows, in one process: with it and without, by turns.
 
 Both engines have the guard, and one of them watches answers, which are never flagged. The reader has random weights on
-three layers: what it costs does not depend on them.
+three layers: what it costs does not depend on them. Throughput is that of whole answers, prompts and the one step more
+with them that a watched answer takes where its limit of tokens ends it.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -15,11 +18,13 @@ import torch
 
 from benchmarks.bench import Bench
 from benchmarks.checkpoints import SMALL, load_ours
+from benchmarks.estimate import Estimate
 from benchmarks.inprocess import EngineRun
 from benchmarks.report import Goal, Report
 from benchmarks.scenarios.guard_step import Added, in_turn
 from benchmarks.workloads import words
 from models.info import BackboneInfo
+from models.prompt import Prompt
 from steering.answers import AnswerReader
 from steering.bundle import load_guard
 from steering.data.questions import Question
@@ -28,31 +33,54 @@ from steering.policy import Mode, OutputPolicy, Policy
 from steering.scale import Scale
 
 GOALS = {1: 1.005, 16: 1.01}  # rows: the most that a step may take of one without the reader
+STREAMS, LEAST = 32, 0.98  # answers at once, and the least that is to be left of their tokens/s
 UNWATCHED = Policy("default", Mode.MONITOR, threshold=1.0, eps=1.0, refusal="No.")
 WATCHED = replace(UNWATCHED, output=OutputPolicy(Mode.STEER, threshold=1.0, hold=16))
 
 
 def run(bench: Bench) -> Report:
-    """Steps of 1 and of 16 rows; first without a reader on either side, to see what the method can see."""
+    """Steps of 1 and of 16 rows, and 32 answers; first without a reader, to see what the method can see."""
     report = Report(
         "answer-step", "what a reader of answers adds between tokens, small model", ("rows", "off", "watched")
     )
     checkpoint = bench.checkpoint(SMALL)
-    plain, watching = (load_ours(checkpoint, 2 * max(GOALS)) for _ in range(2))
+    plain, watching = (load_ours(checkpoint, STREAMS) for _ in range(2))
+
+    def engines(policy: Policy) -> tuple[EngineRun, EngineRun]:
+        guard = load_guard(checkpoint.guard, watching.info)
+        guard.answers = _reader(watching.info)
+        off = EngineRun.of(plain, load_guard(checkpoint.guard, plain.info), UNWATCHED)
+        return off, EngineRun.of(watching, guard, policy)
+
     for rows, most in GOALS.items():
-        found = []
-        for policy in (UNWATCHED, WATCHED):
-            guard = load_guard(checkpoint.guard, watching.info)
-            guard.answers = _reader(watching.info)
-            off = EngineRun.of(plain, load_guard(checkpoint.guard, plain.info), UNWATCHED)
-            found.append(_steps(bench, rows, off, EngineRun.of(watching, guard, policy)))
-        again, added = found
+        again, added = (_steps(bench, rows, *engines(policy)) for policy in (UNWATCHED, WATCHED))
         report.rows.append((str(rows), str(again), str(added)))
         report.goals += [
             Goal(f"off again / off: between tokens, {rows} rows", again.ratio),
             Goal(f"watched / off: between tokens, {rows} rows", added.ratio, at_most=most),
         ]
+    again_speed, speed = (_speed(bench, *engines(policy)) for policy in (UNWATCHED, WATCHED))
+    report.goals += [
+        Goal(f"off again / off: tokens/s, {STREAMS} answers at once", again_speed),
+        Goal(f"watched / off: tokens/s, {STREAMS} answers at once", speed, at_least=LEAST),
+    ]
     return report
+
+
+def _speed(bench: Bench, off: EngineRun, watched: EngineRun) -> Estimate:
+    """Tokens/s of many answers at once, of those without the reader."""
+    ratios = []
+    for number in bench.each(range(3 * bench.effort.fine_rounds), f"answer-step, {STREAMS} answers"):
+        questions = [Question(words(random.Random(1000 * number + place), 12), []) for place in range(STREAMS)]
+        prompts = [prompt_of(off.engine.backbone, question) for question in questions]
+
+        def answer(engine: EngineRun, prompts: Sequence[Prompt] = prompts) -> float:
+            engine.engine.backbone.forget()
+            return engine.answer(prompts, bench.effort.answer)
+
+        without, within = in_turn(number, partial(answer, off), partial(answer, watched))
+        ratios.append(without / within)
+    return Estimate.of(ratios)
 
 
 def _reader(info: BackboneInfo) -> AnswerReader:
