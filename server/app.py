@@ -21,6 +21,7 @@ from server.console import routes as console
 from server.engine.client_protocol import ClientProtocol
 from server.errors import ApiError, ClientGone, ServerFault, error_body, shown
 from server.http.body import as_json
+from server.http.cookies import plain_cookies
 from server.http.pace import Paced
 from server.http.tolerant import Tolerant
 from server.media.images import Images
@@ -156,6 +157,7 @@ class Outermost:
             await self._app(scope, receive, send)
             return
         call = Call(given_id(scope))
+        scope["headers"] = plain_cookies(scope["headers"])
         scope.setdefault("state", {})["call"] = call
 
         async def send_with_headers(message: Message) -> None:

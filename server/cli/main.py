@@ -35,6 +35,7 @@ from server.settings.sources import ConfigError, Loaded, load_settings
 from server.watch.logs import LIFE, configure
 from server.workers.limits import raise_descriptor_limit
 from server.workers.memory import return_large_blocks
+from server.workers.threads import share_the_lock
 
 if TYPE_CHECKING:
     from server.api.served import Served
@@ -85,6 +86,7 @@ def serve(options: dict[str, object], config: Path | None) -> None:
     configure(settings.log_format, access=settings.access_log)
     raise_descriptor_limit()
     return_large_blocks()
+    share_the_lock()
     spec = LaunchSpec.of(settings)
     try:
         listener = listen(settings.host, settings.port)

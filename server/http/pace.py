@@ -14,7 +14,8 @@ from functools import partial
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SMALL_BYTES = 2**14  # a message of more is a part of a large body
-MESSAGES = 16  # small ones, and requests that begin, in a turn
+BEGINNINGS = 4  # requests that begin in a turn: some are answered at once, and metrics take milliseconds
+MESSAGES = 16  # small ones, in a turn
 LARGE_BYTES = 2**18  # of large bodies in a turn: one read of a socket
 
 
@@ -79,6 +80,7 @@ class Paced:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._begin = Pace(BEGINNINGS)
         self._small = Pace(MESSAGES)
         self._large = Pace(LARGE_BYTES)
 
@@ -94,5 +96,5 @@ class Paced:
             await (self._large.turn(size) if size > SMALL_BYTES else self._small.turn(1))
             return message
 
-        await self._small.turn(1)
+        await self._begin.turn(1)
         await self._app(scope, receive_in_turn, send)

@@ -10,12 +10,14 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.http.connections import Connections
-from server.http.pace import Pace
+from server.http.pace import SMALL_BYTES, Pace
 from server.http.plain_parser import PlainParser
 from server.http.streaming import WRITE_NOW
 
 HEAD_SECONDS = 20.0  # from the connection, or a request's first byte, to the end of its headers
 MAX_HEAD_BYTES = 64 * 2**10  # looked at as bytes come, so that it may be passed by as much as comes at once
+MAX_HEADERS = 256  # each that is looked for is compared with all of them
+MAX_URL_BYTES = 8 * 2**10  # each field of a query takes a microsecond
 LINGER_SECONDS = 2.0  # for a client to read its answer while it still sends
 FLUSH_SECONDS = 30.0  # for a client to read the last of its answer
 SLICE = 2**10  # bytes that are parsed at once, but of a body whose length was told
@@ -28,7 +30,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     transport: GentleTransport  # type: ignore[assignment]
     _deadline: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    _head_bytes = 0  # parsed since a request began, or since there was a part of its body
     _body_left = 0  # bytes of a body whose length was told
     _parts = 0  # of bodies, in this turn of the event loop
     _kept = b""  # what has come and is not parsed yet
@@ -61,18 +63,23 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, or keep it for after what is kept: it was on its way when reading was paused."""
+        if len(data) > SMALL_BYTES:
+            self._take_turn(len(data))
         if self.transport.is_closing():
-            self._throw_away(len(data))
-        elif self._kept:
+            return  # it is thrown away
+        if self._kept:
             self._kept += data
         else:
             self._parse(data)
 
-    def _throw_away(self, size: int) -> None:
-        """What is thrown away has a pace too: the clients of 40 large bodies send as fast as they are read."""
+    def _take_turn(self, size: int) -> None:
+        """Read no more in this turn of the event loop than belongs into it, whatever becomes of what is read.
+
+        A socket that is ready is read 32 times, and 40 clients may send as fast as they are read.
+        """
         if not self._unread.take(size):
-            self.transport.hold()
-            self._unread.later(size, self.transport.release)
+            self.transport.hold("turn")
+            self._unread.later(size, partial(self.transport.release, "turn"))
 
     def _parse(self, data: bytes) -> None:
         """Parse as much as belongs into one turn of the event loop, and no further than a request that has to wait.
@@ -83,7 +90,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         while at < len(data) and not self.transport.is_closing():
             if self.pipeline or self._parts >= MOST_PARTS:
                 self._kept = data[at:]
-                self.transport.hold()
+                self.transport.hold("kept")
                 if not self.pipeline:
                     self.loop.call_soon(self._parse_kept)
                 return
@@ -95,15 +102,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         kept, self._kept = self._kept, b""
         self._parse(kept)
         if not self._kept:
-            self.transport.release()
+            self.transport.release("kept")
 
     def _parse_part(self, data: bytes) -> None:
-        """Parse, and count what belongs to a head that is not complete."""
+        """Parse, and count what is no body: a head, and what may stand around the parts of a body without end."""
         self._head_bytes += len(data)
         super().data_received(data)
+        if self._head_bytes <= MAX_HEAD_BYTES or self.transport.is_closing():
+            return
         if self._deadline is None:
-            self._head_bytes = 0
-        elif self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.transport.abort()
+        else:
             self.send_400_response("The request's headers are too large.")
 
     def on_message_begin(self) -> None:
@@ -113,9 +122,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._deadline is None:
             self._await_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; one that comes after the body is none, whatever it is called."""
+        if self._deadline is not None:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """The head is there; its body has limits of its own."""
+        """The head is there; its body has limits of its own. Raises ValueError, which is answered with 400."""
+        if len(self.headers) > MAX_HEADERS or len(self.url) > MAX_URL_BYTES:
+            raise ValueError(f"there are {len(self.headers)} headers, and the URL has {len(self.url)} bytes")
         self._head_is_there()
+        self._head_bytes = 0
         self._open_connections.begun(self)
         self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         super().on_headers_complete()
@@ -124,12 +141,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
         self._parts += 1
+        self._head_bytes = 0
         self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body is there; its answer may have been sent before."""
-        self._body_left = 0
+        self._body_left = self._head_bytes = 0
         if self.parser.should_upgrade():
             return  # it is still to come
         super().on_message_complete()
@@ -186,7 +204,7 @@ class GentleTransport:
         self._is_sending = is_sending
         self._closing = False
         self._paused = False  # by whoever reads
-        self._held = False
+        self._holds: set[str] = set()  # why it is held
         self._timer: asyncio.TimerHandle | None = None
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  the transport's own
@@ -200,20 +218,20 @@ class GentleTransport:
     def resume_reading(self) -> None:
         """Read on, unless it is held."""
         self._paused = False
-        if not self._held:
+        if not self._holds:
             self._transport.resume_reading()
 
-    def hold(self) -> None:
-        """Read nothing, whoever resumes reading, until it is released."""
-        self._held = True
+    def hold(self, why: str) -> None:
+        """Read nothing, whoever resumes reading, until it is released from this."""
+        self._holds.add(why)
         self._transport.pause_reading()
 
-    def release(self) -> bool:
-        """Read on, unless reading is paused; False if the connection is closed."""
-        self._held = False
+    def release(self, why: str) -> bool:
+        """Read on, unless it is held or paused otherwise; False if the connection is closed."""
+        self._holds.discard(why)
         if self._transport.is_closing():
             return False
-        if not self._paused:
+        if not self._paused and not self._holds:
             self._transport.resume_reading()
         return True
 
@@ -230,7 +248,7 @@ class GentleTransport:
         if self._transport.is_closing() or not self._is_sending():
             self._close()
             return
-        self._held = False
+        self._holds.clear()
         self.resume_reading()
         self._transport.write_eof()
         self._timer = self._loop.call_later(LINGER_SECONDS, self._close)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from server.workers.lanes import Lane
+
+LOCK_SECONDS = 0.0002
+
+
+def share_the_lock() -> None:
+    """Have threads that compute give up the interpreter's lock sooner than after Python's 5 ms, for the event loop.
+
+    It takes the lock anew for each socket that is ready: beside one such thread 40 of them took 110 ms in one turn.
+    """
+    sys.setswitchinterval(LOCK_SECONDS)
 
 
 class Threads:

@@ -8,7 +8,8 @@ from contextlib import suppress
 
 from starlette.types import Message, Receive, Scope, Send
 
-from server.http.pace import LARGE_BYTES, MESSAGES, Pace, Paced
+from server.http.pace import BEGINNINGS, LARGE_BYTES, Pace, Paced
+from tests.server.fakes import as_any
 
 
 async def test_many_at_once_take_as_many_turns_as_they_need_in_their_order() -> None:
@@ -49,7 +50,7 @@ async def test_who_has_gone_takes_no_turn() -> None:
 
 
 async def test_small_messages_do_not_wait_for_large_bodies() -> None:
-    sizes = [LARGE_BYTES] * 5 + [10] * (MESSAGES // 2)
+    sizes = [LARGE_BYTES] * 2 + [10] * (BEGINNINGS - 2)
     taken: list[int] = []
 
     async def app(_: Scope, receive: Receive, __: Send) -> None:
@@ -66,4 +67,20 @@ async def test_small_messages_do_not_wait_for_large_bodies() -> None:
         await paced({"type": "http"}, receive, send)
 
     await asyncio.gather(*map(request, sizes))
-    assert taken == [LARGE_BYTES] + [10] * (MESSAGES // 2) + [LARGE_BYTES] * 4
+    assert taken == [LARGE_BYTES] + [10] * (BEGINNINGS - 2) + [LARGE_BYTES]
+
+
+async def test_few_requests_begin_in_a_turn() -> None:
+    """Those that are answered at once are: metrics take milliseconds."""
+    at, turn = Counter[int](), 0
+
+    async def app(_: Scope, __: Receive, ___: Send) -> None:
+        at[turn] += 1
+
+    paced, unused = Paced(app), as_any(None)
+    tasks = [asyncio.create_task(paced({"type": "http"}, unused, unused)) for _ in range(30)]
+    while at.total() < 30:
+        turn += 1
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert max(at.values()) == BEGINNINGS

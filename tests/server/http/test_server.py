@@ -18,6 +18,7 @@ import pytest
 from server.cli.main import listen
 from server.http import protocol as http_protocol
 from server.http.connections import connections_within
+from server.http.pace import LARGE_BYTES
 from server.http.protocol import BoundedHttpProtocol
 from server.http.server import HttpServer
 from server.settings.schema import Settings
@@ -135,6 +136,73 @@ async def test_a_body_of_many_chunks_is_taken_up_over_many_turns_of_the_event_lo
     assert received.startswith(b"HTTP/1.1 200 OK")
     assert parts.total() == len(data)
     assert max(parts.values()) < 2 * http_protocol.MOST_PARTS + http_protocol.SLICE // len(b"1\r\n \r\n")
+
+
+CHUNKED = (
+    b"%b HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+
+
+async def test_what_comes_after_a_body_is_no_header() -> None:
+    """A gateway has not seen it as one, and all of a short request is parsed before any of it is answered."""
+    data = orjson.dumps(body("hello"))
+    trailers = b"authorization: Bearer a\r\nx-request-id: mine\r\nauthorization: Bearer b\r\n"
+    async with server(ScriptedRunner()) as (_, url):
+        whole = CHUNKED % b"POST /v1/chat/completions" + b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(data), data, trailers)
+        received = await until_closed(httpx.URL(url).port or 0, whole)
+    assert received.startswith(b"HTTP/1.1 200 OK"), received
+    assert b"x-request-id: mine" not in received
+
+
+@pytest.mark.parametrize("path", [b"POST /v1/chat/completions", b"GET /health"])
+@pytest.mark.parametrize("endless", [b"1;" + b"a" * 2000, b"0\r\n" + b"a: b\r\n" * 300, b"0\r\na: " + b"b" * 2000])
+async def test_what_has_no_end_around_a_body_ends_the_connection(path: bytes, endless: bytes) -> None:
+    """Extensions of a chunk, or headers after the last one: kept, joined anew for each part, and of no limit."""
+    async with server(ScriptedRunner()) as (http, url):
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+        keep = (CHUNKED % path).replace(b"connection: close\r\n", b"")
+        writer.write(keep + endless + endless.removeprefix(b"0\r\n").removeprefix(b"1;") * 200)
+        with suppress(ConnectionError):
+            await reader.read()
+        await until(lambda: not http.server_state.connections, "the end of the connection")
+        writer.close()
+
+
+async def test_more_headers_and_longer_queries_than_anybody_sends_are_refused() -> None:
+    headers = [b"a: b\r\n" * count for count in (http_protocol.MAX_HEADERS - 2, http_protocol.MAX_HEADERS)]
+    queries = [b"a&" * (count // 2) for count in (http_protocol.MAX_URL_BYTES - 20, http_protocol.MAX_URL_BYTES)]
+    head = b"GET /health?%b HTTP/1.1\r\nhost: a\r\nconnection: close\r\n%b\r\n"
+    async with server(ScriptedRunner()) as (_, url):
+        for requests in ([head % (b"", each) for each in headers], [head % (each, b"") for each in queries]):
+            few, many = [await until_closed(httpx.URL(url).port or 0, each) for each in requests]
+            assert few.startswith(b"HTTP/1.1 200 OK")
+            assert many.startswith(b"HTTP/1.1 400 Bad Request")
+
+
+async def test_many_who_send_without_end_are_read_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key: what comes after an answer is thrown away as fast as it is read."""
+    loop, turn, reads = asyncio.get_running_loop(), 0, Counter[int]()
+    received = BoundedHttpProtocol.data_received
+
+    def counted(self: BoundedHttpProtocol, data: bytes) -> None:
+        reads[turn] += len(data)
+        received(self, data)
+
+    def count_turns() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count_turns)
+
+    monkeypatch.setattr(BoundedHttpProtocol, "data_received", counted)
+    head, size, clients = b"GET /health HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n", 4 * 2**20, 8
+    async with server(ScriptedRunner()) as (_, url):
+        count_turns()
+        sent = head % size + b" " * size + head.replace(b"host", b"connection: close\r\nhost") % 0
+        answers = await asyncio.gather(*(until_closed(httpx.URL(url).port or 0, sent) for _ in range(clients)))
+    assert [each.count(b"HTTP/1.1 200 OK") for each in answers] == [2] * clients
+    assert reads.total() == clients * len(sent)
+    assert sum(each > 2 * LARGE_BYTES for each in reads.values()) <= clients
 
 
 # heads -------------------------------------------------------------------------------------------------------------
