@@ -20,13 +20,16 @@ from starlette.responses import Response
 
 from server.errors import BadRequest, BodyTooLarge, ClientGone, UnsupportedBody, shown
 from server.http.body_budget import HeldBody
-from server.http.long_strings import loads
+from server.http.long_strings import TooLong, loads
 from server.settings.schema import Settings
+from server.settings.units import MEBI
 
 T = TypeVar("T")
 
 FEW_VALUES = 1_000  # so many are parsed and validated in a few milliseconds, on the event loop
 COUNTED_AT_ONCE = 2**20  # bytes: counting these takes about a millisecond, and so does parsing them
+PARSED_AT_ONCE = 12 * MEBI  # bytes outside of long strings, which are parsed in 20 milliseconds
+CHARACTER_BYTES = 12  # of one character in JSON, at most
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,18 @@ class JsonLimits:
     """How much a body may hold.
 
     `values`: commas and opening brackets, also those within texts, since nothing is parsed to count them.
-    `containers`: arrays and objects, counted exactly.
+    `containers`: arrays and objects, counted exactly. `apart`: bytes outside of long strings, as files are.
     """
 
     values: int
     containers: int
+    apart: int = PARSED_AT_ONCE
 
     @classmethod
     def of(cls, settings: Settings) -> JsonLimits:
         """As the settings say."""
-        return cls(settings.max_json_values, settings.max_json_containers)
+        apart = max(PARSED_AT_ONCE, CHARACTER_BYTES * settings.max_prompt_characters)
+        return cls(settings.max_json_values, settings.max_json_containers, apart)
 
 
 async def read_body(request: Request, limits: BodyLimits, held: HeldBody) -> bytearray:
@@ -101,7 +106,7 @@ async def validated(
         )
 
     def work() -> T:
-        data = parsed(body)
+        data = parsed(body, limits.apart)
         if values > limits.containers:  # or there cannot be more
             check_containers(data, limits.containers)
         return validate(data)
@@ -122,10 +127,16 @@ async def count_values(body: bytes | bytearray) -> int:
     return found
 
 
-def parsed(body: bytes | bytearray) -> object:
-    """The JSON value. Raises BadRequest."""
+def parsed(body: bytes | bytearray, apart: int = PARSED_AT_ONCE) -> object:
+    """The JSON value; `apart`: bytes that may stand outside of long strings. Raises BadRequest."""
     try:
-        return loads(body)
+        return loads(body, apart)
+    except TooLong:
+        raise BadRequest(
+            f"The body is not valid JSON, or holds more than {apart} bytes that are no file: only a string in base64 "
+            "may be longer.",
+            code="too_much_text",
+        ) from None
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
 

@@ -46,7 +46,7 @@ async def test_few_values_are_validated_on_the_event_loop_and_many_beside_it(thr
 async def test_more_values_than_the_limit_are_refused_and_never_parsed(
     body: bytes, threads: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "parsed", lambda _: pytest.fail("it was parsed"))
+    monkeypatch.setattr(bodies, "parsed", lambda *_: pytest.fail("it was parsed"))
     with pytest.raises(BadRequest, match=r"commas and brackets; the limit is 200000 \(max_json_values\)"):
         await validated(body, where, JsonLimits(200_000, 20_000), threads)
 
@@ -90,3 +90,8 @@ async def test_a_large_body_is_parsed_beside_the_event_loop_however_few_its_valu
     body = orjson.dumps(["x" * bodies.COUNTED_AT_ONCE])
     here = threading.current_thread().name
     assert await validated(body, where, JsonLimits(10, 10), threads) != here
+
+
+async def test_more_text_than_can_be_a_prompt_is_refused_unparsed(threads: Executor) -> None:
+    with pytest.raises(BadRequest, match="more than 5000 bytes that are no file"):
+        await validated(b'"' + b"\\u0041" * 1000 + b'"', where, JsonLimits(10, 10, 5000), threads)

@@ -10,9 +10,17 @@ import orjson
 import pytest
 
 from server.http import long_strings
-from server.http.long_strings import WINDOW, loads
+from server.http.long_strings import PAIR, WINDOW, TooLong
+from server.http.long_strings import loads as loads_within
 
 LONG = "A" * (2 * WINDOW)
+MOST = 100 * WINDOW
+
+
+def loads(body: bytes | bytearray) -> object:
+    return loads_within(body, MOST)
+
+
 SPANS = {
     "an image": ({"a": [{"url": "data:image/png;base64," + LONG}], "b": 1}, 1),
     "two, and one between": ([LONG, "short", LONG + "é"], 2),
@@ -22,9 +30,10 @@ SPANS = {
     "a key": ({LONG: {LONG + "B": LONG}}, 3),
     "what looks like a mark": (["mark" + "0" * 32 + "-0", LONG], 1),
     "short ones": ([["x" * 100] * 2000], 0),
-    "escapes": ([LONG + "\n", LONG + '"', "\\" + LONG], 0),
+    "escapes": ([LONG + "\n", "\\" + LONG, "/" + LONG, LONG + "\t\\" + LONG], 4),
     "an escaped quote before it": (["say \"" + LONG], 0),
-    "a backslash before its end": ([LONG + "\\", 1], 0),
+    "an escaped quote at its end": ([LONG + '"'], 0),
+    "a backslash before its end": ([LONG + "\\", 1], 1),
     "none": ({}, 0),
 }  # fmt: skip
 
@@ -41,10 +50,10 @@ def test_a_value_is_the_same_and_the_parser_sees_no_long_string(name: str, monke
         return real(data)
 
     monkeypatch.setattr(orjson, "loads", watched)
+    monkeypatch.setattr(long_strings, "PIECE", WINDOW // 2)
     assert loads(body) == value
     assert len(list(long_strings._long_strings(body))) == spans
-    assert len(seen) == 1
-    assert (seen[0] < WINDOW) == (spans > 0 or len(body) < WINDOW)
+    assert (max(seen) < WINDOW) == (spans > 0 or len(body) < WINDOW)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,8 @@ def test_what_stands_between_two_strings_is_no_string(between: bytes) -> None:
     assert loads(body) == orjson.loads(body)
 
 
-def test_random_values_are_the_same() -> None:
+def test_random_values_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_strings, "PIECE", 2 * PAIR + 5000)
     chance = random.Random(0)
     pieces = ['"', "\\", "\n", "é", "🎈", ",", "[", "A" * WINDOW, "b" * (2 * WINDOW), "data:"]
     for _ in range(100):
@@ -84,3 +94,28 @@ def test_random_values_are_the_same() -> None:
         value = {"a": texts[:2], texts[2]: {"b": texts[3]}, "c": texts[4]}
         body = json.dumps(value, ensure_ascii=chance.random() < 0.5).encode()
         assert loads(body) == value
+
+
+@pytest.mark.parametrize("characters", ["\\", "\\n", "🎈", "\\🎈a", "é\n", "\\ud83d🎈", "日b\\\\"])
+def test_a_string_of_escapes_is_cut_between_them(characters: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = characters * (3 * WINDOW // len(characters))
+    for ascii_only in (True, False):
+        for piece in range(3 * PAIR, 4 * PAIR):
+            monkeypatch.setattr(long_strings, "PIECE", WINDOW // 4 + piece)
+            body = json.dumps([text], ensure_ascii=ascii_only).encode()
+            assert loads(body) == [text]
+
+
+def test_only_a_file_may_be_longer_than_what_is_parsed_at_once() -> None:
+    file = LONG * 60
+    assert loads(orjson.dumps([file])) == [file]
+    escaped = orjson.dumps([file]).replace(b"A" * 100, b"A" * 99 + b"\\/")
+    assert loads(escaped) == [file.replace("A" * 100, "A" * 99 + "/")]
+    for body in (
+        orjson.dumps([file + "é"]),
+        orjson.dumps([file + "\n" + "é"]),
+        b" " * MOST + b"[1]",
+        b'"' + b"a" * MOST,
+    ):
+        with pytest.raises(TooLong):
+            loads(body)
