@@ -34,7 +34,8 @@ class Door:
         settings = self._service.settings
         if not settings.serves_console:
             raise NotFound("There is no console here.")
-        if (origin := http.headers.get("origin")) is not None and _place(origin) != http.headers.get("host"):
+        origin = http.headers.get("origin")
+        if (origin is not None and _place(origin) != http.headers.get("host")) or _is_of_another_page(http):
             raise Forbidden("Pages of other origins may not use the console.", code="foreign_origin")
         if not settings.keys:
             _check_local(http)
@@ -101,6 +102,12 @@ def cookie_name(http: HttpRequest) -> str:
     """With the port: browsers give a cookie to all servers of a host, whatever their ports."""
     _, _, port = http.headers.get("host", "").rpartition(":")
     return f"autosteer_console_{port if port.isdecimal() else ''}"
+
+
+def _is_of_another_page(http: HttpRequest) -> bool:
+    """Whether a page of another site asks, as browsers tell it; a link that somebody follows is none of these."""
+    elsewhere = http.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    return elsewhere and http.headers.get("sec-fetch-dest") != "document"
 
 
 def _at_console(client: Client) -> Client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cache
 
 from models.demo.world import Group, Picture, Scene, Sign, draw_picture, stream
 
@@ -34,6 +35,7 @@ EXAMPLES = (
 BY_NAME = {example.name: example for example in EXAMPLES}
 
 
+@cache
 def png_of(example: Example) -> bytes:
     """An example's picture, the same each time."""
     assert example.picture is not None, f"the example {example.name} has no picture"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import sqlite3
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from fastapi import APIRouter
@@ -31,6 +33,7 @@ MAX_BODY = 65_536  # bytes: a note and little more
 ERRORS = (400, 401, 403, 404, 500, 503)
 NUMBER = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?(e-?[0-9]{1,3})?", re.IGNORECASE | re.ASCII)
 NOT_KEPT = {"cache-control": "no-store"}
+T = TypeVar("T")
 
 
 class Said(TypedDict):
@@ -102,52 +105,66 @@ def routes(service: Service, door: Door) -> APIRouter:
     """What the page asks, under `/admin` what only reads."""
     audit = service.settings.audit
     router, store = APIRouter(), None if audit is None else store_beside(audit)
+    # Two threads at most, or those who review could take all that others wait for: to count takes a log in first.
+    counting, looking = asyncio.Lock(), asyncio.Lock()
 
     def reviews() -> ReviewStore:
         if store is None:
             raise NotFound("Nothing is reviewed here: there is no audit log in a file.", code="no_reviews")
         return store
 
+    async def worked(work: Callable[[ReviewStore], T], turn: asyncio.Lock = looking) -> T:
+        """What is done in a thread, when it is its turn. Raises ServerFault where the log cannot be read."""
+        kept = reviews()
+        try:
+            async with turn:
+                return await asyncio.to_thread(work, kept)
+        except (SinkError, OSError, sqlite3.Error) as error:
+            raise ServerFault(f"The audit log cannot be read: {error}.", code="audit_unreadable") from error
+
     @router.get("/admin/review/next", **documented(NextItem, query=Query, errors=ERRORS))
     async def following(http: HttpRequest) -> Response:
         reviewer, query = door.reader(http).name, _query(http)
-        item = await _worked(reviews().next, query.wanted, reviewer, query.after, back=query.back)
-        return as_json({"item": None if item is None else _told(item)}, headers=NOT_KEPT)
+        return await worked(lambda kept: _shown(kept.next(query.wanted, reviewer, query.after, back=query.back)))
 
     @router.get("/admin/review/summary", **documented(Summary, query=Query, errors=ERRORS))
     async def summary(http: HttpRequest) -> Response:
-        reviewer, query, kept = door.reader(http).name, _query(http), reviews()
-        await _worked(kept.fill)
-        left = await _worked(kept.left, query.wanted, reviewer)
-        both, same = await _worked(kept.agreement)
-        return as_json({"left": left, "both": both, "same": same}, headers=NOT_KEPT)
+        reviewer, query = door.reader(http).name, _query(http)
+        found = await worked(partial(_summary, query=query, reviewer=reviewer), counting)
+        return as_json(found, headers=NOT_KEPT)
 
     @router.post("/console/review/label", include_in_schema=False)
     async def label(http: HttpRequest) -> Response:
         reviewer = door.sender(http).name
         body = parse(LabelBody, parsed(await small_body(http, MAX_BODY)))
         try:
-            await _worked(reviews().label, body.id, reviewer, body.label, body.note)
+            await worked(lambda kept: kept.label(body.id, reviewer, body.label, body.note))
         except KeyError:
             raise NotFound("There is no such record.", param="id") from None
         return as_json({})
 
     @router.post("/console/review/undo", include_in_schema=False)
     async def undo(http: HttpRequest) -> Response:
-        reviewer, kept = door.sender(http).name, reviews()
-        number = await _worked(kept.undo, reviewer)
-        item = None if number is None else await _worked(kept.item, number, reviewer)
-        return as_json({"item": None if item is None else _told(item)}, headers=NOT_KEPT)
+        reviewer = door.sender(http).name
+        return await worked(partial(_undone, reviewer=reviewer))
 
     return router
 
 
-async def _worked(work: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  any of the store's methods
-    """What a method of the store gives, in a thread. Raises ServerFault where the log cannot be read."""
-    try:
-        return await asyncio.to_thread(work, *arguments, **options)
-    except (SinkError, OSError) as error:
-        raise ServerFault(f"The audit log cannot be read: {error}.", code="audit_unreadable") from error
+def _summary(kept: ReviewStore, query: Query, reviewer: str) -> Summary:
+    kept.fill()
+    both, same = kept.agreement()
+    return {"left": kept.left(query.wanted, reviewer), "both": both, "same": same}
+
+
+def _undone(kept: ReviewStore, reviewer: str) -> Response:
+    number = kept.undo(reviewer)
+    return _shown(None if number is None else kept.item(number, reviewer))
+
+
+def _shown(item: Item | None) -> Response:
+    """A record as the page gets it. Slow where it is large: for worker threads."""
+    return as_json({"item": None if item is None else _told(item)}, headers=NOT_KEPT)
 
 
 def _query(http: HttpRequest) -> Query:
@@ -167,16 +184,24 @@ def _told(item: Item) -> ReviewItem:
     record = item.record or {}
     facts = {name: value for name, value in record.items() if name not in ("content", "answer") and value is not None}
     facts = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in facts.items()}
-    answer = record.get("answer")
+    answers = _decoded(record.get("answer"))
     return {
         "id": item.id,
         "flagged": item.flagged,
         "facts": facts,
         "messages": _messages(record),
-        "answers": None if answer is None else orjson.loads(answer),
+        "answers": [*map(str, answers)] if isinstance(answers, list) else None,
         "mine": None if item.mine is None else _reviewed(item.mine),
         "others": [_reviewed(each) for each in item.others],
     }
+
+
+def _decoded(kept: object) -> object:
+    """What a field holds as JSON; None where it is none, as of a line that was changed by hand."""
+    try:
+        return orjson.loads(kept) if isinstance(kept, str) else None
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _reviewed(label: Mapping[str, Any]) -> Reviewed:
@@ -185,12 +210,11 @@ def _reviewed(label: Mapping[str, Any]) -> Reviewed:
 
 def _messages(record: Record) -> list[Said] | None:
     """What was asked, as turns; None where the log does not keep it."""
-    kept = record.get("content")
-    if kept is None:
+    asked = _decoded(record.get("content"))
+    if not isinstance(asked, dict):
         return None
-    asked = orjson.loads(kept)
     found: list[Said] = []
-    for name in ("instructions", "prompt", "input", "messages"):
+    for name in ("system", "instructions", "prompt", "input", "messages"):
         value = asked.get(name)
         turns = value if isinstance(value, list) and value and isinstance(value[0], dict) else [value]
         found += [_turn(turn, name) for turn in turns if turn is not None]
@@ -206,7 +230,7 @@ def _turn(turn: object, name: str) -> Said:
             texts.append(part)
         elif isinstance(part, dict) and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif isinstance(part, dict) and part.get("type") in ("image_url", "input_image"):
+        elif isinstance(part, dict) and part.get("type") in ("image_url", "input_image", "image"):
             pictures += 1
         elif part is not None:
             texts.append(orjson.dumps(part).decode())

@@ -89,6 +89,7 @@ def _add_sessions(router: APIRouter, door: Door) -> None:
     @router.post("/console/session", include_in_schema=False)
     async def sign_in(http: HttpRequest) -> Response:
         try:
+            door.check(http)
             session = door.sign_in(http, (await _form(http)).get("key", ""))
         except ApiError as error:
             return _refused(error)
@@ -99,6 +100,7 @@ def _add_sessions(router: APIRouter, door: Door) -> None:
     @router.post("/console/session/end", include_in_schema=False)
     async def sign_out(http: HttpRequest) -> Response:
         try:
+            door.reader(http)
             door.sender(http, (await _form(http)).get("token", ""))
         except ApiError as error:
             return _refused(error)
@@ -170,6 +172,6 @@ def _examples(service: Service) -> tuple[examples.Example, ...]:
 
 
 async def _form(http: HttpRequest) -> dict[str, str]:
-    """The fields of a small form. Raises BodyTooLarge, ClientGone."""
+    """The fields of a small form. Raises BodyTooLarge, BadRequest, ClientGone."""
     body = await small_body(http, MAX_FORM_BYTES)
     return {name: values[0] for name, values in parse_qs(body.decode(errors="replace")).items()}

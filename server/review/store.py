@@ -23,6 +23,7 @@ from server.review.sources import Found, Record, Source
 Label = Literal["rightly flagged", "wrongly flagged", "missed", "rightly passed"]
 BATCH = 2_000  # records of one transaction
 SAMPLE = 50  # of records that were not flagged, one in so many is in the sample
+SAID = ("label", "note", "at")  # what changes of a label; the record that it is of is kept once
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
     id INTEGER PRIMARY KEY, record_id TEXT NOT NULL UNIQUE, place TEXT NOT NULL, time TEXT NOT NULL, key TEXT,
@@ -172,7 +173,7 @@ class ReviewStore:
             ).fetchone()
             now = datetime.now(UTC).isoformat()
             kept = orjson.dumps(None if item.record is None else dict(item.record)).decode()
-            before = None if old is None else orjson.dumps(dict(old)).decode()
+            before = None if old is None else orjson.dumps({name: old[name] for name in SAID}).decode()
             connection.execute(
                 "INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?, ?, ?)", (record_id, reviewer, label, note, now, kept)
             )
@@ -195,8 +196,11 @@ class ReviewStore:
                     "DELETE FROM labels WHERE record_id = ? AND reviewer = ?", (last["record_id"], reviewer)
                 )
             else:
-                old = orjson.loads(last["before"])
-                connection.execute("INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?, ?, ?)", tuple(old.values()))
+                old, key = orjson.loads(last["before"]), (last["record_id"], reviewer)
+                connection.execute(
+                    "UPDATE labels SET label = ?, note = ?, at = ? WHERE record_id = ? AND reviewer = ?",
+                    (*(old[name] for name in SAID), *key),
+                )
             row = connection.execute("SELECT id FROM records WHERE record_id = ?", (last["record_id"],)).fetchone()
             return None if row is None else int(row["id"])
 
@@ -237,15 +241,28 @@ class ReviewStore:
 
 
 def _row(found: Found) -> tuple[object, ...] | None:
-    """What the index keeps of a record; None of one that was not judged."""
+    """What the index keeps of a record; None of one that was not judged, or that no server of ours has written."""
     record = found.record
-    decision, time = record.get("decision"), record["time"]
-    if decision is None or "record_id" not in record:
+    decision, time, record_id = record.get("decision"), record["time"], record.get("record_id")
+    written = time.isoformat() if isinstance(time, datetime) else time
+    if not isinstance(decision, str) or not isinstance(record_id, str) or not isinstance(written, str):
         return None
     flagged = decision != "pass" or record.get("answer_decision") not in (None, "pass")
-    sample = not flagged and zlib.crc32(record["record_id"].encode()) % SAMPLE == 0
-    written = time if isinstance(time, str) else time.isoformat()
+    sample = not flagged and zlib.crc32(record_id.encode()) % SAMPLE == 0
+    score, categories = record.get("score"), record.get("categories")
     return (
-        record["record_id"], found.place, written, record.get("key"), record.get("policy"), decision, flagged, sample,
-        record.get("score"), record.get("categories"),
+        record_id, found.place, written, _text(record.get("key")), _text(record.get("policy")), decision, flagged,
+        sample, score if isinstance(score, float) else None, categories if _is_list(categories) else None,
     )  # fmt: skip
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _is_list(written: object) -> bool:
+    """Whether this is a list in JSON: SQLite ends a query over one that is not."""
+    try:
+        return isinstance(written, str) and isinstance(orjson.loads(written), list)
+    except orjson.JSONDecodeError:
+        return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.cookies
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -11,13 +13,17 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import ValidationError
+from starlette.requests import Request as HttpRequest
+from starlette.types import Message
 
 from models.demo import GUARD
 from server.access.keys import hash_key
+from server.console import bodies
 from server.console.pages import static_files
 from server.console.sessions import SESSION_SECONDS, Sessions
 from server.engine.host import Model
 from server.engine.protocol import Facts
+from server.errors import BadRequest
 from server.settings.schema import Settings
 from steering.manifest import load_manifest
 from steering.policy import Verdict
@@ -62,6 +68,58 @@ async def signed_in(client: httpx.AsyncClient, key: str = CONSOLE_KEY) -> Mappin
     answer = await client.post("/console/session", data={"key": key})
     assert (answer.status_code, answer.headers["location"]) == (303, "/console")
     return token_of(await client.get("/console"))
+
+
+# what strangers send -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/admin/now"])
+async def test_a_cookie_of_ours_is_found_and_others_are_not_read(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes 11 s to read 64 KB of escapes in quotes, and every route has all cookies read."""
+    read: list[str] = []
+
+    def unquote(text: str) -> str:
+        read.append(text)
+        return text
+
+    monkeypatch.setattr(http.cookies, "_unquote", unquote)
+    escapes, many = 'a="' + "\\" * 1000 + '"', "a=b;" * 5000
+    async with visiting(**KEYS) as client:
+        await signed_in(client)
+        (own,) = client.cookies.jar
+        for cookies in (f"{escapes}; {own.name}={own.value}", f"{own.name}={own.value};{escapes}", escapes, many):
+            answer = await client.get(path, headers={"cookie": cookies})
+            assert (answer.status_code == 200) == (
+                path == "/health" or (path, own.name in cookies) == ("/admin/now", True)
+            )
+    assert set(read) == {own.value}
+
+
+@pytest.mark.parametrize(
+    ("site", "wanted", "status"),
+    [
+        ("cross-site", "image", 403),
+        ("same-site", "iframe", 403),
+        ("cross-site", "document", 200),
+        ("same-origin", "empty", 200),
+    ],
+)
+async def test_a_page_of_another_site_makes_the_console_do_nothing(site: str, wanted: str, status: int) -> None:
+    """It reads no answer, but each of its pictures could be a question that takes long."""
+    async with visiting() as client:
+        answer = await client.get("/admin/now", headers={"sec-fetch-site": site, "sec-fetch-dest": wanted})
+    assert answer.status_code == status
+
+
+async def test_a_form_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "SECONDS", 0)
+
+    async def never() -> Message:
+        message: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        return await message
+
+    with pytest.raises(BadRequest, match="did not arrive"):
+        await bodies.small_body(HttpRequest({"type": "http", "headers": []}, never), 10)
 
 
 # who gets in -------------------------------------------------------------------------------------------------------

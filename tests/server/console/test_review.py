@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from server.access.keys import hash_key
@@ -22,6 +23,12 @@ from tests.server.fakes import as_any
 from tests.server.scripted import MODEL, Script, ScriptedRunner, body, data_url, error_of, png
 from tests.waiting import WAIT_SECONDS
 
+STRANGE: dict[str, dict[str, Any]] = {
+    "not JSON": {"categories": "[", "content": "["},
+    "no list": {"categories": "3", "content": "[3]"},
+    "no text": {"categories": ["a"], "content": 3, "score": "high", "policy": [], "key": {}},
+    "nothing": {"categories": None, "content": None, "score": None},
+}
 KEYS = ["sk-autosteer-ada", "sk-autosteer-bob"]
 
 
@@ -99,6 +106,27 @@ async def test_two_keys_are_two_reviewers(tmp_path: Path) -> None:
 async def test_what_is_asked_wrongly_is_named(tmp_path: Path, query: dict[str, str], param: str) -> None:
     async with visiting(**logged(tmp_path)) as client:
         assert error_of(await client.get("/admin/review/next", params=query), 400)["param"] == param
+
+
+async def test_a_log_that_is_no_index_is_told_and_lines_of_others_are_left_out(tmp_path: Path) -> None:
+    mine = {"time": "2026-01-02T03:04:05+00:00", "key": "a", "record_id": "r", "decision": "blocked"}
+    lines = [
+        *({**mine, "record_id": each} for each in (None, 7, ["r"])),
+        *({**mine, "record_id": name, **more} for name, more in STRANGE.items()),
+    ]
+    (tmp_path / "audit.log").write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in lines))
+    async with reviewing(**logged(tmp_path)) as client:
+        query = {"category": "weapons", "least": "0.1"}
+        assert (await client.get("/admin/review/summary", params=query)).json()["left"] == 0
+        assert (await client.get("/admin/review/summary")).json()["left"] == len(STRANGE)
+        item = (await client.get("/admin/review/next")).json()["item"]
+        while item is not None:
+            assert item["messages"] is None
+            item = (await client.get("/admin/review/next", params={"after": item["id"]})).json()["item"]
+    for part in ("", "-wal", "-shm"):
+        (tmp_path / f"audit.log.reviews.db{part}").write_bytes(b"none" * 4096)
+    async with reviewing(**logged(tmp_path)) as client:
+        assert error_of(await client.get("/admin/review/summary"), 500)["code"] == "audit_unreadable"
 
 
 async def test_without_a_log_in_a_file_the_page_says_how_to_have_one(tmp_path: Path) -> None:
