@@ -26,6 +26,7 @@ SILENCE_SECONDS = 60.0  # after which a server is said not to answer
 HOLD_SECONDS = 5.0  # for which sockets are held that send nothing
 READ_BYTES = 2**16
 CUT = b"polic"  # a config file of which the rest is lost
+CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,19 @@ class Target:
     pid: int
     reloads: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def request(
-        self, body: bytes, path: str = "/v1/chat/completions", key: str | None = "default", head: str = ""
-    ) -> bytes:
-        """A whole request, with the key of a policy or none."""
+    def request(self, body: bytes, path: str = CHAT, key: str | None = "default", head: str = "") -> bytes:
+        """A whole request with a body, and the key of a policy or none."""
+        length = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        return self._head(f"POST {path}", key, head + length) + body
+
+    def get(self, path: str, key: str | None = "console", head: str = "") -> bytes:
+        """A whole request without a body."""
+        return self._head(f"GET {path}", key, head)
+
+    def _head(self, wanted: str, key: str | None, fields: str) -> bytes:
         authorization = f"authorization: Bearer {self.keys[key]}\r\n" if key is not None else ""
-        lines = (
-            f"POST {path} HTTP/1.1\r\nhost: {self.host}\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            f"{authorization}{head}content-length: {len(body)}\r\n\r\n"
-        )
-        return lines.encode() + body
+        head = f"{wanted} HTTP/1.1\r\nhost: {self.host}\r\nconnection: close\r\n{authorization}{fields}\r\n"
+        return head.encode()
 
     async def send(self, data: bytes) -> str:
         """Send something whole and read the answer to its end: the status, or why there is none."""
@@ -96,6 +100,13 @@ def _short(target: Target, content: object = "hello", **more: object) -> bytes:
     return json.dumps({"model": target.model, "messages": messages, "max_tokens": 4, **more}).encode()
 
 
+def _short_in(path: str, target: Target, **more: object) -> bytes:
+    """A short request of any API."""
+    if path == RESPONSES:
+        return json.dumps({"model": target.model, "input": "hello", "max_output_tokens": 4, **more}).encode()
+    return _short(target, **more)
+
+
 async def _together(*tries: Awaitable[str]) -> str:
     """Several at once; the outcomes, each once."""
     return " ".join(sorted(set(await asyncio.gather(*tries))))
@@ -126,7 +137,7 @@ async def _pictures(target: Target, chance: random.Random) -> str:
     return await _together(*(target.send(target.request(body)) for _ in range(2)))
 
 
-HEAVY = ("parts", "lists", "message", "tokenize", "text", "ids")
+HEAVY = ("parts", "lists", "message", "tokenize", "text", "ids", "blocks", "system", "calls")
 
 
 @cache
@@ -142,11 +153,21 @@ def _heavy(name: str, model: str) -> tuple[str, bytes]:
     match name:
         case "parts":
             parts = b'{"type":"text","text":""},' * 1_200_000
-            return "/v1/chat/completions", chat(b'{"role":"user","content":[' + parts[:-1] + b"]}")
+            return CHAT, chat(b'{"role":"user","content":[' + parts[:-1] + b"]}")
         case "lists":
-            return "/v1/chat/completions", chat(b"[]," * 11_000_000 + b"[]")
+            return CHAT, chat(b"[]," * 11_000_000 + b"[]")
         case "message":
-            return "/v1/chat/completions", body(messages=[{"role": "user", "content": "a b " * 250_000}])
+            return CHAT, body(messages=[{"role": "user", "content": "a b " * 250_000}])
+        case "blocks":
+            results = [{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "a"}]}] * 9_000
+            turns = [{"role": "user", "content": results[at : at + 1_000]} for at in range(0, len(results), 1_000)]
+            return MESSAGES, body(messages=turns, max_tokens=4)
+        case "system":
+            hello = [{"role": "user", "content": "hello"}]
+            return f"{MESSAGES}/count_tokens", body(messages=hello, system="a b " * 250_000)
+        case "calls":
+            call = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}" + " " * 500}
+            return RESPONSES, body(input=[{"role": "user", "content": "hello"}, *[call] * 2_047])
         case "tokenize":
             return "/tokenize", body(prompt="a b " * 250_000)
         case "text":
@@ -163,6 +184,22 @@ async def _bodies(target: Target, chance: random.Random) -> str:
 async def _refused_picture(target: Target, _: random.Random) -> str:
     url = "data:image/tiff;base64," + "A" * (12 * 2**20)
     return await target.send(target.request(_short(target, [{"type": "image_url", "image_url": {"url": url}}])))
+
+
+async def _tools(target: Target, chance: random.Random) -> str:
+    """128 tools that need not be called, of hostile schemas, in any API."""
+    path = chance.choice((CHAT, MESSAGES, RESPONSES))
+    tools = []
+    for number in range(128):
+        name, schema = f"f{number}", {"type": "object", "properties": {"a": chance.choice(_hostile()[:30])}}
+        match path:
+            case "/v1/messages":
+                tools.append({"name": name, "input_schema": schema})
+            case "/v1/responses":
+                tools.append({"type": "function", "name": name, "parameters": schema})
+            case _:
+                tools.append({"type": "function", "function": {"name": name, "parameters": schema}})
+    return await target.send(target.request(_short_in(path, target, tools=tools[: chance.randrange(1, 129)]), path))
 
 
 # places and connections --------------------------------------------------------------------------------------------
@@ -201,12 +238,15 @@ async def _malformed(target: Target, chance: random.Random) -> str:
 # the guard, keys, limits -------------------------------------------------------------------------------------------
 
 
-async def _weak_steering(target: Target, _: random.Random) -> str:
-    return await target.send(target.request(_short(target, guard={"mode": "steer", "eps": 0.001}), key="watched"))
+async def _weak_steering(target: Target, chance: random.Random) -> str:
+    path = chance.choice((CHAT, MESSAGES, RESPONSES))
+    body = _short_in(path, target, guard={"mode": "steer", "eps": 0.001})
+    return await target.send(target.request(body, path, key="watched"))
 
 
-async def _strong_steering(target: Target, _: random.Random) -> str:
-    return await target.send(target.request(_short(target, guard={"eps": 100})))
+async def _strong_steering(target: Target, chance: random.Random) -> str:
+    path = chance.choice((CHAT, MESSAGES, RESPONSES))
+    return await target.send(target.request(_short_in(path, target, guard={"eps": 100}), path))
 
 
 async def _many_choices(target: Target, _: random.Random) -> str:
@@ -232,6 +272,22 @@ async def _reload(target: Target, chance: random.Random) -> str:
         return outcome
 
 
+async def _console(target: Target, chance: random.Random) -> str:
+    """Cookies that take long to read, wrong keys, keys of the API; and a reviewer who asks for much at once."""
+    note = b'{"id":0,"label":"missed","note":"' + b"a" * 60_000 + b'"}'
+    queries = ("which=all&labelled=true", "which=all&category=a", "since=9&least=0.1&most=1e-300")
+    tries = [
+        target.get("/console", None, 'cookie: a="' + "\\" * 60_000 + '"\r\n'),
+        target.get("/health?" + "a&" * 30_000, None),
+        target.get("/admin/now", "default"),
+        target.request(b"key=" + b"%00" * 1_000, "/console/session", None),
+        target.request(note, "/console/review/label", "console"),
+        *(target.get(f"/admin/review/{each}?{chance.choice(queries)}") for each in ("summary", "next", "summary")),
+        *(target.get(each, None) for each in ("/metrics", "/openapi.json", "/console/examples/gun.png") * 8),
+    ]
+    return await _together(*map(target.send, tries))
+
+
 REFUSED = frozenset({"400", "403", "408", "413", "429", "503"})
 
 ATTACKS = (
@@ -246,6 +302,8 @@ ATTACKS = (
     Attack("steering too strong for words", _strong_steering, REFUSED),
     Attack("16 choices", _many_choices, frozenset({"200", "429", "503"})),
     Attack("no HTTP, 20", _malformed, frozenset({"400", "closed", "503"})),
+    Attack("tools of hostile schemas", _tools, REFUSED | {"200"}),
+    Attack("the console, metrics and reviews", _console, frozenset({"200", "400", "401", "403", "503"})),
     Attack("two keys", _two_keys, frozenset({"400"})),
     Attack("a refused picture of 12 MiB", _refused_picture, REFUSED),
 )

@@ -1,4 +1,4 @@
-"""How late the server's event loop comes, as whoever asks `/health` sees it."""
+"""How long the server's event loop stands still: as its own heart tells, and as whoever asks `/health` sees it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,47 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 
 from benchmarks.estimate import percentile
+from benchmarks.siege import heart
 
 PAUSE_SECONDS = 0.005
+
+
+@dataclass
+class Stops:
+    """Seconds for which the event loop came late to each beat of its heart, and of these what the server caused."""
+
+    late: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
+
+    def add(self, seconds: float, waited: float, computed: float) -> None:
+        """One more beat.
+
+        While the loop stands still its thread computes, or waits for another of the process that has the lock, so it
+        is no longer than what all threads computed; nor than what is left without its own waiting for a core.
+        """
+        self.late.append(max(0.0, seconds - heart.PAUSE_SECONDS))
+        self.own.append(max(0.0, min(self.late[-1] - waited, computed)))
+
+
+def percentile_of_moments(stops: list[float], share: float) -> float:
+    """What `share` per cent of all who might come, one every two milliseconds, wait at most for a stop's end."""
+    waits = [np.arange(stop, 0.0, -heart.PAUSE_SECONDS) if stop > 0.0 else np.zeros(1) for stop in stops]
+    return percentile(np.concatenate(waits).tolist(), share)
+
+
+@contextmanager
+def heard(file: Path) -> Iterator[Stops]:
+    """The stops of a server with a heart, once the block has ended."""
+    begin, found = file.stat().st_size, Stops()
+    yield found
+    data = file.read_bytes()[begin:]
+    for beat in heart.BEAT.iter_unpack(data[: len(data) // heart.BEAT.size * heart.BEAT.size]):
+        found.add(*beat)
 
 
 @dataclass

@@ -17,7 +17,7 @@ import yaml
 from benchmarks.client import Answer, AnswerError, Connection, request_bytes
 from benchmarks.load import undisturbed
 from benchmarks.siege.attacks import ATTACKS, Target
-from benchmarks.siege.observer import Lateness, watched
+from benchmarks.siege.observer import Lateness, Stops, heard, watched
 from models.demo.dialogue import utility
 from server.access.keys import hash_key, new_key
 from tests.end_to_end.processes import ServerProcess, user
@@ -35,10 +35,15 @@ class Site:
     """A server's config file, with a key for each policy, and an audit log that keeps what was asked."""
 
     folder: Path
-    keys: Mapping[str, str] = field(default_factory=lambda: {name: new_key() for name in ("default", *POLICIES)})
+    keys: Mapping[str, str] = field(
+        default_factory=lambda: {name: new_key() for name in ("default", *POLICIES, "console")}
+    )
 
     def __post_init__(self) -> None:
-        keys = [{"name": name, "policy": name, "hash": hash_key(key)} for name, key in self.keys.items()]
+        keys: list[Mapping[str, str]] = [
+            {"name": name, "hash": hash_key(key)} | ({"scope": name} if name == "console" else {"policy": name})
+            for name, key in self.keys.items()
+        ]
         audit = {"url": f"file://{self.folder.absolute() / 'audit.jsonl'}", "content": True}
         # Answers are made to go on past their end, where the guard would end some.
         settings = {"policies": dict(POLICIES), "output": {"mode": "off"}, "keys": keys, "audit": audit}
@@ -49,6 +54,11 @@ class Site:
         """For `--config`."""
         return self.folder / "autosteer.yaml"
 
+    @property
+    def beats(self) -> Path:
+        """Where the server's heart writes."""
+        return self.folder / "beats"
+
 
 @dataclass
 class Chats:
@@ -57,6 +67,7 @@ class Chats:
     answers: list[Answer] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     lateness: Lateness = field(default_factory=Lateness)
+    stops: Stops = field(default_factory=Stops)
     attacks: Counter[tuple[str, str]] = field(default_factory=Counter)  # (name, outcome)
 
     @property
@@ -133,10 +144,11 @@ def phase(server: ServerProcess, site: Site, *, clients: int, seconds: float, at
     asked = requests(server.url, server.model, site.keys["chat"])
     target = Target("127.0.0.1", server.port, server.model, site.keys, site.config, server.process.pid)
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool, watched(target.host, target.port, target.pid) as lateness:
+    observed = watched(target.host, target.port, target.pid)
+    with context.Pool(1) as pool, observed as lateness, heard(site.beats) as stops:
         trying = pool.apply_async(attack, (target, seconds, attackers, seed)) if attackers else None
         found = asyncio.run(chat(server.url, asked, clients=clients, seconds=seconds))
         if trying is not None:
             found.attacks = trying.get(timeout=seconds + 300)
-    found.lateness = lateness
+    found.lateness, found.stops = lateness, stops
     return found

@@ -13,6 +13,7 @@ from benchmarks.checkpoints import _SPECIAL, SMALL, TINY, Shape, config, make_to
 from benchmarks.estimate import Estimate, percentile
 from benchmarks.report import Goal, Report, table
 from benchmarks.roofline import Costs, Machine
+from benchmarks.siege.observer import Stops, percentile_of_moments
 from benchmarks.workloads import WORKLOADS, about_images, long_prompts
 
 
@@ -33,6 +34,19 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         found = Estimate.of([chance.gauss(2.0, 1.0) for _ in range(25)])
         held += found.low <= 2.0 <= found.high
     assert held >= 88
+
+
+def test_a_stop_counts_for_every_moment_of_it() -> None:
+    assert percentile_of_moments([0.0] * 90 + [0.020], 100) == pytest.approx(0.020)
+    assert percentile_of_moments([0.0] * 90 + [0.020], 95) == pytest.approx(0.010, abs=0.001)
+
+
+def test_a_stop_is_not_what_the_loop_waited_for_a_core_nor_more_than_was_computed() -> None:
+    stops = Stops()
+    for beat in ((0.102, 0.0, 0.200), (0.102, 0.060, 0.200), (0.102, 0.0, 0.030), (0.001, 0.0, 0.001)):
+        stops.add(*beat)
+    assert stops.late == pytest.approx([0.1, 0.1, 0.1, 0.0])
+    assert stops.own == pytest.approx([0.1, 0.04, 0.03, 0.0])
 
 
 def test_one_value_is_its_own_interval() -> None:

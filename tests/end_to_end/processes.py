@@ -84,6 +84,7 @@ class ServerProcess:
     key: str = "none"
     folder: Path | None = None  # that it is started in
     start_seconds: float = WAIT_SECONDS
+    program: Sequence[str] = field(default_factory=command)
     port: int = field(default=0, init=False)  # the system's choice, as the server tells it
     ready_seconds: float = field(default=0.0, init=False)
     # Of the process that takes longer (they load side by side): no other work on the machine adds to it.
@@ -107,7 +108,7 @@ class ServerProcess:
 
     def _start(self, arguments: Sequence[str]) -> Program:
         return subprocess.Popen(
-            command(*arguments),
+            [*self.program, *arguments],
             stdout=self._out,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

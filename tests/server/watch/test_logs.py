@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.watch.limited import STRANGERS, LimitedLines
 from server.watch.logs import JsonFormatter, TextFormatter, adopt_libraries, configure, request_id
 from tests.server.scripted import ScriptedRunner, application, body, chat, client_of
 
@@ -85,6 +86,13 @@ async def test_every_task_of_a_request_logs_with_its_id() -> None:
 
     assert await asyncio.gather(*(outer(name) for name in "abc")) == ["a", "b", "c"]
     assert await inner() is None
+
+
+def test_what_strangers_cause_is_limited() -> None:
+    """Malformed HTTP needs no key, and is a line each."""
+    configure("text", access=False)
+    assert all(any(isinstance(f, LimitedLines) for f in handler.filters) for handler in logging.getLogger().handlers)
+    assert "uvicorn.error" in STRANGERS
 
 
 def test_libraries_lose_their_own_handlers() -> None:
