@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-chance test-vllm check format lint types bench demo-model demo-guard demo-table real-model real-guard data-is-given clean
+.PHONY: help serve test test-slow test-chance test-vllm check format lint types bench bench-vllm demo-model demo-guard demo-table real-model real-guard data-is-given clean
 
 help:
 	@echo "make serve       set up once, then serve the bundled demo model; or MODEL=... GUARD=... HOST=... PORT=..."
@@ -14,6 +14,7 @@ help:
 	@echo "make test-vllm   the engine on vLLM, in an environment of its own (some GB); VLLM=folder that is or will be it"
 	@echo "make check       format, lint, strict types, tests"
 	@echo "make bench       benchmarks, each figure a ratio within one run"
+	@echo "make bench-vllm  the guard on vLLM beside plain vllm serve; VLLM=folder as above"
 	@echo "make demo-table  accuracy, attack success and refusals of the bundled model, with and without its guard"
 	@echo "make demo-model  train the bundled demo model from scratch"
 	@echo "make demo-guard  fit the bundled guard"
@@ -60,8 +61,13 @@ $(VLLM)/.made: tests/vllm/environment.sh
 	sh tests/vllm/environment.sh $(VLLM)
 	@touch $@
 
+# Tests of the API that ask the servers which all of them share.
+SERVED_BY_VLLM := official_clients.py anthropic_client.py documented_requests.py guarded_answers.py \
+	hostile_schemas.py long_texts.py
+
 test-vllm: $(VLLM)/.made
 	$(VLLM)/bin/python -m pytest -q -m vllm tests/vllm
+	$(VLLM)/bin/python -m pytest -q --served-by vllm $(addprefix tests/end_to_end/test_,$(SERVED_BY_VLLM))
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -77,6 +83,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.fitting
+
+bench-vllm: $(VLLM)/.made
+	$(VLLM)/bin/python -m benchmarks --only guard-vllm --vllm $(VLLM)/bin/vllm
 
 demo-model: $(VENV)/.dev
 	$(BIN)/python -m models.demo.train --out runs/demo-model

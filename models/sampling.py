@@ -8,13 +8,13 @@ CPU, so a row's tokens depend on its seed and its logits, and neither on its nei
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.row_sampler import RowSampler, SamplingParams
+from models.row_sampler import Grammar, RowSampler, SamplingParams
 
 
 class Logprobs(NamedTuple):
@@ -39,7 +39,7 @@ def sample(logits: Tensor, samplers: Sequence[RowSampler]) -> Sample:
     assert len(logits) == len(samplers), f"{len(logits)} rows of logits, {len(samplers)} samplers"
     if not samplers:
         return Sample([], {})
-    logits = _constrained(_penalised(logits, samplers), samplers)
+    logits = constrained(_penalised(logits, samplers), samplers)
     drawn = [row for row, sampler in enumerate(samplers) if not sampler.params.greedy]
     tokens = logits.max(-1).indices  # the first of equals, like argmax, which takes a CPU twice as long
     probabilities: Tensor | None = None
@@ -74,12 +74,20 @@ def _logprobs(probabilities: Tensor, tokens: Sequence[int], counts: Sequence[int
     return [Logprobs(log, top) for log, top in zip(own, tops, strict=True)]
 
 
-def _constrained(logits: Tensor, samplers: Sequence[RowSampler]) -> Tensor:
+class Constrained(Protocol):
+    """A row that may have a grammar."""
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What its text has to follow."""
+
+
+def constrained(logits: Tensor, followers: Sequence[Constrained]) -> Tensor:
     """Nothing but what the grammars of the rows that have one allow. Returns `logits` itself where no row has any."""
-    rows = [row for row, sampler in enumerate(samplers) if sampler.grammar is not None]
+    rows = [row for row, each in enumerate(followers) if each.grammar is not None]
     if not rows:
         return logits
-    masks = b"".join(sampler.grammar.allowed() for sampler in samplers if sampler.grammar is not None)
+    masks = b"".join(each.grammar.allowed() for each in followers if each.grammar is not None)
     bits = np.unpackbits(np.frombuffer(masks, dtype=np.uint8), bitorder="little").reshape(len(rows), -1)
     allowed = torch.from_numpy(bits[:, : logits.shape[-1]]).bool().to(logits.device)
     places = torch.tensor(rows, device=logits.device)

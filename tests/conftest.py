@@ -22,6 +22,7 @@ hypothesis.settings.load_profile("quick")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     chance.add_options(parser)
+    parser.addoption("--served-by", choices=["own", "vllm"], default="own", help="Engine of the servers of all tests.")
 
 
 def pytest_configure(config: pytest.Config) -> None:

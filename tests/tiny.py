@@ -182,7 +182,7 @@ def _chameleon(tokenizer: PreTrainedTokenizerFast) -> Any:
     )
 
 
-def _mrope(sections: list[int], **more: Any) -> dict[str, Any]:
+def mrope(sections: list[int], **more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, **more}
 
 
@@ -198,7 +198,7 @@ def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 def _qwen2_vl(tokenizer: PreTrainedTokenizerFast) -> Any:
     return transformers.Qwen2VLConfig(
         vision_config={"depth": 2, "embed_dim": 16, "hidden_size": HIDDEN, "num_heads": 2, "patch_size": 4},
-        text_config=_text(tokenizer, rope_parameters=_mrope([1, 1, 2])),
+        text_config=_text(tokenizer, rope_parameters=mrope([1, 1, 2])),
         tie_word_embeddings=False,
         **_qwen_ids(tokenizer),
     )
@@ -216,7 +216,7 @@ def _qwen2_5_vl(tokenizer: PreTrainedTokenizerFast) -> Any:
             "window_size": 16,
             "fullatt_block_indexes": [1],
         },
-        text_config=_text(tokenizer, rope_parameters=_mrope([1, 1, 2])),
+        text_config=_text(tokenizer, rope_parameters=mrope([1, 1, 2])),
         tie_word_embeddings=False,
         **_qwen_ids(tokenizer),
     )
@@ -234,7 +234,7 @@ def _qwen3_vl(tokenizer: PreTrainedTokenizerFast) -> Any:
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1],
         },
-        text_config=_text(tokenizer, head_dim=8, rope_parameters=_mrope([2, 1, 1], mrope_interleaved=True)),
+        text_config=_text(tokenizer, head_dim=8, rope_parameters=mrope([2, 1, 1], mrope_interleaved=True)),
         tie_word_embeddings=False,
         **_qwen_ids(tokenizer),
     )

@@ -12,6 +12,7 @@ from benchmarks.scenarios import (
     guard,
     guard_prompt,
     guard_step,
+    guard_vllm,
     offline,
     peers,
     products,
@@ -34,6 +35,7 @@ SCENARIOS: dict[str, Scenario] = {
     "guard-prompt": Scenario(
         "what readers add to the first token of 64 to 4,096 tokens, in CPU time", guard_prompt.run
     ),
+    "guard-vllm": Scenario("the guard on vLLM against plain vllm serve", guard_vllm.run),
     "answer-step": Scenario("what a reader of answers adds between tokens, in process, by turns", answer_step.run),
     "long-prompt": Scenario("running rows while a long prompt is computed", prompts.long_prompt),
     "same-image": Scenario("time to the first token of the second question about an image", prompts.same_image),

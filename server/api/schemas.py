@@ -40,7 +40,6 @@ class Schemas:
             longest=settings.schema_string_characters or None,
         )
         self._limit = settings.schemas_mib * MEBI
-        self._are_followed = settings.engine == "own"
         self._held = 0
 
     @property
@@ -54,10 +53,6 @@ class Schemas:
 
     async def compiled(self, wanted: WantedSchema) -> Schema:
         """A schema that the engine may compile too. Raises BadRequest, TooManyRequests, Unavailable."""
-        if not self._are_followed:
-            raise BadRequest(
-                f"'{wanted.param}' is not supported: this server's engine follows no JSON schema.", param=wanted.param
-            )
         try:
             return replace(await self._compiler.check(wanted.schema), param=wanted.param)
         except SchemaError as error:

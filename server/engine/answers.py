@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from models.layout import Layout
 from models.reading import PromptReader
-from server.engine.own_request import OwnRequest
-from server.engine.scheduler import Work
+from server.engine.judged import JudgedRequest
 from steering.answers import AnswerReader
 from steering.policy import AnswerDecision, Fallback, Mode, Verdict, is_flagged
 from steering.refusals import REFUSAL_TOKENS
 from steering.shadow import Beside, Shadow
 
 logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=JudgedRequest)
 
 
 class Answers:
@@ -40,11 +42,10 @@ class Answers:
         """The layers whose states are read; None: nothing is read."""
         return None if self._reading is None else self._reading.layers
 
-    def watched(self, work: Sequence[Work]) -> bool:
-        """Whether the next pass computes a token that is to be read."""
+    def watched(self, requests: Iterable[JudgedRequest]) -> bool:
+        """Whether the next pass, of these, computes a token that is to be read."""
         if self._reading is None:
             return False
-        requests = (each.request for each in work)
         return any(each.output_ids and (each.watch or each.shadow_watch) is not None for each in requests)
 
     def read(self, states: Tensor) -> Tensor:
@@ -53,17 +54,9 @@ class Answers:
         The acting guard's number first, the shadow's last; there may be one of them alone.
         """
         assert self._reading is not None, "nothing is read"
-        try:
-            return self._reading.read(states)
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            logger.exception("the answers of %d rows could not be read", len(states))
-            return states.new_full((len(states), self._reading.width), math.nan, dtype=torch.float32)
+        return read_answers(self._reading, states)
 
-    def decide(
-        self, requests: Sequence[OwnRequest], read: Sequence[Sequence[float]]
-    ) -> Mapping[OwnRequest, AnswerDecision]:
+    def decide(self, requests: Sequence[R], read: Sequence[Sequence[float]]) -> Mapping[R, AnswerDecision]:
         """What follows for those that are flagged now, after one more token each, of which these values were read."""
         decisions = {}
         for request, values in zip(requests, read, strict=True):
@@ -83,7 +76,7 @@ class Answers:
                 decisions[request] = self._decided(request, score)
         return decisions
 
-    def begin_refusal(self, request: OwnRequest) -> None:
+    def begin_refusal(self, request: JudgedRequest) -> None:
         """A flagged answer goes on as a refusal: bent, and read anew, by the shadow no more."""
         assert self._reader is not None, "nothing is read"
         assert request.decision is not None, f"request {request.id} has no decision"
@@ -96,21 +89,21 @@ class Answers:
         request.be_refused()
         request.watch = self._reader.watch(score)
 
-    def end_shadow(self, request: OwnRequest) -> None:
+    def end_shadow(self, request: JudgedRequest) -> None:
         """Keep what the shadow would have decided on an answer as far as it has read it; it reads no more of it."""
         watch, request.shadow_watch = request.shadow_watch, None
         # What it could not read it does not judge, which the log has told.
         if watch is not None and self._shadow is not None and watch.tokens and not math.isnan(watch.score):
             request.shadow_answer = self._shadow.judge_answer(watch.score, watch.tokens)
 
-    def _decided(self, request: OwnRequest, score: float) -> AnswerDecision:
+    def _decided(self, request: JudgedRequest, score: float) -> AnswerDecision:
         tokens = len(request.output_ids)
         if request.policy.output.mode is Mode.MONITOR:
             return AnswerDecision(Verdict.MONITORED, score, tokens)
         fallback = self._fallback(request, score)
         return AnswerDecision(Verdict.STEERED if fallback is None else Verdict.BLOCKED, score, tokens, fallback)
 
-    def _fallback(self, request: OwnRequest, score: float) -> Fallback | None:
+    def _fallback(self, request: JudgedRequest, score: float) -> Fallback | None:
         """Why a flagged answer cannot go on as a refusal in the model's words; None where it can."""
         output = request.policy.output
         reasons = {
@@ -133,14 +126,25 @@ def read_beside(reader: AnswerReader | None, shadow: Shadow | None) -> PromptRea
     return Beside(reader, shadowing)
 
 
-def final(request: OwnRequest) -> AnswerDecision | None:
+def read_answers(reader: PromptReader, states: Tensor) -> Tensor:
+    """What is read of tokens, `[N, width]`, of their states `[N, layers, d]`: no numbers where reading fails."""
+    try:
+        return reader.read(states)
+    except torch.AcceleratorError:
+        raise
+    except Exception:
+        logger.exception("the answers of %d rows could not be read", len(states))
+        return states.new_full((len(states), reader.width), math.nan, dtype=torch.float32)
+
+
+def final(request: JudgedRequest) -> AnswerDecision | None:
     """What became of a watched answer that ends and was not flagged before; else what is known."""
     if request.watch is None or request.answer is not None:
         return request.answer
     return AnswerDecision(Verdict.PASS, request.watch.score, request.watch.tokens)
 
 
-def _shown(request: OwnRequest) -> int:
+def _shown(request: JudgedRequest) -> int:
     """How many of its tokens have been shown at most."""
     tokens, hold = len(request.output_ids), request.policy.output.hold
     if isinstance(hold, int):

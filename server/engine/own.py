@@ -209,7 +209,7 @@ class OwnEngine:
     def _forward(self, work: Sequence[Work]) -> Computed:
         requests = [each.request for each in work]
         rows, counts = [row_of(request) for request in requests], [each.tokens for each in work]
-        watched = self._answers.watched(work)
+        watched = self._answers.watched(requests)
         hidden = self.backbone.forward(rows, counts, watched=watched)
         return Computed(requests, hidden, self._answers.read(self.backbone.answer_states) if watched else None)
 

@@ -9,7 +9,6 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.settings.decode_memory import decode_bytes
-from server.settings.engines import given_of_own
 from server.settings.groups import (
     AuditSettings,
     KeySettings,
@@ -223,13 +222,9 @@ class Settings(BaseSettings, PolicySettings):
 
     @model_validator(mode="after")
     def _only_of_our_own_engine(self) -> Self:
-        others = {"quantize": self.quantize != "none", "shadow": self.shadow is not None}
-        others["max_gap_ms"] = "max_gap_ms" in self.model_fields_set
-        policies: dict[str, PolicySettings] = {
-            "": self,
-            **{f"policies.{name}.": policy for name, policy in self.policies.items()},
-        }
-        if self.engine == "vllm" and (field := next(given_of_own(others, policies), None)) is not None:
+        given = {"quantize": self.quantize != "none", "shadow": self.shadow is not None}
+        given["max_gap_ms"] = "max_gap_ms" in self.model_fields_set
+        if self.engine == "vllm" and (field := next((name for name, is_given in given.items() if is_given), None)):
             raise PydanticCustomError("engine", "{field}: the vllm engine has no such thing", {"field": field})
         return self
 

@@ -33,6 +33,10 @@ READY = re.compile(
 )
 
 
+# In float32, so that answers are those of our own engine.
+ON_VLLM = ("--engine", "vllm", "--dtype", "float32", "--cache-gib", "0.5", "--threads", "1")
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

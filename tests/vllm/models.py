@@ -12,9 +12,12 @@ from PIL import Image
 
 from models import demo
 from models.backbone import Backbone
+from models.families import FAMILIES
+from models.info import BackboneInfo
 from models.load import load_backbone
 from models.prompt import Prompt
 from models.row_sampler import SamplingParams
+from models.weight_names import use_published_names
 from server.engine.own import OwnEngine
 from server.engine.protocol import Engine
 from server.engine.scheduler import Scheduler
@@ -23,13 +26,34 @@ from server.engine.vllm.start import Options, load_vllm
 from server.request import Ask, Event
 from steering.bundle import load_guard, save_bundle
 from steering.guard import Guard
-from steering.policy import Decision, Mode, Policy
-from tests.server.guards import random_guard
-from tests.tiny import chat, chats_of, make_tiny, pictures
+from steering.policy import UNWATCHED, Decision, Mode, OutputPolicy, Policy
+from steering.readers import Cell, Conversation
+from steering.specs import CellSpec, ConversationSpec
+from tests.server.guards import random_answers, random_guard, rising
+from tests.tiny import chat, chats_of, make_tiny, mrope, picture, pictures
+
+WORDS = [
+    "red",
+    "square",
+    "blue",
+    "circle",
+    "sign",
+    "picture",
+    "left",
+    "right",
+    "colour",
+    "many",
+    "compare",
+    "please",
+    "describe",
+    "image",
+    "of",
+    "what",
+]
 
 # Prompts longer than a step's tokens are computed in chunks; blocks of vLLM's cache have 128 tokens on a CPU.
 OPTIONS = Options(max_rows=8, prefill_tokens=96, cache_gib=0.1, prefix_cache=True, threads=1)
-TOKENS = 12
+TOKENS = 20  # as many as a refusal needs, and some
 
 
 @dataclass
@@ -56,14 +80,50 @@ def demo_pair() -> Pair:
     return _pair(backbone, demo.CHECKPOINT, demo.GUARD, prompts)
 
 
+TEXT = {"hidden_size": 128, "head_dim": 32}  # vLLM's attention on a CPU has no heads of fewer than 32 numbers
+# Gemma's windows are as long as its blocks in vLLM, and shorter than the long prompt.
+_GEMMA = {"sliding_window": 128, "query_pre_attn_scalar": 32}
+_QWEN = {"rope_parameters": mrope([4, 6, 6])}
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "gemma3": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": {"rope_parameters": mrope([6, 5, 5], mrope_interleaved=True)},
+}
+TOWERS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {"hidden_size": 128},
+    "qwen2_5_vl": {"out_hidden_size": 128},
+    "qwen3_vl": {"out_hidden_size": 128},
+}
+PUBLISHED = ("llava", "llava_next", "llava_onevision", "gemma3")
+
+
 def tiny_model(family: str, folder: Path) -> tuple[Path, Path, Backbone]:
-    """A tiny random model, and a random guard that reads a layer in the middle: folders, and our backbone."""
-    # vLLM's attention on a CPU has no heads of fewer than 32 numbers.
-    model = make_tiny(family, folder / "model", text={"hidden_size": 128, "head_dim": 32})
+    """A tiny random model, and a random guard: folders, and our backbone."""
+    model = make_tiny(family, folder / "model", text={**TEXT, **OTHERWISE.get(family, {})}, vision=TOWERS.get(family))
+    if family in PUBLISHED:
+        use_published_names(model)
     backbone = load_backbone(model, device="cpu", dtype=torch.float32, max_rows=8)
-    guard = random_guard(backbone.info)
-    save_bundle(folder / "guard", guard.manifest, guard.reader, guard.head, guard.calibration)
+    guard = whole_guard(backbone.info)
+    save_bundle(folder / "guard", guard.manifest, guard.reader, guard.head, guard.calibration, guard.answers)
     return model, folder / "guard", backbone
+
+
+def whole_guard(info: BackboneInfo) -> Guard:
+    """Reads the whole conversation after the first block, in the middle and after the last norm, and answers."""
+    layers = [1, 2, info.num_layers]
+    guard = random_guard(info, answers=random_answers(info))
+    cells = [Cell(False, 40, 50), Cell(False, None, 50)]
+    reader = Conversation(info.hidden_size * len(layers), cells)
+    generator = torch.Generator().manual_seed(3)
+    reader.weight.copy_(torch.randn(reader.weight.shape, generator=generator) * info.hidden_size**-0.5)
+    reader.calibrate([[rising(-3.0, 9.0)] * 3, [rising(-3.0, 12.0)] * 3], 1.5, -2.0)
+    conversation = ConversationSpec(window=reader.window, cells=[CellSpec(**cell._asdict()) for cell in cells])
+    whole = {"probe_layers": layers, "probe_position": "conversation", "prober_hidden": 0, "conversation": conversation}
+    manifest = guard.manifest.model_copy(update=whole)
+    return Guard(manifest, reader, guard.head, {}, guard.answers)
 
 
 def tiny_pair(family: str, folder: Path) -> Pair:
@@ -82,13 +142,25 @@ def _pair(backbone: Backbone, model: Path, folder: Path, prompts: dict[str, Prom
     return Pair(OwnEngine(backbone, guard, Scheduler(8, 96)), vllm, guard, prompts)
 
 
-def policy(mode: Mode, threshold: float = 0.0) -> Policy:
-    return Policy("default", mode, threshold, 1.0, "I can't help with that.")
+def many_prompts(pair: Pair, count: int) -> list[Prompt]:
+    """Different prompts, every other one with a picture where the family sees."""
+    found = []
+    for number in range(count):
+        words = " ".join(WORDS[(number * step + number // 7) % len(WORDS)] for step in range(2, 5 + number % 9))
+        seen = FAMILIES[pair.own.backbone.info.family].sees and number % 2 == 0
+        found.append(pair.prompt(f"{words} {number}?", picture(number) if seen else None))
+    return found
 
 
-def ask(name: str, prompt: Prompt, of: Policy, *, leader: str | None = None, **sampling: Any) -> Ask:
+def policy(mode: Mode, threshold: float = 0.0, output: OutputPolicy = UNWATCHED) -> Policy:
+    return Policy("default", mode, threshold, 1.0, "I can't help with that.", output=output)
+
+
+def ask(
+    name: str, prompt: Prompt, of: Policy, *, leader: str | None = None, scores: bool = False, **sampling: Any
+) -> Ask:
     params = replace(SamplingParams.GREEDY, **sampling)
-    return Ask(name, prompt, params, TOKENS, of, leader=leader)
+    return Ask(name, prompt, params, TOKENS, of, leader=leader, scores=scores)
 
 
 def put(engine: Engine[Any], *asks: Ask) -> None:
@@ -103,6 +175,12 @@ def until_idle(engine: Engine[Any]) -> dict[str, list[Event]]:
         for event in engine.step():
             told.setdefault(event.request.id, []).append(event)
     return told
+
+
+def preempt(pair: Pair) -> None:
+    """Have vLLM give up every row that runs, with all of its cache."""
+    core: Any = pair.vllm._core
+    assert core._engine.reset_prefix_cache(reset_running_requests=True)
 
 
 def served(engine: Engine[Any], asks: Sequence[Ask]) -> dict[str, list[Event]]:

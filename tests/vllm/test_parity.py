@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from models.demo.dialogue import pairs
-from server.request import Ask, Finish
-from steering.policy import Mode, Verdict
-from tests.vllm.models import TOKENS, Pair, ask, decision, demo_pair, policy, put, served, tiny_pair, tokens, until_idle
+from server.request import Ask, Event, Finish
+from steering.policy import Mode, OutputPolicy, Verdict
+from tests.vllm.models import (
+    TOKENS,
+    Pair,
+    ask,
+    decision,
+    demo_pair,
+    many_prompts,
+    policy,
+    preempt,
+    put,
+    served,
+    tiny_pair,
+    tokens,
+    until_idle,
+)
 
 pytestmark = pytest.mark.vllm
 CLOSE = 1e-4
+FAMILIES = ("llama", "llava", "llava_onevision", "qwen2")
 TWINS = 63  # of each of four kinds: 504 prompts
 
 
@@ -21,7 +38,7 @@ def demo() -> Pair:
     return demo_pair()
 
 
-@pytest.fixture(scope="module", params=["demo", "llama", "qwen2"])
+@pytest.fixture(scope="module", params=["demo", *sorted(FAMILIES)])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     if request.param == "demo":
         found: Pair = request.getfixturevalue("demo")
@@ -29,41 +46,67 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return tiny_pair(request.param, tmp_path_factory.mktemp(request.param))
 
 
+POLICIES = {
+    "off": policy(Mode.OFF),
+    "passed": policy(Mode.STEER, threshold=1.0),
+    "monitored": policy(Mode.MONITOR),
+    "steered": policy(Mode.STEER),
+    "blocked": policy(Mode.BLOCK),
+    "watched": policy(Mode.MONITOR, output=OutputPolicy(Mode.MONITOR, 0.5)),
+    "answer steered": policy(Mode.STEER, threshold=1.0, output=OutputPolicy(Mode.STEER, 0.5, "all")),
+    "answer blocked": policy(Mode.STEER, threshold=1.0, output=OutputPolicy(Mode.BLOCK, 0.5, 16)),
+}
+
+
 def mixed(pair: Pair) -> list[Ask]:
-    """Every prompt under every mode, flagged and not."""
-    policies = {
-        "off": policy(Mode.OFF),
-        "passed": policy(Mode.STEER, threshold=1.0),
-        "monitored": policy(Mode.MONITOR),
-        "steered": policy(Mode.STEER),
-        "blocked": policy(Mode.BLOCK),
-    }
+    """Every prompt under every policy, flagged and not."""
     return [
-        ask(f"{prompt}/{name}", pair.prompts[prompt], each)
+        ask(f"{prompt}/{name}", pair.prompts[prompt], each, scores=each.output.mode is Mode.MONITOR)
         for prompt in pair.prompts
-        for name, each in policies.items()
+        for name, each in POLICIES.items()
     ]
 
 
-def test_scores_and_greedy_answers_of_a_mixed_batch_are_those_of_our_own_engine(pair: Pair) -> None:
-    """Prompts in chunks among them, with and without images, steered and not, side by side."""
-    asks = mixed(pair)
-    ours, theirs = served(pair.own, asks), served(pair.vllm, asks)
+def alike(ours: dict[str, list[Event]], theirs: dict[str, list[Event]]) -> float:
+    """The largest difference of a score; everything else is the same."""
     assert ours.keys() == theirs.keys()
-    worst = 0.0
+    scores: list[tuple[float | None, float | None]] = []
     for name, expected in ours.items():
         found = theirs[name]
-        assert tokens(found) == tokens(expected), name
-        assert [event.finish for event in found] == [event.finish for event in expected]
-        one, other = decision(expected), decision(found)
-        assert (one.verdict, one.eps) == (other.verdict, other.eps)
-        if one.score is not None and other.score is not None:
-            worst = max(worst, abs(one.score - other.score))
+        assert [(event.token, event.finish) for event in found] == [
+            (event.token, event.finish) for event in expected
+        ], name
+        one, other = expected[-1].request, found[-1].request
+        assert one.decision is not None
+        assert other.decision is not None
+        assert (one.decision.verdict, one.decision.eps) == (other.decision.verdict, other.decision.eps), name
+        scores.append((one.decision.score, other.decision.score))
+        if one.answer is not None:
+            assert other.answer is not None
+            assert replace(one.answer, score=0.0) == replace(other.answer, score=0.0), name
+            scores.append((one.answer.score, other.answer.score))
+        scores += zip(one.answer_scores, other.answer_scores, strict=True)
+        if one.token_scores is not None:
+            assert other.token_scores is not None
+            assert one.token_scores[1:] == other.token_scores[1:], name
+            scores += zip(one.token_scores.scores, other.token_scores.scores, strict=True)
+    both = [(one, other) for one, other in scores if one is not None and other is not None]
+    assert len(both) == len([one for one, _ in scores if one is not None])
+    return max(abs(one - other) for one, other in both)
+
+
+def test_scores_and_greedy_answers_of_a_mixed_batch_are_those_of_our_own_engine(pair: Pair) -> None:
+    """Prompts in chunks among them, with and without images, steered and not, watched and not, side by side."""
+    asks = mixed(pair)
+    ours, theirs = served(pair.own, asks), served(pair.vllm, asks)
+    worst = alike(ours, theirs)
     assert worst <= CLOSE
     assert {decision(events).verdict for events in theirs.values()} == {*Verdict}
     changed = [name for name in pair.prompts if tokens(theirs[f"{name}/steered"]) != tokens(theirs[f"{name}/passed"])]
     assert changed
-    print(f"{len(asks)} requests, largest difference of a score {worst:.2e}")
+    answers = [events[-1].request.answer for events in theirs.values()]
+    became = Counter(answer.verdict.value for answer in answers if answer is not None)
+    print(f"{len(asks)} requests, {dict(became)} answers, largest difference of a score {worst:.2e}")
 
 
 def test_a_prefix_hit_has_the_score_and_answer_of_the_first_time(pair: Pair) -> None:
@@ -74,6 +117,35 @@ def test_a_prefix_hit_has_the_score_and_answer_of_the_first_time(pair: Pair) -> 
     assert cached >= 128
     assert tokens(second["again"]) == tokens(first["again"])
     assert decision(second["again"]).score == pytest.approx(decision(first["again"]).score, abs=CLOSE)
+
+
+def test_of_a_prefix_that_was_an_answer_is_known_what_was_read_of_it(pair: Pair) -> None:
+    """A block of vLLM's cache ends within the answer, and the next turn goes on from there."""
+    whole = pair.prompts["long"]
+    begun = replace(whole, ids=(whole.ids * 3)[: 2 * 128 - 6])
+    said = tokens(served(pair.vllm, [ask("one", begun, policy(Mode.OFF), min_tokens=TOKENS)])["one"])
+    after = replace(whole, ids=[*begun.ids, *said, *whole.ids[-30:]])
+    asks = [ask("two", after, policy(Mode.STEER, threshold=1.0), scores=True)]
+    theirs = served(pair.vllm, asks)
+    assert theirs["two"][-1].request.cached_tokens == 256
+    assert alike(served(pair.own, asks), theirs) <= CLOSE
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_rows_that_are_given_up_and_computed_again_are_read_as_they_were(pair: Pair, steps: int) -> None:
+    """With their blocks: within a prompt, and within an answer that is watched."""
+    names = ["passed", "steered", "watched", "answer blocked"]
+    asks = [ask(name, pair.prompts["long"], POLICIES[name]) for name in names]
+    expected = served(pair.own, asks)
+    put(pair.vllm, *asks)
+    told: dict[str, list[Event]] = {name: [] for name in names}
+    for _ in range(steps):
+        for event in pair.vllm.step():
+            told[event.request.id].append(event)
+    preempt(pair)
+    for name, events in until_idle(pair.vllm).items():
+        told[name] += events
+    assert alike(expected, told) <= CLOSE
 
 
 def test_choices_share_one_decision_and_log_probabilities_are_ours(pair: Pair) -> None:
@@ -114,6 +186,34 @@ def test_an_abort_leaves_others_alone_and_nothing_behind(pair: Pair, steps: int,
 def test_the_length_is_kept_and_limits_of_it_are_told(pair: Pair) -> None:
     events = served(pair.vllm, [ask("one", pair.prompts["long"], policy(Mode.OFF), min_tokens=TOKENS)])["one"]
     assert (len(tokens(events)), events[-1].finish) == (TOKENS, Finish.LENGTH)
+
+
+def test_no_verdict_differs_over_many_prompts(pair: Pair) -> None:
+    """Half of them flagged, or nearly; every one's score."""
+    prompts = many_prompts(pair, 500)
+    found = served(
+        pair.own, [replace(ask(str(n), each, policy(Mode.MONITOR)), max_tokens=0) for n, each in enumerate(prompts)]
+    )
+    middle = sorted(decision(events).score or 0.0 for events in found.values())[200:300]
+    gap, below = max((after - before, before) for before, after in pairwise(middle))
+    acting = policy(Mode.STEER, below + gap / 2)
+    asks = [replace(ask(str(n), each, acting), max_tokens=0) for n, each in enumerate(prompts)]
+    worst = alike(served(pair.own, asks), theirs := served(pair.vllm, asks))
+    flagged = sum(decision(events).flagged for events in theirs.values())
+    assert worst <= CLOSE
+    print(f"{len(asks)} prompts, {flagged} flagged, largest difference of a score {worst:.2e}")
+
+
+def test_greedy_answers_of_many_chats_are_the_same(pair: Pair) -> None:
+    """As they are and steered."""
+    asks = [
+        ask(f"{n}/{name}", each, POLICIES[name])
+        for n, each in enumerate(many_prompts(pair, 50))
+        for name in ("passed", "steered")
+    ]
+    worst = alike(served(pair.own, asks), served(pair.vllm, asks))
+    assert worst <= CLOSE
+    print(f"{len(asks)} answers, largest difference of a score {worst:.2e}")
 
 
 def test_no_verdict_differs_over_the_demo_worlds_twins(demo: Pair) -> None:

@@ -2,29 +2,78 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
-from openai import BadRequestError
+from openai import APIError
 
 from models.demo.dialogue import pairs
-from tests.end_to_end.processes import ServerProcess, user
+from tests import plain_http
+from tests.end_to_end.processes import ON_VLLM, ServerProcess, user
+from tests.waiting import wait_until
 
-pytestmark = pytest.mark.vllm
-OPTIONS = ["--engine", "vllm", "--dtype", "float32", "--cache-gib", "0.1", "--threads", "1"]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+START_SECONDS = 500
+STREAMS = 16
 
 
-@pytest.mark.timeout(600)
-def test_it_answers_refuses_and_names_what_it_lacks() -> None:
-    with ServerProcess(OPTIONS, start_seconds=500) as server:
-        pair = next(pair for pair in pairs(1, seed=921, split="test") if pair.kind == "cross")
-        for example, reason in ((pair.safe, "stop"), (pair.toxic, "content_filter")):
-            messages = [user(example.question, *([example.image] if example.image else []))]
-            answer = server.client.chat.completions.create(model=server.model, messages=messages, max_tokens=40)
-            assert answer.choices[0].finish_reason == reason
-            assert answer.choices[0].message.content
-        with pytest.raises(BadRequestError, match=r"'response_format\.json_schema' is not supported"):
-            server.client.chat.completions.create(
-                model=server.model,
-                messages=[user("Hello!")],
-                response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    output = {"AUTOSTEER_OUTPUT": json.dumps({"mode": "monitor"})}
+    with ServerProcess(ON_VLLM, environment=output, start_seconds=START_SECONDS) as server:
+        yield server
+
+
+def test_it_answers_refuses_and_follows_schemas(server: ServerProcess) -> None:
+    pair = next(pair for pair in pairs(1, seed=921, split="test") if pair.kind == "cross")
+    for example, reason in ((pair.safe, "stop"), (pair.toxic, "content_filter")):
+        messages = [user(example.question, *([example.image] if example.image else []))]
+        answer = server.client.chat.completions.create(model=server.model, messages=messages, max_tokens=40)
+        assert answer.choices[0].finish_reason == reason
+        assert answer.choices[0].message.content
+    schema: dict[str, object] = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}},
+        "required": ["colour"],
+    }
+    answer = server.client.chat.completions.create(
+        model=server.model,
+        messages=[user("What colour is the sign?")],
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}},
+    )
+    assert json.loads(answer.choices[0].message.content or "")["colour"] in ("red", "blue")
+    assert server.metric("autosteer_guard_decisions_total", decision="steered") == 1
+
+
+def test_each_stream_of_an_engine_that_is_killed_ends_once_and_another_one_starts(server: ServerProcess) -> None:
+    """The engine's process holds vLLM's core and worker: there is no other one to kill."""
+    endless = {"max_tokens": 600, "logit_bias": {str(eos): -100 for eos in range(3)}, "stream": True}
+    under_way = Barrier(STREAMS + 1)
+
+    def ended(number: int) -> tuple[str | None, list[str | None]]:
+        """The error that a stream ended with, and the reasons to end that it told."""
+        reasons = []
+        try:
+            stream = server.client.chat.completions.create(  # type: ignore[call-overload]
+                model=server.model, messages=[user(f"hello {number}")], **endless
             )
-        assert server.metric("autosteer_guard_decisions_total", decision="steered") == 1
+            for place, chunk in enumerate(stream):
+                reasons += [choice.finish_reason for choice in chunk.choices if choice.finish_reason]
+                if place == 1:
+                    under_way.wait()
+        except APIError as error:
+            return error.code, reasons
+        return None, reasons
+
+    with ThreadPoolExecutor(STREAMS) as clients:
+        streams = [clients.submit(ended, number) for number in range(STREAMS)]
+        under_way.wait()
+        server.engine.kill()
+        found = [stream.result() for stream in streams]
+    assert found == [("engine_failed", [])] * STREAMS
+    wait_until(lambda: plain_http.get(f"{server.url}/ready").status_code == 200, "another engine", START_SECONDS)
+    server.client.chat.completions.create(model=server.model, messages=[user("hello")], max_tokens=4)
+    assert server.metric("autosteer_engine_restarts_total") == 1

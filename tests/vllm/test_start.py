@@ -30,6 +30,6 @@ def test_a_family_without_an_adapter_is_refused_by_name(tiny_models: TinyModels)
 def test_an_adapter_that_is_not_live_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of its own would say so: vLLM would serve the model without a guard."""
     model, guard, _ = tiny_model("llama", tmp_path)
-    monkeypatch.setattr(Worker, "guarded", lambda self, states: states.tensor_split(1 + len(self.extra_layers), -1)[0])
+    monkeypatch.setattr(Worker, "read", lambda *_: None)
     with pytest.raises(LoadError, match="the guard has told nothing of its prompt"):
         load_vllm(str(model), guard, OPTIONS, dtype="float32")

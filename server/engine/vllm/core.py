@@ -14,19 +14,18 @@ from vllm.v1.request import RequestStatus
 
 from models.sampling import Logprobs
 from server.engine.protocol import Load
-from server.engine.vllm.engine import Progress
-from server.engine.vllm.model import EPS, RUN
+from server.engine.vllm.model import EPS, RUN, WATCHED
 from server.engine.vllm.pictures import Pictures
+from server.engine.vllm.runs import Progress, Run
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from models.prompt import Prompt
-    from models.row_sampler import SamplingParams
+    from models.row_sampler import Grammar, SamplingParams
 
 
-class _Run(NamedTuple):
+class _Known(NamedTuple):
     name: str  # vLLM adds to ours
     logprobs: int | None  # how many of the likeliest tokens it asks for
 
@@ -34,15 +33,19 @@ class _Run(NamedTuple):
 class VllmCore:
     """A `Core`: vLLM's step-driven engine in this process, on one rank.
 
-    `image_token` stands for images in prompts.
+    `pictures`: makes its input of prompts with images; None: the model sees none. `grammars`: where the worker looks
+    for those of runs.
     """
 
-    def __init__(self, engine: LLMEngine, image_token: int, eos_ids: Sequence[int]) -> None:
+    def __init__(
+        self, engine: LLMEngine, pictures: Pictures | None, eos_ids: Sequence[int], grammars: dict[str, Grammar]
+    ) -> None:
         self._engine = engine
         self._scheduler: Any = engine.engine_core.engine_core.scheduler
-        self._pictures = Pictures(image_token)
+        self._pictures = pictures
         self._eos_ids = list(eos_ids)
-        self._runs: dict[str, _Run] = {}
+        self._grammars = grammars
+        self._runs: dict[str, _Known] = {}
 
     @property
     def load(self) -> Load:
@@ -50,18 +53,25 @@ class VllmCore:
         running, waiting = self._scheduler.get_request_counts()
         return Load(running, waiting, self._scheduler.get_kv_cache_usage())
 
-    def add(self, run: str, prompt: Prompt, params: SamplingParams, max_tokens: int, eps: float) -> None:
+    def add(self, run: Run) -> None:
         """Begin a run. Raises ValueError where vLLM does not take it."""
-        made = sampling(params, max_tokens, self._eos_ids, {RUN: run, EPS: eps})
-        given = self._pictures.input(prompt) if prompt.pictures else tokens_input(prompt.ids)
+        told = {RUN: run.name, EPS: run.eps, WATCHED: run.watched}
+        made = sampling(run.params, run.max_tokens, self._eos_ids, told)
+        if self._pictures is None or not run.prompt.pictures:
+            given = tokens_input(run.prompt.ids)
+        else:
+            given = self._pictures.input(run.prompt)
         try:
-            name = self._engine.add_request(run, given, made)
+            name = self._engine.add_request(run.name, given, made)
         except VLLMClientError as error:
             raise ValueError(str(error)) from error
-        self._runs[run] = _Run(name, params.logprobs)
+        self._runs[run.name] = _Known(name, run.params.logprobs)
+        if run.grammar is not None:
+            self._grammars[run.name] = run.grammar
 
     def abort(self, run: str) -> None:
         """Forget a run; nothing happens if it has ended."""
+        self._grammars.pop(run, None)
         if self._runs.pop(run, None) is not None:
             self._engine.abort_request([run])
 

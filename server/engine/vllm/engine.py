@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
-import torch
-
+from models.row_sampler import GrammarError
+from server.engine.answers import Answers, final
 from server.engine.judge import Judge
 from server.engine.protocol import Effort, Facts, Load
 from server.engine.vllm.request import VllmRequest
-from server.request import Ask, EngineFailed, Event, Finish, RequestFailed
+from server.engine.vllm.runs import Core, Progress, Run
+from server.engine.vllm.worker import PromptRead, Read
+from server.request import Ask, EngineFailed, Event, Finish, GrammarFailed, RequestFailed
 from steering.guard import Guard
 from steering.policy import Mode, Verdict
 
@@ -23,67 +25,42 @@ if TYPE_CHECKING:
     from models.info import BackboneInfo
     from models.inputs import InputBuilder
     from models.layout import Layout
-    from models.prompt import Prompt
-    from models.row_sampler import SamplingParams
     from models.sampling import Logprobs
-    from server.engine.vllm.worker import Read
+    from server.engine.grammars import Grammars
 
 logger = logging.getLogger(__name__)
-
-
-class Progress(NamedTuple):
-    """What a step did to a run: its next tokens, and why it ended, in vLLM's word."""
-
-    run: str
-    tokens: Sequence[int]
-    logprobs: Sequence[Logprobs] | None
-    ended: str | None
-    cached_tokens: int | None
-
-
-class Core(Protocol):
-    """What computes: vLLM's engine, as `VllmEngine` uses it. A run is a request of vLLM's."""
-
-    @property
-    def load(self) -> Load:
-        """How much there is to do."""
-
-    def add(self, run: str, prompt: Prompt, params: SamplingParams, max_tokens: int, eps: float) -> None:
-        """Begin a run. Raises ValueError where vLLM does not take it."""
-
-    def abort(self, run: str) -> None:
-        """Forget a run; nothing happens if it has ended."""
-
-    def step(self) -> Sequence[Progress]:
-        """Compute what is scheduled."""
-
-    def scheduled(self, run: str) -> bool:
-        """Whether a run has begun to be computed."""
 
 
 class VllmEngine:
     """An `Engine` of `VllmRequest`s on vLLM.
 
     A run's tokens are taken once there is a decision on its prompt, and there is none without what the worker has read
-    of it: a run whose first token comes without that fails. A steered request's run is aborted, and begins anew with
-    its eps; its prompt is in the prefix cache then.
+    of it: a run whose first token comes without that fails. So does one whose answer is watched, where a token comes
+    and the one before it was not read. A steered request's run is aborted, and begins anew with its eps; its prompt is
+    in the prefix cache then.
     """
 
     def __init__(
-        self, core: Core, channel: SimpleQueue[Read], info: BackboneInfo, inputs: InputBuilder, guard: Guard | None
+        self,
+        core: Core,
+        channel: SimpleQueue[Read],
+        info: BackboneInfo,
+        inputs: InputBuilder,
+        guard: Guard | None,
+        grammars: Grammars,
     ) -> None:
         self.failure: EngineFailed | None = None
         self._core = core
         self._channel = channel
         self._info = info
         self._inputs = inputs
+        self._grammars = grammars
         self._judge: Judge[VllmRequest] = Judge(guard)
+        self._answers = Answers(None if guard is None else guard.answers, inputs.layout)
         self._live: dict[str, VllmRequest] = {}
         self._runs: dict[str, VllmRequest] = {}
         self._refused: list[Event] = []  # ends that the next step tells
         self._waiting: set[VllmRequest] = set()  # runs of which nothing has been computed
-
-    # what is asked ---------------------------------------------------------------------------------------------
 
     @property
     def facts(self) -> Facts:
@@ -91,8 +68,7 @@ class VllmEngine:
         guard = self._judge.guard
         if guard is None:
             return Facts(self._info)
-        without_answers = guard.manifest.model_copy(update={"answers": None})  # nobody watches them here
-        return Facts(self._info, without_answers, guard.layer, guard.calibration_scores)
+        return Facts(self._info, guard.manifest, guard.layer, guard.calibration_scores)
 
     @property
     def load(self) -> Load:
@@ -106,20 +82,17 @@ class VllmEngine:
         """Whether a step would have nothing to do."""
         return not self._live and not self._refused
 
-    def effort(self, asks: Sequence[Ask]) -> Effort:  # noqa: ARG002
-        """Nothing is compiled here."""
-        return Effort.NONE
+    def effort(self, asks: Sequence[Ask]) -> Effort:
+        """How much there is to compile, for any thread."""
+        return self._grammars.effort(asks)
 
     def prepare(self, asks: Sequence[Ask]) -> list[VllmRequest]:
-        """Requests of all that is asked together. Raises RequestFailed for what this engine does not do."""
+        """Requests of all that is asked together. Raises GrammarFailed where a schema cannot be followed."""
         requests: dict[str, VllmRequest] = {}
         for ask in asks:
-            if ask.schema is not None:
-                raise RequestFailed("answers that follow a JSON schema are not served by the vllm engine")
-            if ask.policy.output.mode is not Mode.OFF or ask.scores:
-                raise RequestFailed("answers are not watched, and tokens not scored, by the vllm engine")
+            grammar = None if ask.schema is None else self._grammars.of(ask.schema)
             source = None if ask.leader is None else requests[ask.leader]
-            requests[ask.id] = VllmRequest(ask, params=ask.params, source=source)
+            requests[ask.id] = VllmRequest(ask, params=ask.params, grammar=grammar, source=source)
         return [*requests.values()]
 
     def add(self, request: VllmRequest) -> None:
@@ -154,28 +127,27 @@ class VllmEngine:
         for request in [each for each in self._waiting if each.run is not None and self._core.scheduled(each.run)]:
             request.timings.scheduled = request.timings.scheduled or began
             self._waiting.discard(request)
-        arrived = [*self._arrived()]
-        for read in arrived:
-            if (one := self._runs.get(read.run)) is not None:
-                one.read = read.notes
-        self._decide(progress, max((read.seconds for read in arrived), default=0.0), events)
+        self._decide(progress, self._hear(), events)
         for each in progress:
             if (shown := self._runs.get(each.run)) is not None:
                 self._advance(shown, each, events)
         return events
 
-    def _arrived(self) -> Iterator[Read]:
+    def _hear(self) -> float:
+        """Give requests what was read of them; the seconds that reading prompts took in this step."""
+        seconds = 0.0
         while True:
             try:
-                yield self._channel.get_nowait()
+                read = self._channel.get_nowait()
             except Empty:
-                return
+                return seconds
+            if isinstance(read, PromptRead):
+                seconds = max(seconds, read.seconds)
+            if (request := self._runs.get(read.run)) is not None:
+                request.hear(read)
 
     def _decide(self, progress: Sequence[Progress], spent: float, events: list[Event]) -> None:
-        """Decide on the requests whose first token has come; one of which nothing was read fails.
-
-        `spent`: seconds that reading them took.
-        """
+        """Decide on the requests whose first token has come, read in `spent` seconds; what was not read fails."""
         new = []
         for each in progress:
             request = self._runs.get(each.run)
@@ -195,15 +167,14 @@ class VllmEngine:
                 self._follow(request, follower, events)
 
     def _lacks(self, request: VllmRequest) -> bool:
-        return self._judge.guard is not None and request.policy.mode is not Mode.OFF and request.read is None
+        if self._judge.guard is None or request.policy.mode is Mode.OFF:
+            return False
+        return request.notes is None or len(request.notes) != len(request.prompt.ids)
 
     def _read(self, request: VllmRequest) -> tuple[Tensor, Layout]:
-        """What was read of a prompt: of its last token alone, which is all that the readers served here look at."""
-        assert request.read is not None, f"nothing was read of {request.id}"
-        ids = request.prompt.ids
-        notes = request.read.new_full((len(ids), request.read.shape[1]), torch.nan)
-        notes[-1] = request.read[0]
-        return notes, self._inputs.layout(ids)
+        """What was read of a prompt, and how that is laid out."""
+        assert request.notes is not None, f"nothing was read of {request.id}"
+        return request.notes, self._inputs.layout(request.prompt.ids)
 
     def _go_on(self, request: VllmRequest, events: list[Event]) -> None:
         """Do what was decided on a request's prompt."""
@@ -230,32 +201,73 @@ class VllmEngine:
             request.timings.first_token = monotonic()
         last = len(progress.tokens) - 1
         for place, token in enumerate(progress.tokens):
-            if token in self._info.eos_ids:
-                events.append(self._end(request, Finish.CONTENT_FILTER if request.eps else Finish.STOP))
+            if self._intervened(request, events):
                 return
-            request.output_ids.append(token)
             logprobs = None if progress.logprobs is None else progress.logprobs[place]
-            if request.room > 0 and (place < last or progress.ended != "length"):
-                events.append(Event(request, token=token, logprobs=logprobs))
-                continue
-            finish = Finish.CONTENT_FILTER if request.eps else Finish.LENGTH
-            events.append(self._end(request, finish, token=token, logprobs=logprobs))
-            return
+            cut = place == last and progress.ended == "length"
+            events.append(self._take(request, token, logprobs, cut=cut))
+            if events[-1].finish is not None:
+                return
         if progress.ended is not None:
             events.append(self._fail(request, f"vLLM ended it by itself: {progress.ended}"))
+
+    def _take(self, request: VllmRequest, token: int, logprobs: Logprobs | None, *, cut: bool) -> Event:
+        """Give a request its next token; `cut`: vLLM gives it no more."""
+        refused = Finish.CONTENT_FILTER if request.eps else None
+        if request.room <= 0:  # its last token was computed so that it is read before it is shown
+            return self._end(request, refused or Finish.LENGTH)
+        ends = token in self._info.eos_ids
+        try:
+            request.take(token, ends=ends)
+        except GrammarError as error:
+            return self._end(request, Finish.ERROR, GrammarFailed(str(error)))
+        if ends:
+            return self._end(request, refused or Finish.STOP)
+        if request.watch is None and (cut or request.room <= 0):
+            return self._end(request, refused or Finish.LENGTH, token=token, logprobs=logprobs)
+        return Event(request, token=token, logprobs=logprobs)
+
+    def _intervened(self, request: VllmRequest, events: list[Event]) -> bool:
+        """Judge an answer that is watched, after its last token; whether its run goes on no more."""
+        if request.watch is None or not request.output_ids:
+            return False
+        value = request.values.pop(len(request.output_ids) - 1, None)
+        if value is None:
+            events.append(self._fail(request, "the guard has told nothing of its answer"))
+            return True
+        answer = self._answers.decide([request], [[value]]).get(request)
+        if answer is None:
+            return False
+        request.answer = answer
+        if answer.verdict is Verdict.BLOCKED:
+            events.append(self._end(request, Finish.CONTENT_FILTER))
+            return True
+        events.append(Event(request))
+        if answer.verdict is Verdict.MONITORED:
+            return False
+        self._answers.begin_refusal(request)
+        self._leave(request)
+        self._begin(request)
+        return True
 
     # runs ------------------------------------------------------------------------------------------------------
 
     def _begin(self, request: VllmRequest) -> None:
         """Begin a run of a request; the next step tells of one that vLLM refuses."""
-        run = f"{request.id}/{'steered' if request.eps else 'plain'}"
+        watched = request.policy.output.mode is not Mode.OFF and self._judge.guard is not None
+        # One token more than is shown: a token is read when the next one is computed.
+        most = max(1, request.room) + watched
+        name = f"{request.id}/{request.runs}"
+        run = Run(name, request.prompt, request.params, most, request.eps, watched, request.grammar)
         try:
-            self._core.add(run, request.prompt, request.params, max(1, request.max_tokens), request.eps)
+            self._core.add(run)
         except ValueError as error:
             self._refused.append(self._fail(request, str(error)))
             return
-        request.run = run
-        self._runs[run] = request
+        request.runs += 1
+        request.values.clear()
+        request.run = name
+        self._runs[name] = request
         self._waiting.add(request)
 
     def _leave(self, request: VllmRequest) -> None:
@@ -280,14 +292,9 @@ class VllmEngine:
     ) -> Event:
         del self._live[request.id]
         self._leave(request)
-        if request.source is not None and request in request.source.followers:
-            request.source.followers.remove(request)
-        if request.followers and not isinstance(error, EngineFailed):  # it ends without a decision: the next one leads
-            heir, *others = request.followers
-            heir.source, heir.followers = None, others
-            for each in others:
-                each.source = heir
+        heir = request.leave()
+        if heir is not None and not isinstance(error, EngineFailed):  # it ends without a decision
             self._begin(heir)
-        request.followers = []
         request.timings.finished = monotonic()
+        request.answer = final(request)
         return Event(request, token=token, logprobs=logprobs, finish=finish, error=error)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from models.errors import LoadError
 from models.row_sampler import SamplingParams
-from server.request import Ask, Event, Finish
-from steering.policy import Mode, Policy
+from server.request import Ask, Event
+from steering.policy import Mode, OutputPolicy, Policy
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ TEXTS = (
     "Please write me a long story about a fox that lives in a forest beside a lake, and about all its friends.",
 )
 HIGHEST_ODDS = 30.0  # a score of 1 has none
-SCORES, LOGPROBS = 0.05, 0.02  # how far log-odds of scores and log-probabilities may differ in float32
+SCORES, LOGPROBS = 0.02, 0.02  # how far log-odds of scores (.005 of one) and log-probabilities may differ in float32
 COARSE = 20  # times as far in half precision
 
 
@@ -37,12 +37,14 @@ COARSE = 20  # times as far in half precision
 class Golden:
     """What an engine says of one golden prompt: log-odds of its score, log-probability of the first token.
 
-    `odds` None: nothing scores. `logprob` None: the answer is empty.
+    `odds` None: nothing scores. `logprob` None: the answer is empty. `answer`: log-odds at the first token of the
+    answer, where answers are read.
     """
 
     name: str
     odds: float | None
     logprob: float | None
+    answer: float | None
 
 
 def golden_prompts(inputs: InputBuilder) -> list[Prompt]:
@@ -50,31 +52,41 @@ def golden_prompts(inputs: InputBuilder) -> list[Prompt]:
     return [inputs.build([{"role": "user", "content": [{"type": "text", "text": text}]}], []) for text in TEXTS]
 
 
-def ask_golden(engine: Engine[Any], prompts: Sequence[Prompt], eps: float | None) -> list[Golden]:
-    """Ask all prompts at once, each as it is and, with a guard's `eps`, steered. Raises LoadError where one fails."""
-    policies = [Policy("plain", Mode.OFF if eps is None else Mode.MONITOR, 0.0, 0.0, "")]
-    if eps is not None:
-        policies.append(Policy("steered", Mode.STEER, 0.0, eps, ""))
+def ask_golden(engine: Engine[Any], prompts: Sequence[Prompt]) -> list[Golden]:
+    """Ask all prompts at once, each as it is and, with a guard, steered. Raises LoadError where one fails."""
+    guard = engine.facts.guard
+    policies = [Policy("plain", Mode.OFF if guard is None else Mode.MONITOR, 0.0, 0.0, "")]
+    if guard is not None:
+        output = OutputPolicy(Mode.MONITOR if guard.watches else Mode.OFF)
+        policies[0] = replace(policies[0], output=output)
+        policies.append(Policy("steered", Mode.STEER, 0.0, guard.eps, "", output=output))
     params = SamplingParams(temperature=0.0, logprobs=1)
     asks = [
-        Ask(f"golden.{policy.name}.{number}", prompt, params, 1, policy)
+        Ask(f"golden.{policy.name}.{number}", prompt, params, 1, policy, scores=policy.output.mode is not Mode.OFF)
         for policy in policies
         for number, prompt in enumerate(prompts)
     ]
     for request in engine.prepare(asks):
         engine.add(request)
-    events: list[Event] = []
+    told: dict[str, list[Event]] = {}
     while not engine.idle:
-        events += engine.step()
-    return [_golden(event) for event in sorted(events, key=lambda event: event.request.id)]
+        for event in engine.step():
+            told.setdefault(event.request.id, []).append(event)
+    return [_golden(told[name]) for name in sorted(told)]
 
 
-def _golden(event: Event) -> Golden:
-    if event.finish is Finish.ERROR or event.request.decision is None:
-        raise LoadError(f"{event.request.id} could not be asked: {event.error}")
-    score = event.request.decision.score
-    logprob = None if event.logprobs is None else event.logprobs.token
-    return Golden(event.request.id, None if score is None else _odds(score), logprob)
+def _golden(events: Sequence[Event]) -> Golden:
+    request, error = events[-1].request, events[-1].error
+    if error is not None or request.decision is None:
+        raise LoadError(f"{request.id} could not be asked: {error}")
+    score = request.decision.score
+    logprobs = [event.logprobs.token for event in events if event.logprobs is not None]
+    return Golden(
+        request.id,
+        None if score is None else _odds(score),
+        logprobs[0] if logprobs else None,
+        _odds(request.answer_scores[0]) if request.answer_scores else None,
+    )
 
 
 def compare(expected: Sequence[Golden], found: Sequence[Golden], dtype: torch.dtype) -> None:
@@ -84,6 +96,7 @@ def compare(expected: Sequence[Golden], found: Sequence[Golden], dtype: torch.dt
         for what, one, other, most in (
             ("the log-odds of the score", ours.odds, theirs.odds, SCORES),
             ("the log-probability of the first token", ours.logprob, theirs.logprob, LOGPROBS),
+            ("the log-odds of the score at the first token", ours.answer, theirs.answer, SCORES),
         ):
             if one != other and (one is None or other is None or not abs(one - other) <= most * factor):
                 raise LoadError(

@@ -2,81 +2,152 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
+from vllm.forward_context import get_forward_context
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from server.engine.vllm.worker import Row, Worker
+from server.engine.vllm.worker import Row, Step, Worker
 
 # In the `extra_args` of a run's sampling parameters.
 RUN = "autosteer_run"
 EPS = "autosteer_eps"
+WATCHED = "autosteer_watched"
 
-# Families that were shown to be right, by the model type of their config: vLLM's module and class.
+
+class Kind(NamedTuple):
+    """A family in vLLM: its module and class. `blocks`: its states are taken from the decoder's blocks one by one."""
+
+    module: str
+    name: str
+    blocks: bool = False
+
+
+# Families that were shown to be right, by the model type of their config. vLLM has Gemma's decoder tell no states, and
+# Qwen3-VL's only with what the tower adds to them after a block.
 FAMILIES = {
-    "llama": ("llama", "LlamaForCausalLM"),
-    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
-    "llava_onevision": ("llava_onevision", "LlavaOnevisionForConditionalGeneration"),
+    "llama": Kind("llama", "LlamaForCausalLM"),
+    "qwen2": Kind("qwen2", "Qwen2ForCausalLM"),
+    "llava": Kind("llava", "LlavaForConditionalGeneration"),
+    "llava_onevision": Kind("llava_onevision", "LlavaOnevisionForConditionalGeneration"),
 }
 
 
 def guarded_model(family: str, worker: Worker) -> type[Any]:
-    """The class of a family in vLLM, with the guard where hidden states become logits.
+    """The class of a family in vLLM, with the guard around its decoder and before its head.
 
-    That is eager Python on exactly the sampled rows, outside of graphs and compiled code; hooks are not.
+    Both are eager Python, outside of compiled code; hooks are not.
     """
-    module, name = FAMILIES[family]
-    base: Any = getattr(import_module(f"vllm.model_executor.models.{module}"), name)
+    kind = FAMILIES[family]
+    base: Any = getattr(import_module(f"vllm.model_executor.models.{kind.module}"), kind.name)
 
     class Guarded(base):  # type: ignore[misc]
         def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:  # noqa: ANN401
             super().__init__(vllm_config=vllm_config, prefix=prefix)
-            decoder = self.language_model.model if hasattr(self, "language_model") else self.model
-            decoder._set_aux_hidden_state_layers(worker.extra_layers)
+            self._cache = vllm_config.cache_config
+            decoder = _decoder(self)
+            self._tap = BlockTap(decoder.layers, worker.extra_layers) if kind.blocks else None
+            if not kind.blocks:
+                decoder._set_aux_hidden_state_layers(worker.extra_layers)
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             output = super().forward(*args, **kwargs)
-            if isinstance(output, tuple):  # side by side, so that the runner takes the sampled rows of all
-                output = torch.cat((output[0], *output[1]), dim=-1)
-            return output
+            hidden, extra = output if isinstance(output, tuple) else (output, ())
+            if self._tap is not None:
+                extra = self._tap.take()
+            if (step := _step(self._cache.block_size)) is not None:
+                worker.read(hidden, extra, step)
+            return hidden
 
         def compute_logits(self, hidden_states: Tensor) -> Any:  # noqa: ANN401
-            return super().compute_logits(worker.guarded(hidden_states))
+            return super().compute_logits(worker.steer(hidden_states))
 
-    Guarded.__name__ = Guarded.__qualname__ = name
+    Guarded.__name__ = Guarded.__qualname__ = kind.name
     return Guarded
 
 
+def _decoder(model: Any) -> Any:  # noqa: ANN401
+    """The stack of blocks in a model of vLLM's."""
+    if hasattr(model, "language_model"):
+        return model.language_model.model
+    return getattr(model.model, "text_model", model.model)
+
+
+class BlockTap:
+    """Takes states from a decoder's blocks, `layers` ascending, as `models/tap.py` defines them; eager Python alone."""
+
+    def __init__(self, blocks: Sequence[Any], layers: Sequence[int]) -> None:
+        self._layers = layers
+        self._found: dict[int, Tensor] = {}
+        for layer in layers:
+            block = blocks[max(0, layer - 1)]
+            block.forward = self._keeping(block.forward, layer)
+
+    def take(self) -> list[Tensor]:
+        """The states of the pass that has run."""
+        return [self._found.pop(layer) for layer in self._layers]
+
+    def _keeping(
+        self, forward: Callable[..., tuple[Tensor, Tensor]], layer: int
+    ) -> Callable[..., tuple[Tensor, Tensor]]:
+        """A block's forward, of positions, states and what is to be added to them, that keeps the layer's states."""
+
+        def kept(positions: Tensor, hidden: Tensor, residual: Tensor | None, **more: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+            if layer == 0:
+                self._found[0] = hidden.clone()
+            hidden, residual = forward(positions, hidden, residual, **more)
+            if layer > 0:
+                self._found[layer] = hidden + residual
+            return hidden, residual
+
+        return kept
+
+
+def _step(block_tokens: int) -> Step | None:
+    """Where the tokens of the pass that runs belong; None while vLLM warms up."""
+    context = get_forward_context()
+    if not context.attn_metadata:
+        return None
+    # Layers that look at a window of tokens give blocks back that the others keep.
+    name = next(each for each in context.attn_metadata if context.no_compile_layers[each].sliding_window is None)
+    found = context.attn_metadata[name]
+    ends, lengths = found.query_start_loc.tolist()[1:], found.seq_lens.tolist()
+    return Step(ends, lengths, found.slot_mapping, found.block_table, block_tokens)
+
+
 def row_map(worker: Worker) -> type[LogitsProcessor]:
-    """A logits processor that changes no logits: the V1 runner tells it which request is in which row."""
+    """A logits processor: the V1 runner tells it which request is in which row, and it has rows follow grammars."""
 
     class RowMap(LogitsProcessor):  # type: ignore[misc]
         def __init__(self, *_: Any) -> None:  # noqa: ANN401
             worker.rows.clear()
 
         def apply(self, logits: Tensor) -> Tensor:
-            return logits
+            return worker.constrain(logits)
 
         def is_argmax_invariant(self) -> bool:
-            return True
+            return False
 
         def update_state(self, batch_update: BatchUpdate | None) -> None:
             if batch_update is not None:
-                _follow(worker.rows, batch_update)
+                _follow(worker, batch_update)
 
     return RowMap
 
 
-def _follow(rows: dict[int, Row], update: BatchUpdate) -> None:
+def _follow(worker: Worker, update: BatchUpdate) -> None:
     """Removed, added, moved: in this order, as vLLM says."""
+    rows = worker.rows
     for place in update.removed:
         rows.pop(place, None)
-    for place, params, _, output in update.added:
+    for place, params, prompt, output in update.added:
         extra = params.extra_args or {}
-        rows[place] = Row(extra.get(RUN, ""), extra.get(EPS, 0.0), output)
+        run = extra.get(RUN, "")
+        told = extra.get(EPS, 0.0), extra.get(WATCHED, False)
+        rows[place] = Row(run, *told, len(prompt or ()), output, worker.grammars.get(run))
     for one, other, direction in update.moved:
         moved = rows.pop(one, None)
         if direction is MoveDirectionality.SWAP and other in rows:

@@ -7,34 +7,43 @@ from typing import TYPE_CHECKING
 
 from models.row_sampler import SamplingParams
 from server.engine.judged import JudgedRequest
+from server.engine.vllm.worker import PromptRead, Read
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from models.row_sampler import Grammar
+
 
 @dataclass(eq=False)
 class VllmRequest(JudgedRequest):
-    """A request with the run of vLLM's that computes it now.
-
-    `followers` are other choices of its prompt's answer: they wait for its decision, which holds for them too.
-    """
+    """A request with the run of vLLM's that computes it now."""
 
     params: SamplingParams = field(kw_only=True)
-    source: VllmRequest | None = field(default=None, kw_only=True)
-    followers: list[VllmRequest] = field(default_factory=list, init=False)
+    grammar: Grammar | None = field(kw_only=True)
     run: str | None = field(default=None, init=False)  # None: it waits for its leader
-    read: Tensor | None = field(default=None, init=False)  # what was read of its prompt `[1, width]`
+    runs: int = field(default=0, init=False)  # that it has had
+    notes: Tensor | None = field(default=None, init=False)  # what was read of its prompt `[T, width]`
+    values: dict[int, float] = field(default_factory=dict, init=False)  # read of its run's answer, by place
 
     def be_refused(self) -> None:
         """Its answer is to be a refusal."""
+        self.grammar = None
         self.params = replace(SamplingParams.GREEDY, logprobs=self.params.logprobs)
 
-    @property
-    def eps(self) -> float:
-        """Steering strength, 0 where it is not steered."""
-        return self.decision.eps if self.decision else 0.0
+    def hear(self, read: Read) -> None:
+        """Keep what was read of its prompt, or of its answer."""
+        if isinstance(read, PromptRead):
+            self.notes = read.notes
+        else:
+            self.values[read.place] = read.value
 
-    @property
-    def room(self) -> int:
-        """How many tokens it may still have."""
-        return self.max_tokens - len(self.output_ids)
+    def take(self, token: int, *, ends: bool) -> None:
+        """Go on by a token, or end with it. Raises GrammarError."""
+        if self.grammar is not None:
+            if ends:
+                self.grammar.finish()
+            else:
+                self.grammar.accept(token)
+        if not ends:
+            self.output_ids.append(token)

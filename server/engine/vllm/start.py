@@ -16,7 +16,9 @@ from transformers import AutoConfig
 
 from models.cache import BLOCK, cache_room
 from models.errors import LoadError, told_in_one_line
+from models.grammar import GrammarCompiler
 from models.load import cache_shape, load_backbone
+from server.engine.grammars import Grammars
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.engine.vllm.engine import VllmEngine
@@ -24,7 +26,6 @@ from server.engine.vllm.golden import ask_golden, compare, golden_prompts
 from server.engine.vllm.worker import Read, Worker
 from steering.bundle import load_guard
 from steering.guard import Guard
-from steering.readers import LastToken
 
 if TYPE_CHECKING:
     from models.info import BackboneInfo
@@ -61,6 +62,7 @@ class Reference(NamedTuple):
 
     info: BackboneInfo
     inputs: InputBuilder
+    compiler: GrammarCompiler
     guard: Guard | None
     golden: list[Golden]
 
@@ -98,9 +100,8 @@ def load_vllm(
     worker = Worker(reference.guard, reference.info.num_layers, channel)
     cache_bytes = _cache_bytes(config.get_text_config(), reference.info, options)
     core, info = _core(model, revision, reference, worker, options, cache_bytes)
-    engine = VllmEngine(core, channel, info, reference.inputs, reference.guard)
-    eps = None if reference.guard is None else reference.guard.manifest.eps
-    found = ask_golden(engine, golden_prompts(reference.inputs), eps)
+    engine = VllmEngine(core, channel, info, reference.inputs, reference.guard, Grammars(reference.compiler))
+    found = ask_golden(engine, golden_prompts(reference.inputs))
     compare(reference.golden, found, info.dtype)
     return engine
 
@@ -141,20 +142,11 @@ def _reference(model: str, folder: Path | None, revision: str | None, dtype: str
         model, device="cpu", dtype=dtype, revision=revision, max_rows=1, cache_bytes=REFERENCE_BYTES, tell=tell
     )
     guard = None if folder is None else load_guard(folder, backbone.info)
-    if guard is not None:
-        check_reader(guard)
     engine = OwnEngine(backbone, guard, Scheduler(1, 512))
-    eps = None if guard is None else guard.manifest.eps
-    golden = ask_golden(engine, golden_prompts(backbone.inputs), eps)
-    return Reference(backbone.info, backbone.inputs, guard, golden)
-
-
-def check_reader(guard: Guard) -> None:
-    """Raise LoadError where a bundle reads what the worker does not."""
-    if not isinstance(guard.reader, LastToken):
-        raise LoadError(
-            "the vllm engine reads the last prompt token alone, and this guard bundle the whole conversation"
-        )
+    golden = ask_golden(engine, golden_prompts(backbone.inputs))
+    info = backbone.info
+    compiler = GrammarCompiler(backbone.tokenizer, info.vocab_size, info.eos_ids)
+    return Reference(info, backbone.inputs, compiler, guard, golden)
 
 
 def _core(
@@ -172,6 +164,7 @@ def _core(
 
     from server.engine.vllm.core import VllmCore
     from server.engine.vllm.model import guarded_model, row_map
+    from server.engine.vllm.pictures import FIELDS, Pictures
 
     info = reference.info
     ModelRegistry.register_model(info.architecture, guarded_model(info.family, worker))
@@ -193,8 +186,14 @@ def _core(
         ).create_engine_config()
         _check(config)
         engine = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
-    served = replace(info, context_length=config.model_config.max_model_len)
-    return VllmCore(engine, reference.inputs.image_token_id, sorted(info.eos_ids)), served
+    # What is read is kept by place in the cache, and such layers give places back while a row goes on.
+    if all(getattr(each, "sliding_window", None) for each in config.compilation_config.static_forward_context.values()):
+        raise LoadError("the guard on vLLM was not shown to be right with a model whose every layer looks at a window")
+    # The last token of an answer that is watched is read when one more is computed.
+    watches = reference.guard is not None and reference.guard.answers is not None
+    served = replace(info, context_length=config.model_config.max_model_len - watches)
+    pictures = Pictures(info.family, reference.inputs.image_token_id) if info.family in FIELDS else None
+    return VllmCore(engine, pictures, sorted(info.eos_ids), worker.grammars), served
 
 
 def _check(config: Any) -> None:  # noqa: ANN401

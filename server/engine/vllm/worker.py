@@ -1,9 +1,9 @@
-"""The guard inside vLLM's worker: it reads prompts and bends rows, and decides nothing. Knows tensors, not vLLM."""
+"""The guard inside vLLM's worker: it reads tokens and bends rows, and decides nothing. Knows tensors, not vLLM."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from models.sampling import constrained
+from server.engine.answers import read_answers
 from steering.guard import Guard
 
 if TYPE_CHECKING:
     from queue import SimpleQueue
 
+    from models.row_sampler import Grammar
+
 logger = logging.getLogger(__name__)
 
 
-class Read(NamedTuple):
-    """What was read of the last token that a run has computed so far, `[1, width]`.
+class PromptRead(NamedTuple):
+    """What was read of all tokens of a run's prompt, `[T, width]`.
 
-    `seconds`: what reading all rows of its step took; on a GPU, to launch it.
+    `seconds`: what reading its last step took, all rows together; on a GPU, to launch it.
     """
 
     run: str
@@ -30,63 +34,150 @@ class Read(NamedTuple):
     seconds: float = 0.0
 
 
+class AnswerRead(NamedTuple):
+    """What was read of a token of a run's answer; the first has place 0."""
+
+    run: str
+    place: int
+    value: float
+
+
+Read = PromptRead | AnswerRead
+
+
 @dataclass(frozen=True)
 class Row:
-    """A row of vLLM's batch. `output`: its tokens so far, the runner's own list, which grows."""
+    """A row of vLLM's batch. `output`: its answer's tokens so far, the runner's own list, which grows."""
 
     run: str
     eps: float
+    watched: bool
+    prompt_tokens: int
     output: Sequence[int]
+    grammar: Grammar | None = None  # of its run
+
+
+class Step(NamedTuple):
+    """Where the tokens of one step belong.
+
+    Of each row: `ends`, the place in the step behind its last token, and `lengths`, how many of its tokens are computed
+    with this step. `slots` `[T]`: each token's place in the cache. `blocks` `[B, N]`: each row's blocks of
+    `block_tokens`.
+    """
+
+    ends: Sequence[int]
+    lengths: Sequence[int]
+    slots: Tensor
+    blocks: Tensor
+    block_tokens: int
 
 
 class Worker:
-    """What the guard does with each step's rows.
+    """What the guard does with each step.
 
-    `rows` is kept by the runner's adapter, and empty while vLLM warms up. What is read is put into `channel`: of every
-    row without an answer, also where only a part of its prompt is computed. What counts is what came last before its
-    first token.
+    `rows` is kept by the runner's adapter, and empty while vLLM warms up; `grammars` by whoever begins runs. What is
+    read of a token is kept by its place in the cache, so that it is known as long as the token is. Of a whole prompt it
+    is put into `channel` with the step that computes its last token; so is what is read of each token of an answer that
+    is watched.
     """
 
     def __init__(self, guard: Guard | None, depth: int, channel: SimpleQueue[Read]) -> None:
         self.rows: dict[int, Row] = {}
+        self.grammars: dict[str, Grammar] = {}  # of runs that have one
         self._guard = guard
         self._depth = depth
         self._channel = channel
+        self._notes = torch.empty(0, 0 if guard is None else guard.width)  # by slot; NaN where nothing was read
 
     @property
     def extra_layers(self) -> tuple[int, ...]:
         """The layers whose states the decoder gives beside its output, which is the last layer's; ascending."""
-        return () if self._guard is None else tuple(sorted({*self._guard.layers} - {self._depth}))
+        if self._guard is None:
+            return ()
+        answers = self._guard.answers
+        wanted = {*self._guard.layers, *(() if answers is None else answers.layers)}
+        return tuple(sorted(wanted - {self._depth}))
 
     @torch.inference_mode()
-    def guarded(self, states: Tensor) -> Tensor:
-        """Hidden states `[B, d]` for the head, of sampled rows `[B, (1 + extra layers) d]`: read, and bent."""
-        hidden, *extra = states.tensor_split(1 + len(self.extra_layers), dim=-1)
+    def read(self, hidden: Tensor, extra: Sequence[Tensor], step: Step) -> None:
+        """Read a step's tokens, of their states `[T, d]` after the last layer, and at the `extra_layers`."""
+        guard = self._guard
+        if guard is None or not self.rows:
+            return
+        self._check(len(step.ends))
+        began = perf_counter()
+        count = step.ends[-1]
+        by_layer = dict(zip((*self.extra_layers, self._depth), (*extra, hidden), strict=True))
+        try:
+            notes = guard.read(_side_by_side(by_layer, guard.layers, slice(count)))
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            logger.exception("%d tokens could not be read", count)
+            notes = hidden.new_full((count, guard.width), torch.nan)  # which is flagged
+        self._keep(step.slots[:count], notes)
+        found = [(place, row) for place, row in self.rows.items() if not row.output]
+        prompts = [(place, row) for place, row in found if step.lengths[place] == row.prompt_tokens]
+        told = [(row.run, self._notes_of(place, row, step)) for place, row in prompts]
+        seconds = perf_counter() - began
+        for run, of_prompt in told:
+            self._channel.put(PromptRead(run, of_prompt, seconds))
+        self._read_answers(guard, by_layer, step)
+
+    @torch.inference_mode()
+    def steer(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[B, d]` of the rows, for the head: those with an eps are bent."""
         if self._guard is None or not self.rows:
             return hidden
-        if len(self.rows) != len(hidden):
-            raise RuntimeError(f"vLLM computes {len(hidden)} rows, and its adapter knows {len(self.rows)}")
-        rows = [self.rows[place] for place in range(len(hidden))]
-        self._read(self._guard, rows, hidden, extra)
-        eps = [row.eps for row in rows]
+        self._check(len(hidden))
+        eps = [self.rows[place].eps for place in range(len(hidden))]
         if not any(eps):
             return hidden
         return self._guard.steer(hidden, torch.tensor(eps, device=hidden.device, dtype=hidden.dtype))
 
-    def _read(self, guard: Guard, rows: Sequence[Row], hidden: Tensor, extra: Sequence[Tensor]) -> None:
-        new = [place for place, row in enumerate(rows) if not row.output]
-        if not new:
+    def constrain(self, logits: Tensor) -> Tensor:
+        """Logits `[B, V]` of the rows, of which those that have a grammar may go on by nothing else."""
+        if not self.rows:
+            return logits
+        self._check(len(logits))
+        return constrained(logits, [self.rows[place] for place in range(len(logits))])
+
+    def _check(self, rows: int) -> None:
+        if len(self.rows) != rows:
+            raise RuntimeError(f"vLLM computes {rows} rows, and its adapter knows {len(self.rows)}")
+
+    def _keep(self, slots: Tensor, notes: Tensor) -> None:
+        needed = int(slots.max()) + 1
+        if needed > len(self._notes):
+            grown = notes.new_full((max(needed, 2 * len(self._notes)), notes.shape[1]), torch.nan, dtype=torch.float32)
+            grown[: len(self._notes)] = self._notes
+            self._notes = grown
+        self._notes[slots] = notes.float()
+
+    def _notes_of(self, place: int, row: Row, step: Step) -> Tensor:
+        """What was read of a row's prompt, now or when its blocks were computed for an earlier one."""
+        tokens = torch.arange(row.prompt_tokens, device=step.blocks.device)
+        blocks = step.blocks[place][tokens // step.block_tokens].long()
+        slots = blocks * step.block_tokens + tokens % step.block_tokens
+        if int(slots[-1]) != int(step.slots[step.ends[place] - 1]):
+            raise RuntimeError(f"blocks of {step.block_tokens} tokens do not lie where vLLM has put {row.run}")
+        return self._notes[slots].cpu()
+
+    def _read_answers(self, guard: Guard, by_layer: Mapping[int, Tensor], step: Step) -> None:
+        """Read the last token of each answer that is watched, where this step has computed all before the next one."""
+        found = [
+            (row, step.ends[place] - 1)
+            for place, row in self.rows.items()
+            if row.watched and row.output and step.lengths[place] == row.prompt_tokens + len(row.output)
+        ]
+        if guard.answers is None or not found:
             return
-        by_layer = {**dict(zip(self.extra_layers, extra, strict=True)), self._depth: hidden}
-        began = perf_counter()
-        states = torch.stack([by_layer[layer][new] for layer in guard.layers], dim=1)
-        try:
-            notes = guard.read(states).cpu()
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            logger.exception("%d prompts could not be read", len(new))
-            notes = torch.full((len(new), guard.width), torch.nan)  # which is flagged
-        seconds = perf_counter() - began
-        for place, note in zip(new, notes, strict=True):
-            self._channel.put(Read(rows[place].run, note[None], seconds))
+        at = torch.tensor([token for _, token in found], device=step.slots.device)
+        values = read_answers(guard.answers, _side_by_side(by_layer, guard.answers.layers, at))[:, 0].tolist()
+        for (row, _), value in zip(found, values, strict=True):
+            self._channel.put(AnswerRead(row.run, len(row.output) - 1, value))
+
+
+def _side_by_side(by_layer: Mapping[int, Tensor], layers: Sequence[int], which: slice | Tensor) -> Tensor:
+    """The states `[N, layers, d]` of some of the tokens."""
+    return torch.stack([by_layer[layer][which] for layer in layers], dim=1)

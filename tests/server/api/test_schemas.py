@@ -52,10 +52,3 @@ async def test_a_refusal_names_the_field_and_the_reason(schemas: Schemas) -> Non
     with pytest.raises(BadRequest, match=r"Invalid value for 'field': the schema cannot be used: .*9999991") as caught:
         await schemas.compiled(WantedSchema({"type": "integer", "multipleOf": 9_999_991}, "field"))
     assert caught.value.param == "field"
-
-
-async def test_an_engine_that_follows_none_refuses_by_the_fields_name() -> None:
-    schemas = Schemas(VocabularySource("", 0, set()), Settings(engine="vllm"))
-    with pytest.raises(BadRequest, match="'field' is not supported") as caught:
-        await schemas.compiled(WantedSchema({"type": "integer"}, "field"))
-    assert caught.value.param == "field"

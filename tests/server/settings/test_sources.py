@@ -158,8 +158,6 @@ WRONG = {
     "engine: vllm\nmax_gap_ms: 300": ["max_gap_ms", "the vllm engine has no such thing"],
     "engine: vllm\nquantize: int8": ["quantize"],
     "engine: vllm\nshadow: {threshold: 0.5}": ["shadow"],
-    "engine: vllm\noutput: {mode: monitor}": ["output"],
-    "engine: vllm\npolicies: {a: {token_scores: true}}": ["policies.a.token_scores"],
     "shadow: {threshold: 0.5, target_fpr: 0.01}": ["shadow", "exclude each other; give one of them"],
 }
 

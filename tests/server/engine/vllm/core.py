@@ -8,44 +8,42 @@ from queue import SimpleQueue
 
 import torch
 
-from models.prompt import Prompt
-from models.row_sampler import SamplingParams
 from server.engine.protocol import Load
-from server.engine.vllm.engine import Progress
-from server.engine.vllm.worker import Read
+from server.engine.vllm.runs import Progress, Run
+from server.engine.vllm.worker import AnswerRead, PromptRead, Read
 from tests.server.fakes import REFUSAL_TOKEN, VOCAB, next_token
 
 
 @dataclass
-class Run:
-    prompt: Prompt
-    params: SamplingParams
-    max_tokens: int
-    eps: float
+class Live:
+    run: Run
+    lacking: int  # steps until its prompt is computed
     output: list[int] = field(default_factory=list)
-    lacking: int = 0  # steps until its prompt is computed
 
 
 class FakeCore:
-    """`steps`: how many a prompt takes. `tells`: whether what is read of prompts is told."""
+    """`steps`: how many a prompt takes. `tells`, `tells_answers`: whether what is read of them is told."""
 
-    def __init__(self, channel: SimpleQueue[Read], *, steps: int = 1, tells: bool = True) -> None:
+    def __init__(
+        self, channel: SimpleQueue[Read], *, steps: int = 1, tells: bool = True, tells_answers: bool = True
+    ) -> None:
         self.channel = channel
         self.steps = steps
         self.tells = tells
-        self.runs: dict[str, Run] = {}
+        self.tells_answers = tells_answers
+        self.runs: dict[str, Live] = {}
         self.begun: list[Run] = []
 
     @property
     def load(self) -> Load:
         return Load(len(self.runs), 0, 0.0)
 
-    def add(self, run: str, prompt: Prompt, params: SamplingParams, max_tokens: int, eps: float) -> None:
-        if len(prompt.ids) > 100:
+    def add(self, run: Run) -> None:
+        if len(run.prompt.ids) > 100:
             raise ValueError("the prompt is too long")
-        assert run not in self.runs
-        self.runs[run] = Run(prompt, params, max_tokens, eps, lacking=self.steps)
-        self.begun.append(self.runs[run])
+        assert run.name not in self.runs
+        self.runs[run.name] = Live(run, self.steps)
+        self.begun.append(run)
 
     def abort(self, run: str) -> None:
         self.runs.pop(run, None)
@@ -55,17 +53,23 @@ class FakeCore:
 
     def step(self) -> Sequence[Progress]:
         made = []
-        for name, run in [*self.runs.items()]:
-            run.lacking -= 1
-            if not run.output and self.tells:  # of a part of a prompt too, where it says nothing
-                toxic = run.prompt.ids[0] / VOCAB if run.lacking <= 0 else 1.0
-                self.channel.put(Read(name, torch.tensor([[toxic]])))
-            if run.lacking > 0:
+        for name, live in [*self.runs.items()]:
+            live.lacking -= 1
+            if live.lacking > 0:
                 continue
-            token = REFUSAL_TOKEN if run.eps else next_token([*run.prompt.ids, *run.output])
-            run.output.append(token)
-            ended = "length" if len(run.output) == run.max_tokens else None
+            self._tell(live)
+            ids = live.run.prompt.ids
+            token = REFUSAL_TOKEN if live.run.eps else next_token([*ids, *live.output])
+            live.output.append(token)
+            ended = "length" if len(live.output) == live.run.max_tokens else None
             if ended:
                 del self.runs[name]
             made.append(Progress(name, [token], None, ended, 0))
         return made
+
+    def _tell(self, live: Live) -> None:
+        ids = live.run.prompt.ids
+        if not live.output and self.tells:
+            self.channel.put(PromptRead(live.run.name, torch.full((len(ids), 1), ids[0] / VOCAB)))
+        elif live.output and live.run.watched and self.tells_answers:
+            self.channel.put(AnswerRead(live.run.name, len(live.output) - 1, float(live.output[-1])))

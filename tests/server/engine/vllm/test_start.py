@@ -1,0 +1,49 @@
+"""What of vLLM's configuration is refused, without vLLM."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from models.errors import LoadError
+from server.engine.vllm.start import _check
+
+
+def config(**changes: Any) -> SimpleNamespace:
+    """One that is served, with these changes; `a__b` is `b` of its part `a`."""
+    made = SimpleNamespace(
+        use_v2_model_runner=False,
+        parallel_config=SimpleNamespace(world_size=1, data_parallel_size=1),
+        model_config=SimpleNamespace(quantization=None),
+        speculative_config=None,
+        scheduler_config=SimpleNamespace(async_scheduling=False),
+    )
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        part = made
+        for each in path:
+            part = getattr(part, each)
+        setattr(part, last, value)
+    return made
+
+
+def test_one_rank_of_the_v1_runner_is_served() -> None:
+    _check(config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"use_v2_model_runner": True}, "its V2 model runner"),
+        ({"parallel_config__world_size": 2}, "more than one rank"),
+        ({"parallel_config__data_parallel_size": 2}, "more than one rank"),
+        ({"model_config__quantization": "awq"}, "quantised weights"),
+        ({"speculative_config": object()}, "speculative decoding"),
+        ({"scheduler_config__async_scheduling": True}, "asynchronous scheduling"),
+    ],
+)
+def test_what_was_not_shown_to_be_right_is_refused_by_name(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(LoadError, match=f"not shown to be right with {told}"):
+        _check(config(**changes))
