@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 
-from server.answer.delta import Delta, merged
+from server.answer.delta import Delta, Kind, merged
 from server.answer.pipeline import Pipeline
 from server.answer.token_reads import TokenReads
 from server.request import Event, Finish, Request
@@ -35,16 +35,24 @@ class Generation:
         self.kept: list[str] | None = [] if keep else None
         self.reads = TokenReads()  # where the request wants the scores of its tokens
         self._generated = 0  # tokens
+        self._told_held = 0  # tokens, when something of it was last taken
         self._pipeline = pipeline
         self._metrics = metrics
         self._deltas: list[Delta] = []
         self._last_token: float | None = None
 
     def take(self) -> list[Delta]:
-        """What has come since the last call; at most one delta of each kind in a row."""
+        """What has come since the last call; at most one delta of each kind in a row.
+
+        Where the request wants the scores of its tokens, an empty one says that more is held back than before.
+        """
         deltas, self._deltas = self._deltas, []
         if len(deltas) > 1:
             deltas = merged(deltas)
+        if self.request.ask.scores:
+            if not deltas and self.held != self._told_held and not self.ended:
+                deltas = [Delta(Kind.TEXT, "")]
+            self._told_held = self.held
         if self.kept is not None:
             self.kept += [delta.text for delta in deltas]
         return deltas
@@ -74,9 +82,14 @@ class Generation:
             self._fall_back(Fallback.NOT_BEGUN)
 
     @property
+    def held(self) -> int:
+        """Tokens whose text is held back until they are cleared."""
+        return self._pipeline.held
+
+    @property
     def tokens(self) -> int:
         """Generated tokens that are not held back, whether or not they have a text."""
-        return self._generated - self._pipeline.held
+        return self._generated - self.held
 
     @property
     def stop_string(self) -> str | None:
@@ -161,7 +174,7 @@ class Generation:
 
     def _forget_held(self) -> None:
         """Of tokens that are dropped nothing is told."""
-        if held := self._pipeline.held:
+        if held := self.held:
             self._generated -= held
             self.reads.keep(self._generated)
             self._metrics.answers.dropped(self.request.policy, held)

@@ -200,6 +200,8 @@ class ChatAnswer:
         return {"index": number, "id": self._next_call(generation), "type": "function", "function": function}
 
     def _piece(self, generation: Generation, delta: Delta) -> ChatCompletionChunk:
+        if not delta.text and not delta.entries:
+            return self._chunk(generation, {})  # it tells how much is held back
         if delta.kind is Kind.ARGUMENTS:
             call: ChatToolCallDelta = {
                 "index": self._called[generation] - 1,
@@ -248,6 +250,7 @@ class ChatAnswer:
         chunk["choices"] = [{"index": generation.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]
         if self._chat.wants_scores and self._watched:
             chunk["choices"][0]["token_scores"] = answer_scores(generation, self._served)
+            chunk["choices"][0]["held"] = generation.held
         if self._chat.usage_in_chunks:
             chunk["usage"] = usage_of(self.choices)
         elif self._chat.include_usage:

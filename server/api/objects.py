@@ -172,6 +172,7 @@ class ChatChunkChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     token_scores: NotRequired[list[AnswerTokenScore]]
+    held: NotRequired[int]
 
 
 class ChatCompletionChunk(TypedDict):

@@ -8,6 +8,7 @@ import { paint, precise, shown } from "./scores.js";
 
 const SIDES = ["off", "steer", "block"];
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
+const MOST_HELD = 60; // blocks that stand for held tokens
 
 class Try {
   constructor(admin) {
@@ -149,7 +150,8 @@ class Answer {
     this.tail = document.createTextNode("");
     this.chip = element("span", { className: "chip" }, "waiting");
     this.state = element("p", { className: "state", role: "status" }, beside ? element("b", {}, mode) : null, this.chip);
-    this.words = element("p", { className: "words waiting", dir: "auto" }, this.tail);
+    this.held = element("span", { className: "held", role: "img", hidden: true });
+    this.words = element("p", { className: "words waiting", dir: "auto" }, this.tail, this.held);
     this.node = element("article", { className: "answer" }, this.state, this.words);
   }
 
@@ -171,11 +173,21 @@ class Answer {
     this.content += piece;
     this.tail.appendData(piece);
     for (const each of choice.token_scores ?? []) this.colour(each.token, each.score);
+    this.hold(choice.held ?? 0);
     if (choice.finish_reason) {
       this.whole = true;
       if (choice.finish_reason === "content_filter") this.stopped();
       if (choice.finish_reason === "length") this.words.append(element("span", { className: "dim" }, " … cut at the limit of tokens"));
     }
+  }
+
+  // Text that nobody has cleared does not leave the server: a grey block stands for each token of it.
+  hold(count) {
+    const blocks = Math.min(count, MOST_HELD);
+    while (this.held.childElementCount > blocks) this.held.lastChild.remove();
+    while (this.held.childElementCount < blocks) this.held.append(element("i"));
+    this.held.hidden = count === 0;
+    this.held.ariaLabel = this.held.title = `${count} tokens are held back until they are cleared`;
   }
 
   // The prompt had passed, or was only counted: it is the answer that was flagged.
@@ -200,6 +212,7 @@ class Answer {
 
   fail(error) {
     this.words.classList.remove("waiting");
+    this.hold(0);
     const stopped = error.name === "AbortError";
     const told = stopped ? "Stopped." : error instanceof Refused ? error.message : "The server cannot be reached.";
     if (this.chip.textContent === "waiting") this.chip.remove();

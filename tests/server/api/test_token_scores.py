@@ -27,6 +27,19 @@ async def test_a_stream_tells_them_in_its_first_chunk() -> None:
     assert not any("token_scores" in event for event in events[1:])
 
 
+async def test_a_stream_tells_how_much_is_held_back_and_nothing_of_it() -> None:
+    async with serving(ScriptedRunner(watches=True), token_scores=True, output={"hold": 4}) as client:
+        choices = [event["choices"][0] for event in events_of((await chat(client, "abcdefgh", stream=True, **ASKED)).text)]
+        plain = events_of((await chat(client, "abcdefgh", stream=True)).text)
+    said = [choice["delta"].get("content") or "" for choice in choices]
+    held = [choice["held"] for choice in choices]
+    assert ("".join(said), max(held), held[-1]) == ("abcdefgh", 4, 0)
+    first = next(at for at, text in enumerate(said) if text)
+    assert held[first - 1 : first + 1] == [4, 4]
+    assert choices[first - 1]["delta"] == {}
+    assert not any("held" in choice for event in plain for choice in event["choices"])
+
+
 async def test_they_are_told_where_the_policy_is_off_and_nothing_is_done_about_them() -> None:
     runner = ScriptedRunner()
     async with serving(runner, token_scores=True, mode="off") as client:
