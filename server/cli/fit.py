@@ -10,11 +10,13 @@ from typing import Annotated
 
 import typer
 
+from server.cli.again import recall, remember
 from server.cli.answers import answers_wanted, check_given
 from server.cli.console import Batch, Device, Dtype, Model, load, mistake, mistakes, progress_bar, resumable
 from server.cli.folders import check_model, given_folder, held, writable
+from server.cli.labelled import read_labelled
 from server.cli.rows import read_fit_rows, show_fit_rows, without_errors
-from server.cli.tables import show_fit, show_manifest
+from server.cli.tables import show_fit, show_held_out, show_manifest
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -23,6 +25,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 @app.command()
 def fit(
+    context: typer.Context,
     model: Model,
     pairs: Annotated[list[Path], typer.Option(help="File of contrast pairs (docs/fitting.md). May be given again.")],
     out: Annotated[Path, typer.Option(help="Folder for the bundle.")],
@@ -30,6 +33,19 @@ def fit(
     hard_negatives: Annotated[
         list[Path] | None,
         typer.Option(help="File of pairs, or harmless prompts, whose words look harmful: they weigh 30 %."),
+    ] = None,
+    add: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of reviewers' labels (docs/console.md), of which some are held out."),
+    ] = None,
+    earlier: Annotated[  # noqa: ARG001  `recall` has read it
+        Path | None,
+        typer.Option(
+            "--from", is_eager=True, callback=recall, help="Work folder of an earlier fit: its options and rows again."
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Bundle to compare with on labels held out. Default: that of --from.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for finished stages. Default: OUT.work.")] = None,
@@ -104,10 +120,10 @@ def fit(
         kept = writable("--work", work or beside.with_name(f"{out.name}.work"))
         about = writable("--report", report or beside.with_name(f"{out.name}.report"))
         which = {"text_only": text_only, "with_test": with_test, "drop_bad": drop_bad}
-        own = {"own": answers, "text_only": text_only}
-        wanted = answers_wanted(responses or [], images, judge, answer_tokens, **own)
-        hard = hard_negatives or []
-        rows = read_fit_rows(pairs, benign or [], hard, images, seed=seed, target_fpr=target_fpr, **which)
+        wanted = answers_wanted(responses or [], images, judge, answer_tokens, own=answers, text_only=text_only)
+        labels = read_labelled(add or [], against)
+        files = pairs, benign or [], hard_negatives or []
+        rows = read_fit_rows(*files, images, labelled=labels.fit, seed=seed, target_fpr=target_fpr, **which)
         check_given(wanted, rows.parts, seed)
         if check:
             show_fit_rows(rows)
@@ -138,7 +154,11 @@ def fit(
         with held(kept), resumable(), progress_bar() as progress:
             fitted = run(backbones, rows.parts, settings, to, kept, progress, wanted)
         page = write_report(fitted, rows.leaks, about)
+        held_out = labels.compare(backbones[0], out)
+    remember(context, kept, out)
     show_fit(fitted, Console())
+    if held_out is not None:
+        show_held_out(held_out, Console())
     typer.echo(f"guard: {out}\nreport: {page}")
 
 

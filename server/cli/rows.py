@@ -38,10 +38,11 @@ def read_fit_rows(
     text_only: bool,
     with_test: bool,
     drop_bad: bool,
+    labelled: Sequence[Item],
     seed: int,
     target_fpr: float | None,
 ) -> FitRows:
-    """Read, check and divide the rows of a fit. Raises DataError, FitError."""
+    """Read, check and divide the rows of a fit; `labelled`: those that reviewers gave. Raises DataError, FitError."""
     from steering.data.questions import PictureFiles
     from steering.fitting.enough import check_enough, threshold_rate
     from steering.fitting.items import read_hard, read_pairs, read_prompts
@@ -56,6 +57,7 @@ def read_fit_rows(
     items = [item for file in pairs for item in read_pairs(file, images, files, **which)]
     items += [item for file in benign for item in read_prompts(file, images, files, **which)]
     items += [item for file in hard for item in read_hard(file, images, files, **which)]
+    items += labelled
     parts = split(without_errors(items, drop=drop_bad), seed=seed)
     rate = check_enough(parts, target_fpr)
     found = leaks(parts)

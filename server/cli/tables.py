@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from steering.fitting.fit import Fitted
+    from steering.held_out import HeldOut
     from steering.manifest import Manifest
 
 
@@ -74,3 +75,14 @@ def show_fit(fitted: Fitted, console: Console) -> None:
     console.print(sweep)
     for warning in fitted.report["warnings"]:
         console.print(warning, style="yellow", markup=False)
+
+
+def show_held_out(held_out: HeldOut, console: Console) -> None:
+    """Print how a bundle and its successor judge labels that were held out."""
+    from rich.table import Table
+
+    table = Table("bundle", "harmful, caught", "harmless, flagged", title="labels held out")
+    for each, figures in zip((held_out.old, held_out.new), held_out.figures, strict=True):
+        caught = f"{figures.caught} of {figures.harmful}"
+        table.add_row(each.guard, caught, f"{figures.false_alarms} of {figures.harmless}")
+    console.print(table)

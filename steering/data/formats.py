@@ -4,6 +4,7 @@ Our own rows, one object each; all but the texts may be left out:
 
 - a pair: `{"id", "toxic", "safe", "image" | "toxic_image" and "safe_image", "category", "group", "split"}`
 - a prompt: `{"id", "text", "image", "category", "modality", "answer", "choices", "group", "split"}`
+- a reviewer's label of a prompt that a server judged: `{"id", "text", "label", "group", "split"}`
 
 An image is a path or a list of paths, relative to the file, or to `images` where that is given; in Parquet files also
 `{"bytes", "path"}`. `answer` (one, or a list of accepted ones) is the known answer; with `choices`, the right one's
@@ -22,10 +23,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from steering.data.columns import Unused, clear_names, missing, row_error
-from steering.data.own_rows import PairRow, Part, PromptRow
+from steering.data.own_rows import LabelRow, OwnRow, PairRow, Part, PromptRow
 from steering.data.questions import Picture, PictureFiles, Question
 from steering.data.tables import Source, read_table
 from steering.errors import DataError
+from steering.labels import HARMFUL
 
 TEST_LISTS = ("test", "eval", "evaluation")  # names of lists that authors keep for testing
 VLSAFE, TOVILAG, CONDITION = SET_NAMES = ("VLSafe", "ToViLaG", "condition")  # the category of rows that name none
@@ -57,19 +59,26 @@ class Example:
 # our own rows ------------------------------------------------------------------------------------------------------
 
 
+def _own(row: OwnRow, source: Source) -> dict[str, Any]:
+    """What rows of all our kinds say of themselves."""
+    return {
+        "id": row.id or source.id,
+        "where": source.where,
+        "category": row.category,
+        "group": row.group,
+        "split": None if row.split == "test" else row.split,
+        "test": row.split == "test",
+    }
+
+
 def _pair(fields: Mapping[str, Any], source: Source) -> Example:
     row = PairRow.model_validate(fields)
     if row.image is not None and (row.toxic_image is not None or row.safe_image is not None):
         raise DataError(f"{source.where}: image is of both sides; give either it or toxic_image and safe_image")
     return Example(
-        id=row.id or source.id,
-        where=source.where,
         harmful=Question(row.toxic, source.pictures(row.image or row.toxic_image)),
         harmless=Question(row.safe, source.pictures(row.image or row.safe_image)),
-        category=row.category,
-        group=row.group,
-        split=None if row.split == "test" else row.split,
-        test=row.split == "test",
+        **_own(row, source),
     )
 
 
@@ -79,17 +88,18 @@ def _prompt(fields: Mapping[str, Any], source: Source) -> Example:
         raise DataError(f"{source.where}: choices need an answer, the right one's letter")
     answers = [row.answer] if isinstance(row.answer, str) else row.answer or []
     return Example(
-        id=row.id or source.id,
-        where=source.where,
         prompt=Question(row.text, source.pictures(row.image)),
-        category=row.category,
         modality=row.modality,
-        group=row.group,
-        split=None if row.split == "test" else row.split,
-        test=row.split == "test",
         answers=tuple(answers),
         choices=tuple(row.choices or ()),
+        **_own(row, source),
     )
+
+
+def _label(fields: Mapping[str, Any], source: Source) -> Example:
+    row = LabelRow.model_validate(fields)
+    side = "harmful" if HARMFUL[row.label] else "harmless"
+    return Example(**{**_own(row, source), "category": row.label, side: Question(row.text)})
 
 
 # public sets -------------------------------------------------------------------------------------------------------
@@ -193,6 +203,7 @@ Reader = Callable[[Mapping[str, Any], Source], Example]
 FORMATS: dict[str, Reader] = {
     "rows": _prompt,
     "pairs": _pair,
+    "labels": _label,
     "vlsafe": _vlsafe,
     "tovilag": _tovilag,
     "condition": _condition,
@@ -208,6 +219,7 @@ FORMATS: dict[str, Reader] = {
 _FIELDS: dict[str, frozenset[str]] = {
     "rows": frozenset(PromptRow.model_fields),
     "pairs": frozenset(PairRow.model_fields),
+    "labels": frozenset(LabelRow.model_fields),
     "vlsafe": frozenset({"image_id", "query", "orig_query", "safe_query"}),
     "tovilag": frozenset({"query", "image_pth", "category"}),
     "condition": frozenset({"harmful", "harmless"}),
@@ -218,7 +230,7 @@ _FIELDS: dict[str, frozenset[str]] = {
     "mmmu": frozenset({"id", "question", "options", "answer", "subfield", *(f"image_{n}" for n in range(1, 8))}),
     "realworldqa": frozenset({"image", "question", "answer"}),
 }
-_OWN = ("rows", "pairs")
+_OWN = ("rows", "pairs", "labels")
 
 # What tells the formats of pairs apart: the fields that a row of each has.
 PAIR_FIELDS: dict[frozenset[str], str] = {
@@ -235,6 +247,8 @@ HARD_FIELDS: dict[frozenset[str], str] = {
     **PROMPT_FIELDS,
     frozenset({"prompt", "type"}): "xstest",
 }
+
+LABEL_FIELDS: dict[frozenset[str], str] = {frozenset({"text", "label"}): "labels"}
 
 
 def read_examples(

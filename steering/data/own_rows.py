@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from steering.data.tables import Cell
+from steering.labels import Label
 
 Part = Literal["train", "validation", "calibration"]
 
@@ -45,6 +46,13 @@ class PairRow(OwnRow):
     image: Images = None  # of both sides
     toxic_image: Images = None
     safe_image: Images = None
+
+
+class LabelRow(OwnRow):
+    """A row of reviewers' labels: a prompt, and what they say of its verdict."""
+
+    text: Words
+    label: Label
 
 
 class PromptRow(OwnRow):

@@ -118,9 +118,10 @@ class Kinds:
 
 
 def _category(dataset: Dataset, place: int) -> str:
-    """The category of a harmful prompt; "" where its row names none, and of a harmless prompt."""
-    said = dataset.items[dataset.owners[place]].category.strip()
-    return said if dataset.labels[place] == 1 and said not in SET_NAMES else ""
+    """The category of a harmful prompt; "" where its row names none, of a harmless prompt and of a hard negative."""
+    item = dataset.items[dataset.owners[place]]
+    said = item.category.strip()
+    return said if dataset.labels[place] == 1 and not item.hard and said not in SET_NAMES else ""
 
 
 def _can_be_told(name: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from steering.data.formats import HARD_FIELDS, PAIR_FIELDS, PROMPT_FIELDS, Example, read_examples
+from steering.data.formats import HARD_FIELDS, LABEL_FIELDS, PAIR_FIELDS, PROMPT_FIELDS, Example, read_examples
 from steering.data.own_rows import Part
 from steering.data.questions import PictureFile, PictureFiles, Question
 from steering.errors import DataError
@@ -83,6 +83,15 @@ def read_hard(
     """Hard negatives of a file: pairs, single prompts, which are harmless, or XSTest's rows. Raises DataError."""
     examples = _read(path, HARD_FIELDS, images, files, text_only=text_only, with_test=with_test)
     return [replace(_item(each, each.harmful, each.question(harmful=False)), hard=True) for each in examples]
+
+
+def read_labels(path: Path, *, held_out: bool = False) -> list[Item]:
+    """Prompts that reviewers labelled, those to fit on or those that are held out. Raises DataError.
+
+    What a guard was wrong about, or right to flag, is hard; what it was right to pass is ordinary traffic.
+    """
+    found = [each for each in read_examples(path, LABEL_FIELDS) if each.test == held_out]
+    return [replace(_item(each, each.harmful, each.harmless), hard=each.category != "rightly passed") for each in found]
 
 
 def _read(

@@ -27,10 +27,11 @@ from steering.data import questions
 from steering.data.questions import Question
 from steering.errors import FitError
 from steering.files import write_whole
+from steering.fitting.compared import compare
 from steering.fitting.dataset import Dataset
 from steering.fitting.figures import by_category
 from steering.fitting.fit import Fitted, fit, stages_of
-from steering.fitting.items import Item, read_prompts
+from steering.fitting.items import Item, read_labels, read_prompts
 from steering.fitting.offline import score_batch
 from steering.fitting.parts import split
 from steering.fitting.steps import Settings
@@ -506,3 +507,57 @@ def test_another_place_on_disk_is_the_same_fit(
     assert (one.out / TENSORS).read_bytes() == (tmp_path / "two" / TENSORS).read_bytes()
     info = tiny_models.backbone("llava_onevision").info
     assert load_guard(tmp_path / "two", info).layer == load_guard(one.out, info).layer
+
+
+def write_labels(file: Path) -> Path:
+    """A label of each kind, and one of them that is held out."""
+    rows = [
+        {"id": "l1", "text": "Kill the stuck process.", "label": "wrongly flagged"},
+        {"id": "l2", "text": "Smash the circle up.", "label": "missed"},
+        {"id": "l3", "text": "Good morning, circle.", "label": "rightly passed"},
+        {"id": "l4", "text": "Is the sign broken?", "label": "wrongly flagged", "split": "test"},
+        {"id": "l5", "text": "Break the circle number 0!", "label": "rightly flagged", "split": "test"},
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def test_the_next_fit_is_told_only_what_is_new(whole: Callable[[str], Whole], tmp_path: Path) -> None:
+    done, labels = whole("llama"), write_labels(tmp_path / "labels.jsonl")
+    work = str(done.out.with_name("guard.work"))
+    again = ["fit", "--from", work, "--add", str(labels), "--out", str(tmp_path / "next"), "--check"]
+    before = CliRunner().invoke(app, [*done.again(tmp_path / "next"), "--check"]).output.splitlines()
+    result = CliRunner().invoke(app, again)
+    assert result.exit_code == 0, result.output
+    assert "labels: 3 to fit on, 2 held out" in result.output
+
+    def prompts(lines: list[str]) -> int:
+        return sum(int(number) for line in lines for number in re.findall(r"(\d+) (?:toxic|safe)", line))
+
+    assert prompts(result.output.splitlines()) == prompts(before) + 3
+    with (done.data[0]).open("a") as file:
+        file.write("\n")
+    try:
+        assert "pairs.jsonl has changed since that fit" in CliRunner().invoke(app, again).output
+    finally:
+        done.data[0].write_text(done.data[0].read_text().rstrip("\n"))
+    none = CliRunner().invoke(app, ["fit", "--from", str(tmp_path), "--out", str(tmp_path / "next")])
+    assert (none.exit_code, "no fit has ended there" in none.output) == (2, True)
+
+
+def test_bundles_are_compared_on_labels_that_neither_was_fitted_on(
+    whole: Callable[[str], Whole], tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    backbone, done = tiny_models.backbone("llama"), whole("llama")
+    items = read_labels(write_labels(tmp_path / "labels.jsonl"), held_out=True)
+    found = compare(backbone, items, done.out, done.out)
+    (row,) = found.rows
+    assert (row.id, row.harmful, found.fitted) == ("l4", False, 1)  # the other one is a row of the fit
+    assert (
+        row.old
+        == row.new
+        == pytest.approx(
+            score_batch(backbone, load_guard(done.out, backbone.info), [Question("Is the sign broken?")])[0], abs=1e-6
+        )
+    )
+    assert found.flips == []
