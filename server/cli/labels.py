@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import orjson
 import typer
 
 from server.cli.console import mistake
@@ -27,22 +26,26 @@ def export(
     config: Config = None,
 ) -> None:
     """Write labelled requests as rows for `autosteer fit`: hard negatives, harmless and harmful prompts."""
+    from server.record.audit.sink import SinkError
     from server.record.audit.sinks import review_file
     from server.review.beside import store_beside
-    from server.review.export import exported
+    from server.review.export import LABELS, exported
 
     try:
         audit = load_settings({}, config).settings.audit
     except ConfigError as error:
         mistake(error)
     path = None if audit is None else review_file(audit)
-    if audit is None or path is None or not path.exists() or (store := store_beside(audit)) is None:
-        mistake("there are no labels: the console keeps them beside an audit log that is a file (audit.url)")
-    found = exported(store.labels())
+    if audit is None or (path is not None and not path.exists()):
+        mistake("there are no labels: the console keeps them beside the audit log (audit.url)")
+    try:
+        found = exported(store_beside(audit).labels())
+    except SinkError as error:
+        mistake(error)
     writable("--out", out).mkdir(parents=True, exist_ok=True)
     for name, rows in found.rows.items():
-        data = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-        (out / name).write_bytes(data)
+        (out / name).write_bytes(found.data(name))
         typer.echo(f"{out / name}: {len(rows)}")
+    typer.echo(f"held out of a fit, in {LABELS} alone: {found.held_out}")
     for why, count in found.left_out.items():
         typer.echo(f"left out: {count}, {why}")

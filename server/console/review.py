@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter
@@ -16,24 +14,23 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from server.api.fields import INT64, Number, Strict, Text
+from server.api.fields import INT64, Strict, Text
 from server.api.openapi import documented
 from server.api.validation import parse
 from server.console.bodies import small_body
 from server.console.door import Door
-from server.errors import NotFound, ServerFault
+from server.console.reviews import Reviews
+from server.errors import NotFound
 from server.http.body import as_json, parsed
-from server.record.audit.sink import SinkError
-from server.review.beside import store_beside
 from server.review.sources import Record
-from server.review.store import Item, ReviewStore, Wanted
-from server.service import Service
+from server.review.store import Item, ReviewStore
+from server.review.wanted import Wanted
+from steering.labels import Label
 
 MAX_BODY = 65_536  # bytes: a note and little more
 ERRORS = (400, 401, 403, 404, 500, 503)
 NUMBER = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?(e-?[0-9]{1,3})?", re.IGNORECASE | re.ASCII)
 NOT_KEPT = {"cache-control": "no-store"}
-T = TypeVar("T")
 
 
 class Said(TypedDict):
@@ -72,65 +69,34 @@ class Summary(TypedDict):
     same: int
 
 
-class Query(Strict):
-    """What is wanted, as fields of a query."""
+class Query(Wanted):
+    """What is wanted, and the place from which to go on, as fields of a query."""
 
-    which: Literal["flagged", "sample", "all"] = "flagged"
-    since: str | None = None
-    policy: str | None = None
-    key: str | None = None
-    decision: str | None = None
-    category: str | None = None
-    least: Number | None = None
-    most: Number | None = None
-    labelled: bool = False
     after: Annotated[int, Field(ge=0, lt=INT64)] | None = None
     back: bool = False
-
-    @property
-    def wanted(self) -> Wanted:
-        """Without the place."""
-        return Wanted(**self.model_dump(exclude={"after", "back"}))
 
 
 class LabelBody(Strict):
     """What a reviewer says of a record."""
 
     id: Annotated[int, Field(ge=0, lt=INT64)]
-    label: Literal["rightly flagged", "wrongly flagged", "missed", "rightly passed"]
+    label: Label
     note: Text = Field(default="", max_length=10_000)
 
 
-def routes(service: Service, door: Door) -> APIRouter:
+def routes(door: Door, reviews: Reviews) -> APIRouter:
     """What the page asks, under `/admin` what only reads."""
-    audit = service.settings.audit
-    router, store = APIRouter(), None if audit is None else store_beside(audit)
-    # Two threads at most, or those who review could take all that others wait for: to count takes a log in first.
-    counting, looking = asyncio.Lock(), asyncio.Lock()
-
-    def reviews() -> ReviewStore:
-        if store is None:
-            raise NotFound("Nothing is reviewed here: there is no audit log in a file.", code="no_reviews")
-        return store
-
-    async def worked(work: Callable[[ReviewStore], T], turn: asyncio.Lock = looking) -> T:
-        """What is done in a thread, when it is its turn. Raises ServerFault where the log cannot be read."""
-        kept = reviews()
-        try:
-            async with turn:
-                return await asyncio.to_thread(work, kept)
-        except (SinkError, OSError, sqlite3.Error) as error:
-            raise ServerFault(f"The audit log cannot be read: {error}.", code="audit_unreadable") from error
+    router = APIRouter()
 
     @router.get("/admin/review/next", **documented(NextItem, query=Query, errors=ERRORS))
     async def following(http: HttpRequest) -> Response:
         reviewer, query = door.reader(http).name, _query(http)
-        return await worked(lambda kept: _shown(kept.next(query.wanted, reviewer, query.after, back=query.back)))
+        return await reviews.ask(lambda kept: _shown(kept.next(query, reviewer, query.after, back=query.back)))
 
     @router.get("/admin/review/summary", **documented(Summary, query=Query, errors=ERRORS))
     async def summary(http: HttpRequest) -> Response:
         reviewer, query = door.reader(http).name, _query(http)
-        found = await worked(partial(_summary, query=query, reviewer=reviewer), counting)
+        found = await reviews.ask(partial(_summary, query=query, reviewer=reviewer), long=True)
         return as_json(found, headers=NOT_KEPT)
 
     @router.post("/console/review/label", include_in_schema=False)
@@ -138,7 +104,7 @@ def routes(service: Service, door: Door) -> APIRouter:
         reviewer = door.sender(http).name
         body = parse(LabelBody, parsed(await small_body(http, MAX_BODY)))
         try:
-            await worked(lambda kept: kept.label(body.id, reviewer, body.label, body.note))
+            await reviews.ask(lambda kept: kept.label(body.id, reviewer, body.label, body.note))
         except KeyError:
             raise NotFound("There is no such record.", param="id") from None
         return as_json({})
@@ -146,7 +112,7 @@ def routes(service: Service, door: Door) -> APIRouter:
     @router.post("/console/review/undo", include_in_schema=False)
     async def undo(http: HttpRequest) -> Response:
         reviewer = door.sender(http).name
-        return await worked(partial(_undone, reviewer=reviewer))
+        return await reviews.ask(partial(_undone, reviewer=reviewer))
 
     return router
 
@@ -154,7 +120,7 @@ def routes(service: Service, door: Door) -> APIRouter:
 def _summary(kept: ReviewStore, query: Query, reviewer: str) -> Summary:
     kept.fill()
     both, same = kept.agreement()
-    return {"left": kept.left(query.wanted, reviewer), "both": both, "same": same}
+    return {"left": kept.left(query, reviewer), "both": both, "same": same}
 
 
 def _undone(kept: ReviewStore, reviewer: str) -> Response:

@@ -12,15 +12,16 @@ from starlette.responses import Response
 from server.access.keys import Client
 from server.api.chat import ChatJob
 from server.api.openapi import documented
-from server.console import examples, review
+from server.console import examples, review, teach
 from server.console.bodies import small_body
 from server.console.card import Admin, card_of
 from server.console.door import Door, cookie_name, give_cookie
 from server.console.now import Now, now_of
 from server.console.pages import HEADERS, page, static
+from server.console.reviews import Reviews
 from server.errors import ApiError, NotFound
 from server.http.body import as_json
-from server.record.audit.sinks import review_file
+from server.review.export import FILES
 from server.routes.exchange import exchange
 from server.service import Service
 
@@ -35,7 +36,9 @@ def routes(service: Service) -> APIRouter:
     _add_sessions(router, door)
     _add_files(router, door)
     _add_admin(router, service, door)
-    router.include_router(review.routes(service, door))
+    reviews = Reviews(service.settings.audit)
+    router.include_router(review.routes(door, reviews))
+    router.include_router(teach.routes(service, door, reviews))
 
     @router.post("/console/chat", include_in_schema=False)
     async def chat(http: HttpRequest) -> Response:
@@ -78,11 +81,24 @@ def _add_pages(router: APIRouter, service: Service, door: Door) -> None:
     async def review_page(http: HttpRequest) -> Response:
         audit = service.settings.audit
         kept = {
-            "reviewable": audit is not None and review_file(audit) is not None,
+            "reviewable": audit is not None,
             "content": audit is not None and audit.content,
             "policies": service.settings.policy_names,
+            "shadow": None if service.settings.shadow is None else service.settings.shadow.name,
         }
         return _shown(http, service, door, "review", lambda _: kept)
+
+    @router.get("/console/teach", include_in_schema=False)
+    async def teach_page(http: HttpRequest) -> Response:
+        settings = service.settings
+        known = {
+            "reviewable": settings.audit is not None,
+            "content": settings.audit is not None and settings.audit.content,
+            "guard": settings.guard,
+            "shadow": settings.shadow,
+            "files": FILES,
+        }
+        return _shown(http, service, door, "teach", lambda _: known)
 
 
 def _add_sessions(router: APIRouter, door: Door) -> None:

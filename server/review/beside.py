@@ -6,13 +6,13 @@ from server.record.audit.database import Database
 from server.record.audit.sinks import audit_file, review_file
 from server.review.sources import Lines, Table
 from server.review.store import ReviewStore
+from server.review.tables import PostgresTables, SqliteTables
 from server.settings.groups import AuditSettings
 
 
-def store_beside(audit: AuditSettings) -> ReviewStore | None:
-    """The store beside a log that is a file; None where it is none. Nothing is opened yet."""
-    path, url = review_file(audit), audit.url.get_secret_value()
-    if path is None:
-        return None
-    lines = audit_file(url)
-    return ReviewStore(path, Table(Database(url)) if lines is None else Lines(lines))
+def store_beside(audit: AuditSettings) -> ReviewStore:
+    """The store beside a log: a file beside a file, tables beside a table in PostgreSQL. Nothing is opened yet."""
+    url = audit.url.get_secret_value()
+    path, lines = review_file(audit), audit_file(url)
+    tables = PostgresTables(url) if path is None else SqliteTables(path)
+    return ReviewStore(tables, Table(Database(url)) if lines is None else Lines(lines))

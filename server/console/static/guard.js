@@ -1,16 +1,11 @@
 // The guard's card: its plots, and what it does now.
 
+import { asked } from "./api.js";
 import { byId, element } from "./dom.js";
 import { CalibrationPlot, LayersPlot } from "./plots.js";
 
 const EVERY = 5000; // milliseconds
 const REFUSING = ["steered", "blocked"];
-
-const asked = async () => {
-  const response = await fetch("/admin/now");
-  if (!response.ok) throw new Error(`The server answered ${response.status}`);
-  return response.json();
-};
 
 const count = (minutes, which) =>
   minutes.reduce((sum, each) => sum + Object.entries(each).reduce((all, [name, n]) => all + (which(name) ? n : 0), 0), 0);
@@ -63,7 +58,7 @@ async function look() {
   if (document.visibilityState !== "visible") return;
   const stale = byId("stale");
   try {
-    const found = await asked();
+    const found = await asked("/admin/now");
     const load = element("p", { className: "dim" }, `Running: ${found.running}. Waiting: ${found.waiting}.`);
     byId("now").replaceChildren(...found.policies.map(policyNow), load);
     stale.hidden = true;

@@ -1,5 +1,6 @@
 // The queue of reviews: one record after another, by keyboard.
 
+import { asked, sent } from "./api.js";
 import { byId, element } from "./dom.js";
 import { precise } from "./scores.js";
 
@@ -11,6 +12,10 @@ class Review {
   constructor() {
     this.item = null;
     this.busy = false;
+    for (const [name, value] of new URLSearchParams(location.search)) {
+      const field = byId("filters").elements[name];
+      if (field) field.value = value;
+    }
     byId("filters").addEventListener("change", () => this.begin());
     byId("filters").addEventListener("submit", (event) => event.preventDefault());
     const acts = {
@@ -40,6 +45,7 @@ class Review {
   query(more = {}) {
     const found = new URLSearchParams();
     for (const [name, value] of new FormData(byId("filters"))) if (value !== "") found.set(name, value);
+    if (found.get("which") !== "changed") found.delete("shadow");
     if (found.has("since")) found.set("since", new Date(Date.now() - found.get("since") * 3600e3).toISOString().replace("Z", "+00:00"));
     for (const [name, value] of Object.entries(more)) found.set(name, String(value));
     return found;
@@ -47,12 +53,12 @@ class Review {
 
   async begin() {
     await this.count();
-    await this.only(async () => this.show((await asked(`next?${this.query()}`)).item));
+    await this.only(async () => this.show((await asked(`/admin/review/next?${this.query()}`)).item));
   }
 
   async count() {
     try {
-      const { left, both, same } = await asked(`summary?${this.query()}`);
+      const { left, both, same } = await asked(`/admin/review/summary?${this.query()}`);
       const agreed = both ? ` Of ${both} records with two reviewers, ${same} have one label (${Math.round((100 * same) / both)} %).` : "";
       this.left = left;
       this.agreed = agreed;
@@ -88,9 +94,9 @@ class Review {
     if (!this.item) return;
     this.only(async () => {
       const { id, flagged, mine } = this.item;
-      await sent("label", { id, label: LABELS[flagged][which], note: byId("note").value });
+      await sent("/console/review/label", { id, label: LABELS[flagged][which], note: byId("note").value });
       if (!mine) this.left -= 1;
-      this.show((await asked(`next?${this.query({ after: id })}`)).item);
+      this.show((await asked(`/admin/review/next?${this.query({ after: id })}`)).item);
       this.tell();  // the last, so that who sees it may go on
     });
   }
@@ -98,14 +104,14 @@ class Review {
   go(back) {
     this.only(async () => {
       const place = this.item ? { after: this.item.id, back } : { labelled: true };
-      const { item } = await asked(`next?${this.query(place)}`);
+      const { item } = await asked(`/admin/review/next?${this.query(place)}`);
       if (item || !back) this.show(item);
     });
   }
 
   undo() {
     this.only(async () => {
-      const { item } = await sent("undo", {});
+      const { item } = await sent("/console/review/undo", {});
       if (!item) return;
       this.left += 1;
       this.tell();
@@ -154,24 +160,5 @@ const turn = (role, text, pictures) =>
 const shownValue = (value) => (typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(4))) : String(value));
 
 const fact = (name, value) => element("div", {}, element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, shownValue(value)));
-
-async function asked(path) {
-  return read(await fetch(`/admin/review/${path}`).catch(unreached));
-}
-
-async function sent(path, body) {
-  const headers = { "content-type": "application/json", "x-csrf-token": document.querySelector("meta[name=csrf]").content };
-  return read(await fetch(`/console/review/${path}`, { method: "POST", headers, body: JSON.stringify(body) }).catch(unreached));
-}
-
-function unreached() {
-  throw new Error("The server cannot be reached; nothing was changed.");
-}
-
-async function read(response) {
-  const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(body.error?.message ?? `The server answered ${response.status}.`);
-  return body;
-}
 
 new Review();

@@ -29,7 +29,9 @@ async def test_a_stream_tells_them_in_its_first_chunk() -> None:
 
 async def test_a_stream_tells_how_much_is_held_back_and_nothing_of_it() -> None:
     async with serving(ScriptedRunner(watches=True), token_scores=True, output={"hold": 4}) as client:
-        choices = [event["choices"][0] for event in events_of((await chat(client, "abcdefgh", stream=True, **ASKED)).text)]
+        choices = [
+            event["choices"][0] for event in events_of((await chat(client, "abcdefgh", stream=True, **ASKED)).text)
+        ]
         plain = events_of((await chat(client, "abcdefgh", stream=True)).text)
     said = [choice["delta"].get("content") or "" for choice in choices]
     held = [choice["held"] for choice in choices]

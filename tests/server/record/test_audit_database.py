@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
 import socket
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,72 +11,15 @@ import sqlalchemy as sql
 from server.record.audit.database import Database
 from server.record.audit.sink import Filter, SinkError
 from server.record.audit.sinks import make_reader, make_sink
+from tests.server.postgres import PostgreSql, clear
 from tests.server.records import audit_settings, record
 
 ALL = Filter(last=10**6)
 
 
-def found(program: str) -> str | None:
-    places = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
-    return shutil.which(program, path=os.pathsep.join([*places, os.environ.get("PATH", "")]))
-
-
-class PostgreSql:
-    """A server of its own in a folder, with a socket there and no port; another user's where the tests run as root."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._as: list[str] = []
-        if os.geteuid() == 0:
-            os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
-            self._as = ["setpriv", "--reuid=postgres", "--clear-groups", "--"]
-        self._run("initdb", "-A", "trust", "-U", "audit", "--no-sync")
-
-    def _run(self, program: str, *arguments: str) -> None:
-        command = [*self._as, str(found(program)), "-D", str(self._folder / "data"), *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, cwd=self._folder)
-
-    def start(self) -> None:
-        options = f"-h '' -k {self._folder} -c fsync=off"
-        self._run("pg_ctl", "-w", "-l", str(self._folder / "log"), "-o", options, "start")
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "-w", "-m", "immediate", "stop")
-
-    @property
-    def url(self) -> str:
-        return f"postgresql://audit@/postgres?host={self._folder}"
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[PostgreSql]:
-    if found("initdb") is None or found("pg_ctl") is None:
-        pytest.skip("no PostgreSQL server is installed")
-    if os.geteuid() == 0 and (shutil.which("setpriv") is None or "postgres" not in {u.pw_name for u in pwd.getpwall()}):
-        pytest.skip("PostgreSQL does not run as root, and there is no user postgres to run it as")
-    with tempfile.TemporaryDirectory(prefix="pg") as folder:
-        server = PostgreSql(Path(folder))
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'audit.db'}"
-    server: PostgreSql = request.getfixturevalue("postgresql")
-    clear(server.url)
-    return server.url
-
-
-def clear(url: str) -> None:
-    engine = sql.create_engine(sql.make_url(url).set(drivername="postgresql+psycopg"))
-    with engine.begin() as connection:
-        connection.execute(sql.text("DROP TABLE IF EXISTS autosteer_audit"))
-    engine.dispose()
+@pytest.fixture
+def url(database_url: str) -> str:
+    return database_url
 
 
 def ids(url: str, wanted: Filter = ALL) -> list[str]:

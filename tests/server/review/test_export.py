@@ -11,9 +11,9 @@ import pytest
 from server.record.audit.sinks import review_file
 from server.review.beside import store_beside
 from server.review.export import exported
-from server.review.store import Wanted
+from server.review.wanted import Wanted
 from server.settings.groups import AuditSettings
-from steering.fitting.items import read_hard
+from steering.fitting.items import read_hard, read_labels
 from tests.end_to_end.commands import run
 from tests.server.review.test_store import judged, write
 
@@ -32,6 +32,17 @@ def test_each_label_has_its_file() -> None:
         ("text 0", "safe"), ("text 2", "unsafe"), ("text 3", "unsafe")
     ]  # fmt: skip
     assert [row["text"] for row in found.rows["benign.jsonl"]] == ["text 1"]
+
+
+def test_one_label_in_four_is_held_out_the_same_ones_each_time() -> None:
+    labels = [label(number, "missed" if number % 2 else "rightly passed", f"held {number}") for number in range(400)]
+    found, again = exported(labels), exported(reversed(labels[:200]))
+    held = {row["id"]: row.get("split") == "test" for row in found.rows["labels.jsonl"]}
+    assert 0.15 * 400 < sum(held.values()) == found.held_out < 0.35 * 400
+    assert found.fit == 400 - found.held_out
+    fitted = [row["id"] for name in ("hard-negatives.jsonl", "benign.jsonl") for row in found.rows[name]]
+    assert sorted(fitted) == sorted(name for name, out in held.items() if not out)
+    assert all(held[row["id"]] == (row.get("split") == "test") for row in again.rows["labels.jsonl"])
 
 
 @pytest.mark.parametrize(
@@ -76,7 +87,6 @@ def test_the_command_writes_what_a_fit_reads(tmp_path: Path) -> None:
     audit = AuditSettings.model_validate({"url": f"file://{log}"})
     assert review_file(audit) == log.with_name("audit.jsonl.reviews.db")
     store = store_beside(audit)
-    assert store is not None
     store.fill()
     for said in ("rightly flagged", "wrongly flagged"):  # the newest first
         item = store.next(Wanted(), "ada")
@@ -89,3 +99,7 @@ def test_the_command_writes_what_a_fit_reads(tmp_path: Path) -> None:
     assert (harmful.toxic and harmful.toxic.text, harmful.safe) == (texts[3], None)
     assert (harmless.toxic, harmless.safe and harmless.safe.text) == (None, texts[1])
     assert (out / "benign.jsonl").read_bytes() == b""
+    missed, wrong = read_labels(out / "labels.jsonl")
+    assert (missed.toxic, wrong.safe) == (harmful.toxic, harmless.safe)
+    assert missed.hard
+    assert wrong.hard

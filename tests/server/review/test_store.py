@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import pytest
 
 from server.record.audit.database import Database
 from server.record.audit.record import AuditRecord
-from server.review.sources import Lines, Table
-from server.review.store import SAMPLE, Item, ReviewStore, Wanted
-from tests.server.records import record
+from server.review.beside import store_beside
+from server.review.sources import Lines
+from server.review.store import SAMPLE, Change, Item, ReviewStore
+from server.review.tables import SqliteTables
+from server.review.wanted import Wanted
+from tests.server.records import audit_settings, record
 
 FLAGGED = {"decision": "steered", "score": 0.9, "policy": "strict", "key": "shop"}
 PASSED = {"decision": "pass", "score": 0.1, "policy": "default", "key": "desk"}
@@ -39,7 +43,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def opened(log: Path) -> ReviewStore:
-    store = ReviewStore(log.with_name("audit.jsonl.reviews.db"), Lines(log))
+    store = ReviewStore(SqliteTables(log.with_name("audit.jsonl.reviews.db")), Lines(log))
     store.fill()
     return store
 
@@ -118,7 +122,7 @@ def test_a_label_is_there_after_a_kill_with_its_record(log: Path) -> None:
     store = opened(log)
     store.label(first(store).id, "ada", "wrongly flagged", "a <b>twin</b>")
     log.unlink()  # its time is over
-    again = ReviewStore(log.with_name("audit.jsonl.reviews.db"), Lines(log))  # the first was never closed
+    again = ReviewStore(SqliteTables(log.with_name("audit.jsonl.reviews.db")), Lines(log))  # the first was never closed
     (kept,) = again.labels()
     assert (kept["label"], kept["note"], kept["reviewer"]) == ("wrongly flagged", "a <b>twin</b>", "ada")
     assert kept["record"]["request_id"] == "req-9"
@@ -159,16 +163,60 @@ def test_two_reviewers_do_not_see_each_other_until_they_have_said_something(log:
     assert store.agreement() == (1, 1)
 
 
-def test_a_log_in_a_database_is_reviewed_too(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/audit.db")
+def test_a_log_in_a_database_is_reviewed_too(database_url: str) -> None:
+    database = Database(database_url)
     database.open()
-    database.write([judged(number) for number in (3, 5)])
-    store = ReviewStore(tmp_path / "audit.db.reviews.db", Table(database))
-    assert store.fill() == 2
+    database.write([judged(number, categories='["weapons"]' if number == 3 else None) for number in (3, 4, 5)])
+    store = store_beside(audit_settings(url=database_url))
+    assert store.fill() == 3
     database.write([judged(1)])  # it began before the others, and ended after them
     assert store.fill() == 1
     assert requests(store, Wanted()) == ["req-5", "req-3", "req-1"]
+    assert requests(store, Wanted(category="weapons")) == ["req-3"]
+    assert requests(store, Wanted(which="all", most=0.5, since=judged(2).time.isoformat())) == ["req-4"]
+    middle = store.next(Wanted(), "ada", first(store).id)
+    assert middle is not None
+    assert store.next(Wanted(), "ada", middle.id, back=True) == first(store)
     store.label(first(store).id, "ada", "rightly flagged", "")
-    assert store.labels()[0]["record"]["request_id"] == "req-5"
+    store.label(first(store, Wanted(labelled=True)).id, "ada", "wrongly flagged", "é")
+    store.label(first(store, reviewer="bob").id, "bob", "wrongly flagged", "")
     store.close()
+    again = store_beside(audit_settings(url=database_url))
+    assert again.agreement() == (1, 1)
+    assert [each["record"]["request_id"] for each in again.labels()] == ["req-5", "req-5"]
+    assert again.undo("ada") is not None
+    assert {each["reviewer"]: each["label"] for each in again.labels()} == {
+        "ada": "rightly flagged", "bob": "wrongly flagged"
+    }  # fmt: skip
+    again.close()
     database.close()
+
+
+def test_what_a_shadow_would_change_is_counted_and_reviewed(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    shadowed = [{"shadow": "next", "shadow_decision": said} for said in ("pass", "monitored")]
+    write(path, *(judged(number, **shadowed[number // 2 % 2]) for number in range(6)), judged(7))
+    store = opened(path)
+    changed = Wanted(which="changed", shadow="next")
+    assert requests(store, changed) == ["req-5", "req-2", "req-1"]
+    store.label(first(store, changed).id, "ada", "wrongly flagged", "")
+    assert store.changes("next", judged(0).time.isoformat()) == [
+        Change(flagged=False, by_shadow=False, count=2, labels={}),
+        Change(flagged=False, by_shadow=True, count=1, labels={}),
+        Change(flagged=True, by_shadow=False, count=2, labels={"wrongly flagged": 1}),
+        Change(flagged=True, by_shadow=True, count=1, labels={}),
+    ]
+    assert sum(each.count for each in store.changes("next", judged(4).time.isoformat())) == 2
+    assert store.changes("other", judged(0).time.isoformat()) == []
+
+
+def test_an_index_of_another_version_is_made_anew_and_labels_stay(log: Path) -> None:
+    store = opened(log)
+    store.label(first(store).id, "ada", "wrongly flagged", "")
+    store.close()
+    with sqlite3.connect(log.with_name("audit.jsonl.reviews.db")) as file:
+        file.execute("UPDATE read SET upto = '0' WHERE source = 'index'")
+    file.close()
+    again = opened(log)
+    assert requests(again, Wanted()) == [f"req-{number}" for number in (7, 5, 3, 1)]
+    assert len(again.labels()) == 1
