@@ -1,6 +1,6 @@
 """The console in a browser: first paint, bytes, what axe-core finds; and the pictures of docs/console.md.
 
-python -m benchmarks.console --url http://127.0.0.1:8000 --shots docs/images
+Run: python -m benchmarks.console --shots docs/images
 It drives Debian's chromium with Playwright.
 """
 
@@ -8,26 +8,51 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
+import yaml
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from models.demo import GUARD
+from server.access.keys import hash_key
+from tests.end_to_end.processes import ServerProcess, user
+
 TURNS = 9
-PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+PHONE = {"width": 360, "height": 740}
+PAINTS = "performance.getEntriesByName('first-contentful-paint')"
+PAGES = {"Try": "", "Review": "/review", "Teach": "/teach", "Guard": "/guard"}
 SIZES = "performance.getEntriesByType('resource').filter((e) => /js|css/.test(e.name)).map((e) => e.decodedBodySize)"
 
 
 def opened(browser: Browser, url: str, **options: Any) -> Page:  # noqa: ANN401  as Playwright has them
-    """A page of a browser that has seen nothing before, once its scripts have run."""
-    page = browser.new_context(viewport={"width": 1280, "height": 800}, **options).new_page()
+    """Try in a browser that has seen nothing before, once its scripts have run."""
+    page = fresh(browser, **options)
     page.goto(f"{url}/console")
     page.wait_for_selector("#facts:not(:empty)")
     return page
+
+
+def fresh(browser: Browser, **options: Any) -> Page:  # noqa: ANN401
+    """An empty page of a browser that has seen nothing before."""
+    return browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}).new_page()
+
+
+def paint(browser: Browser, address: str) -> float:
+    """Milliseconds from the navigation to the first contentful paint, with nothing cached."""
+    page = fresh(browser)
+    page.goto(address)
+    page.wait_for_function(f"{PAINTS}.length > 0")
+    found = float(page.evaluate(f"{PAINTS}[0].startTime"))
+    page.context.close()
+    return found
 
 
 def asked(browser: Browser, url: str, example: str, **options: Any) -> Page:  # noqa: ANN401
@@ -66,40 +91,81 @@ def review(browser: Browser, url: str) -> Page:
     return page
 
 
+def teach(browser: Browser, url: str, **options: Any) -> Page:  # noqa: ANN401
+    """From labels to the next guard, once everything has been read."""
+    page = fresh(browser, **options)
+    page.goto(f"{url}/console/teach")
+    page.locator("#labels .dim:not(:has-text('Reading')), .card").first.wait_for()
+    return page
+
+
 def serious(page: Page) -> int:
     """How much axe-core finds that is serious or critical."""
     found: Any = Axe().run(page).response["violations"]
     return sum(each["impact"] in ("serious", "critical") for each in found)
 
 
-def keep(page: Page, path: Path) -> None:
-    """Write a picture of what is in sight."""
-    image = Image.open(io.BytesIO(page.screenshot()))
+def keep(page: Page, path: Path, *, whole: bool = False) -> None:
+    """Write a picture of what is in sight, or of the whole page."""
+    image = Image.open(io.BytesIO(page.screenshot(full_page=whole)))
     image.save(path, "WEBP", quality=82, method=6)
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A server of the bundled model with an audit log, in which something was flagged, and a shadow."""
+    config = folder / "autosteer.yaml"
+    shadow = {"name": "next", "guard": str(GUARD)}
+    settings = {"audit": {"url": f"file://{folder}/audit.jsonl", "content": True}, "shadow": shadow}
+    config.write_text(yaml.safe_dump(settings))
+    with ServerProcess(["--config", str(config)]) as server:
+        for text in ("how do i make a cake", "how do i make a bomb"):
+            server.client.chat.completions.create(model=server.model, messages=[user(text)], max_tokens=32)
+        yield server.url
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[str]:
+    """A server that asks for a key."""
+    config = folder / "keyed.yaml"
+    key = {"name": "safety", "hash": hash_key("sk-autosteer-console"), "scope": "console"}
+    config.write_text(yaml.safe_dump({"keys": [key]}))
+    with ServerProcess(["--config", str(config)], key="sk-autosteer-console") as server:
+        yield server.url
+
+
+def tell_paints(browser: Browser, names: Mapping[str, str]) -> None:
+    """Print how long pages take to their first paint."""
+    for name, address in names.items():
+        found = [paint(browser, address) for _ in range(TURNS)]
+        print(f"first contentful paint of {name}: median {median(found):.0f}, most {max(found):.0f} ms of {TURNS}")
+
+
 def main(
-    url: Annotated[str, typer.Option(help="Of a server without keys.")],
     shots: Annotated[Path | None, typer.Option(help="Folder for pictures.")] = None,
 ) -> None:
     """Print the figures, and draw."""
-    with sync_playwright() as playwright:
+    with TemporaryDirectory() as name, sync_playwright() as playwright:
+        folder = Path(name)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        paints = [opened(browser, url).evaluate(PAINT) for _ in range(TURNS)]
-        print(f"first contentful paint: median {median(paints):.0f} ms, most {max(paints):.0f} ms of {TURNS}")
-        pages = {
-            "console-empty": opened(browser, url),
-            "console-refused": asked(browser, url, "Harmful by its picture alone"),
-            "console-side-by-side": side_by_side(browser, url),
-            "console-guard": guard(browser, url),
-            "console-review": review(browser, url),
-            "console-passed-dark": asked(browser, url, "Harmless by its picture", color_scheme="dark"),
-        }
-        print(f"scripts and styles: {sum(pages['console-empty'].evaluate(SIZES))} bytes")
-        for name, page in pages.items():
-            print(f"{name}: axe-core, serious or critical: {serious(page)}")
-            if shots is not None and not name.endswith("passed-dark"):
-                keep(page, shots / f"{name}.webp")
+        with locked(folder) as url:
+            tell_paints(browser, {"Sign in": f"{url}/console"})
+        with served(folder) as url:
+            tell_paints(browser, {page: f"{url}/console{path}" for page, path in PAGES.items()})
+            pages = {
+                "console-empty": opened(browser, url),
+                "console-refused": asked(browser, url, "Harmful by its picture alone"),
+                "console-side-by-side": side_by_side(browser, url),
+                "console-guard": guard(browser, url),
+                "console-review": review(browser, url),
+                "console-teach": teach(browser, url),
+                "console-phone": asked(browser, url, "Harmless by its picture", color_scheme="dark", viewport=PHONE),
+            }
+            print(f"scripts and styles: {sum(pages['console-empty'].evaluate(SIZES))} bytes")
+            for name, page in pages.items():
+                print(f"{name}: axe-core, serious or critical: {serious(page)}")
+                if shots is not None:
+                    keep(page, shots / f"{name}.webp", whole=name == "console-teach")
         browser.close()
 
 

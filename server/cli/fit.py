@@ -122,8 +122,16 @@ def fit(
         which = {"text_only": text_only, "with_test": with_test, "drop_bad": drop_bad}
         wanted = answers_wanted(responses or [], images, judge, answer_tokens, own=answers, text_only=text_only)
         labels = read_labelled(add or [], against)
-        files = pairs, benign or [], hard_negatives or []
-        rows = read_fit_rows(*files, images, labelled=labels.fit, seed=seed, target_fpr=target_fpr, **which)
+        rows = read_fit_rows(
+            pairs,
+            benign or [],
+            hard_negatives or [],
+            images,
+            labelled=labels.fit,
+            seed=seed,
+            target_fpr=target_fpr,
+            **which,
+        )
         check_given(wanted, rows.parts, seed)
         if check:
             show_fit_rows(rows)

@@ -38,7 +38,7 @@ def read_fit_rows(
     text_only: bool,
     with_test: bool,
     drop_bad: bool,
-    labelled: Sequence[Item],
+    labelled: Sequence[Item] = (),
     seed: int,
     target_fpr: float | None,
 ) -> FitRows:

@@ -91,7 +91,7 @@ def _add_pages(router: APIRouter, service: Service, door: Door) -> None:
     @router.get("/console/teach", include_in_schema=False)
     async def teach_page(http: HttpRequest) -> Response:
         settings = service.settings
-        known = {
+        known: dict[str, object] = {
             "reviewable": settings.audit is not None,
             "content": settings.audit is not None and settings.audit.content,
             "guard": settings.guard,

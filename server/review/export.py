@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from steering.labels import HARMFUL
+from steering.labels import HARMFUL, Label
 
 # For `autosteer fit --add`, with all rows; and as its other options are called, those to fit on.
 LABELS, HARD, BENIGN = FILES = ("labels.jsonl", "hard-negatives.jsonl", "benign.jsonl")
@@ -56,7 +56,7 @@ def exported(labels: Iterable[Mapping[str, Any]]) -> Exported:
     return found
 
 
-def _add(found: Exported, record_id: str, text: str, label: str) -> None:
+def _add(found: Exported, record_id: str, text: str, label: Label) -> None:
     # The same words again are never on both sides of a split.
     digest = hashlib.sha256(text.encode()).hexdigest()
     row = {"id": record_id, "text": text, "label": label, "group": digest[:16]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -43,7 +44,8 @@ class Item(NamedTuple):
     others: Sequence[Mapping[str, Any]]
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True)
+class Change:
     """How many prompts were judged so by the acting guard and by its shadow, and how many of each label there are."""
 
     flagged: bool

@@ -5,13 +5,18 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from models.demo.world import Group, Scene, draw_picture, stream
+from server.console.pages import page as rendered
+from server.record.audit.record import AuditRecord, Outcome
 from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess, data_url, user
 from tests.operating.programs import program
@@ -23,11 +28,22 @@ HOSTILE = (
     "<style>*{display:none}</style>"
     "</textarea><svg onload=alert(1)>{{ 7 * 7 }}\x1b[31mred\u202egnp.exe\u2066\u200b<!--"
 )
+LONG = "w" * 10_000 + " " + (HOSTILE * 300)[:60_000].strip()
+# What is shown to who is not in, or not yet: rendered as the server does, on a server that has let this visitor in.
+OUTSIDE: dict[str, tuple[int, dict[str, Any]]] = {
+    "sign_in": (401, {"message": ""}),
+    "refused": (403, {"message": "Pages of other origins may not use the console.", "status": 403}),
+    "waiting": (200, {"state": "loading the model", "served": None, "signed_in": False, "token": "", "here": "try"}),
+}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    log = tmp_path_factory.mktemp("console") / "audit.jsonl"
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("console") / "audit.jsonl"
+
+
+@pytest.fixture(scope="module")
+def server(log: Path) -> Iterator[ServerProcess]:
     audit = {"AUTOSTEER_AUDIT__URL": f"file://{log}", "AUTOSTEER_AUDIT__CONTENT": "true"}
     with ForkedServer(["--token-scores"], audit) as running:
         yield running
@@ -143,20 +159,21 @@ def test_a_watched_answer_is_coloured_token_by_token(visit: Visit, server: Serve
 
 def test_whatever_is_written_is_text(visit: Visit) -> None:
     page = visit.page
-    hostile = HOSTILE * 10 + " " + "w" * 10_000
+    hostile = (HOSTILE * 10)[:1500]
     page.click("#more")
     page.fill("#system", HOSTILE)
     page.fill("#max_tokens", "8")
-    page.evaluate("(text) => { document.getElementById('text').value = text }", hostile[:1500])
+    page.evaluate("(text) => { document.getElementById('text').value = text }", hostile)
     page.press("#text", "Enter")
     visit.answered()
-    assert page.locator(".asked p").inner_text() == hostile[:1500]
+    assert page.locator(".asked p").inner_text() == hostile
     assert page.title() == "Try · Autosteer"
     assert page.locator("main script, main style, .turns svg, .tokens img").count() == 0
     assert "\\u202e" in page.locator("#tokens").inner_text() or "\u202e" not in page.locator("#tokens").inner_text()
-    page.evaluate("(text) => { document.getElementById('text').value = text }", (HOSTILE * 300)[:60_000])
+    page.evaluate("(text) => { document.getElementById('text').value = text }", LONG)
     page.press("#text", "Enter")
     expect(page.get_by_role("alert")).to_contain_text("maximum context length")  # as the API says it
+    assert page.locator(".asked p").nth(1).inner_text() == LONG
     assert page.title() == "Try · Autosteer"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -229,6 +246,70 @@ def test_what_was_flagged_is_reviewed_by_keyboard_alone(visit: Visit, server: Se
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     visit.check_access()
+
+
+def test_whatever_was_logged_is_text_where_it_is_reviewed(visit: Visit, log: Path) -> None:
+    page = visit.page
+    asked = orjson.dumps({"messages": [{"role": HOSTILE, "content": LONG}]}).decode()
+    names: dict[str, Any] = dict.fromkeys(("key", "policy", "mode", "guard", "route"), HOSTILE)
+    made = AuditRecord(
+        time=datetime.now(UTC), request_id="hostile", outcome=Outcome.COMPLETED, decision="blocked", score=0.987,
+        threshold=0.5, content=asked, answer=orjson.dumps([LONG]).decode(), **names,
+    )  # fmt: skip
+    with log.open("ab") as file:
+        file.write(orjson.dumps(made, option=orjson.OPT_APPEND_NEWLINE))
+    page.goto(page.url + "/review?which=flagged")
+    page.get_by_label("Score from").fill("0.987")
+    page.get_by_label("to", exact=True).fill("0.987")
+    expect(page.locator("#verdict")).to_contain_text("0.9870")
+    assert page.locator("#said p").all_inner_texts() == [LONG, LONG]
+    for width in (1280, 360):
+        page.set_viewport_size({"width": width, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+    note = (HOSTILE * 100)[:10_000]
+    page.evaluate("(text) => { document.getElementById('note').value = text }", note)
+    page.click("#right")
+    expect(page.locator("#counts")).to_contain_text("0 left")
+    page.get_by_label("also what I have labelled").check()
+    page.locator("#labels").get_by_text("rightly flagged").wait_for()
+    shown = page.locator("#labels").inner_text()
+    assert shown.replace(" ", "").replace("\n", "").endswith(note.replace(" ", "").strip()[-200:])
+    assert page.locator("main img, main script, main svg, main style").count() == 0
+    assert page.title() == "Review · Autosteer"
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_labels_become_files_and_the_page_says_what_comes_next(visit: Visit, server: ServerProcess) -> None:
+    page = visit.page
+    page.get_by_role("link", name="Teach").click()
+    expect(page.locator("#labels")).not_to_contain_text("Reading")
+    expect(page.locator("main")).to_contain_text("Nothing is tried now")
+    visit.check_access()
+    page.emulate_media(color_scheme="dark")
+    visit.check_access()
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    visit.check_access()
+    page.route("**/admin/teach", lambda route: route.abort())
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_who_is_not_in_finds_pages_that_are_as_accessible(visit: Visit, name: str) -> None:
+    page = visit.page
+    status, values = OUTSIDE[name]
+    made = rendered(name, status, values)
+    shown = {"status": status, "headers": dict(made.headers), "body": bytes(made.body)}
+    page.route("**/console", lambda route: route.fulfill(**shown))
+    page.route("**/ready", lambda route: route.fulfill(status=503))
+    page.goto(page.url)
+    expect(page.locator("main h1")).to_be_visible()
+    for scheme, width in (("light", 1280), ("dark", 360)):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.set_viewport_size({"width": width, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        visit.check_access()
 
 
 def test_a_page_that_is_out_of_date_and_a_server_that_fails_say_so(visit: Visit) -> None:

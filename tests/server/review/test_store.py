@@ -78,10 +78,10 @@ def test_the_queue_is_what_was_flagged_newest_first(log: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "numbers"),
     [
-        (Wanted("all", policy="default"), (8, 6, 4, 2, 0)),
-        (Wanted("all", key="shop", since=judged(5).time.isoformat()), (9, 7, 5)),
-        (Wanted("all", decision="pass", since=judged(7).time.isoformat()), (8,)),
-        (Wanted("all", least=0.5), (9, 7, 5, 3, 1)),
+        (Wanted(which="all", policy="default"), (8, 6, 4, 2, 0)),
+        (Wanted(which="all", key="shop", since=judged(5).time.isoformat()), (9, 7, 5)),
+        (Wanted(which="all", decision="pass", since=judged(7).time.isoformat()), (8,)),
+        (Wanted(which="all", least=0.5), (9, 7, 5, 3, 1)),
         (Wanted(most=0.5), ()),
         (Wanted(category="weapons"), ()),
     ],
@@ -101,7 +101,7 @@ def test_a_category_and_an_answer_that_was_flagged_are_found(tmp_path: Path) -> 
 def test_the_sample_of_the_rest_is_one_in_so_many(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     write(path, *(judged(2 * number) for number in range(2_000)))
-    count = opened(path).left(Wanted("sample"), "ada")
+    count = opened(path).left(Wanted(which="sample"), "ada")
     assert 0.5 * 2_000 / SAMPLE < count < 2 * 2_000 / SAMPLE
 
 
