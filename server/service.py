@@ -278,7 +278,8 @@ class Service:
     async def _compiled(self, call: Call, wanted: WantedSchema) -> Schema:
         """A schema that the engine may compile too; it is held until the call ends. Raises ApiError."""
         assert self._schemas is not None, "a request is prepared once the model is there"
-        schema = await self._schemas.compiled(wanted)
+        assert call.client is not None, "a request is authenticated before it is prepared"
+        schema = await self._schemas.compiled(wanted, call.client.tenant)
         self._schemas.hold(schema, self.engine.retry_after)
         call.schema = schema
         return schema

@@ -51,10 +51,13 @@ class Schemas:
         """Start the process that compiles, beside all else."""
         self._compiler.start()
 
-    async def compiled(self, wanted: WantedSchema) -> Schema:
-        """A schema that the engine may compile too. Raises BadRequest, TooManyRequests, Unavailable."""
+    async def compiled(self, wanted: WantedSchema, client: int | None = None) -> Schema:
+        """A schema that the engine may compile too. Raises BadRequest, TooManyRequests, Unavailable.
+
+        `client`: the number of who asks.
+        """
         try:
-            return replace(await self._compiler.check(wanted.schema), param=wanted.param)
+            return replace(await self._compiler.check(wanted.schema, client), param=wanted.param)
         except SchemaError as error:
             raise unusable(wanted.param, error) from error
 

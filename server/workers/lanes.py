@@ -61,11 +61,10 @@ class Lane:
             self._changed.notify()
         return piece.future
 
-    @property
-    def waiting(self) -> int:
-        """How much work has not been taken up."""
+    def waiting(self, key: Hashable) -> int:
+        """How much work of a key has not been taken up."""
         with self._changed:
-            return len(self._turns)
+            return self._turns.waiting(key)
 
     @property
     def stalled(self) -> float:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 REMEMBERED_BYTES = 16 * MEBI  # of verdicts, each with what its schema is compiled from
 LEAST_BYTES = 512  # that one counts for
-MAX_DEAR = 8  # schemas that wait for the second lane
+MAX_DEAR = 8  # schemas of one client that wait for the second lane
 GRACE_SECONDS = 40.0  # on a busy machine, beside the CPU time
 START_SECONDS = 60.0  # to read a vocabulary
 
@@ -67,14 +67,15 @@ class SchemaCompiler:
         """Start the process beside all else, so that nobody waits for that later."""
         self.lanes[0].submit(self._process.start)
 
-    async def check(self, wanted: Wanted) -> Schema:
+    async def check(self, wanted: Wanted, client: Hashable = None) -> Schema:
         """A JSON schema or the grammar of calls, which was compiled within the limits, now or before.
 
-        Raises SchemaError; TooManyRequests where too many dear ones wait; Unavailable where the process ends.
+        Clients take turns. Raises SchemaError; TooManyRequests where too many dear ones of this client wait;
+        Unavailable where the process ends.
         """
         text = described(wanted, self._longest)
         key = hashlib.sha256(text.encode()).digest()
-        verdict = self._verdicts.get(key) or await self._asked_once(key, text)
+        verdict = self._verdicts.get(key) or await self._asked_once(key, text, client)
         match verdict.kind:
             case Kind.REFUSED:
                 raise SchemaError(verdict.text)
@@ -88,9 +89,9 @@ class SchemaCompiler:
                 )
         return Schema(verdict.text, verdict.seconds, verdict.memory_bytes)
 
-    async def _asked_once(self, key: bytes, text: str) -> Verdict:
+    async def _asked_once(self, key: bytes, text: str, client: Hashable) -> Verdict:
         if (task := self._asked.get(key)) is None:
-            task = self._asked[key] = asyncio.create_task(self._judge(key, text.encode()))
+            task = self._asked[key] = asyncio.create_task(self._judge(key, text.encode(), client))
             task.add_done_callback(partial(self._answered, key))
         return await asyncio.shield(task)  # others may wait for the same, and it will be asked again
 
@@ -99,22 +100,22 @@ class SchemaCompiler:
         if not task.cancelled():
             task.exception()  # those who have waited have it; they may all have gone
 
-    async def _judge(self, key: bytes, schema: bytes) -> Verdict:
-        verdict = await self._compile(0, min(QUICK_SECONDS, self._seconds), schema)
+    async def _judge(self, key: bytes, schema: bytes, client: Hashable) -> Verdict:
+        verdict = await self._compile(0, min(QUICK_SECONDS, self._seconds), schema, client)
         if verdict.kind is Kind.TOO_SLOW and self._seconds > QUICK_SECONDS:
-            if self.lanes[1].waiting >= MAX_DEAR:
+            if self.lanes[1].waiting(client) >= MAX_DEAR:
                 raise TooManyRequests(
-                    f"{MAX_DEAR} schemas that take long to compile are waiting, and this is another.",
+                    f"{MAX_DEAR} schemas of this key that take long to compile are waiting, and this is another.",
                     retry_after=max(1, round(MAX_DEAR * self._seconds)),
                 )
-            verdict = await self._compile(1, self._seconds, schema)
+            verdict = await self._compile(1, self._seconds, schema, client)
         self._verdicts[key] = verdict
         return verdict
 
-    async def _compile(self, lane: int, seconds: float, schema: bytes) -> Verdict:
+    async def _compile(self, lane: int, seconds: float, schema: bytes, client: Hashable) -> Verdict:
         ask = partial(self._process.ask, [question(schema, seconds)], seconds + GRACE_SECONDS)
         try:
-            return read_verdict(bytes(await self.lanes[lane].run(ask)))
+            return read_verdict(bytes(await self.lanes[lane].run(ask, client)))
         except WorkerLost as lost:
             logger.warning("the process that compiles schemas gave no answer and is ended: %s", lost)
             raise Unavailable("The schema could not be compiled in time; try again.", code="schema_compiler") from lost

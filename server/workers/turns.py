@@ -26,6 +26,10 @@ class Turns(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
+    def waiting(self, key: Hashable) -> int:
+        """How many of a key."""
+        return len(self._waiting.get(key, ()))
+
     def heads(self) -> list[T]:
         """The first of each key."""
         return [waiting[0] for waiting in self._waiting.values()]

@@ -48,11 +48,11 @@ async def test_a_lane_is_stalled_only_while_work_waits_and_none_is_taken_up() ->
 
     lane.submit(long_work)
     await asyncio.to_thread(taken.wait)
-    assert (lane.stalled, lane.waiting) == (0, 0), "long work for which nobody waits"
+    assert (lane.stalled, lane.waiting(None)) == (0, 0), "long work for which nobody waits"
     last = lane.submit(lambda: None)
     before = lane.stalled
     wait_until(lambda: lane.stalled > before, "time to pass")
-    assert lane.waiting == 1
+    assert lane.waiting(None) == 1
     gate.set()
     await asyncio.wrap_future(last)
     assert lane.stalled == 0

@@ -105,9 +105,9 @@ async def test_many_who_ask_for_one_schema_have_it_compiled_once(
     asked = []
     compile_one = compiler._compile
 
-    async def counted(lane: int, seconds: float, schema: bytes) -> Any:
+    async def counted(lane: int, *rest: Any) -> Any:
         asked.append(lane)
-        return await compile_one(lane, seconds, schema)
+        return await compile_one(lane, *rest)
 
     monkeypatch.setattr(compiler, "_compile", counted)
     found = await asyncio.gather(*(compiler.check({**SMALL, "title": "once"}) for _ in range(20)))
@@ -131,13 +131,21 @@ async def test_quick_schemas_do_not_wait_for_dear_ones(compiler: SchemaCompiler)
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_only_so_many_dear_ones_wait(compiler: SchemaCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schemas, "MAX_DEAR", 1)
-    found = await asyncio.gather(
-        *(compiler.check(multiples(97, 89, 83, title=str(number))) for number in range(10, 20)), return_exceptions=True
-    )
-    kinds = {type(each) for each in found}
-    assert kinds == {SchemaError, TooManyRequests}
+async def test_only_so_many_dear_ones_of_a_client_wait_and_another_waits_for_one_of_them(
+    compiler: SchemaCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schemas, "MAX_DEAR", 2)
+    order: list[tuple[str, type]] = []
+
+    async def ask(client: str, number: int) -> None:
+        with pytest.raises((SchemaError, TooManyRequests)) as refused:
+            await compiler.check(multiples(97, 89, 83, title=str(number)), client)
+        order.append((client, refused.type))
+
+    await asyncio.gather(*(ask("attacker", number) for number in range(10, 16)), ask("other", 16))
+    kinds = {client: {kind for who, kind in order if who == client} for client in ("attacker", "other")}
+    assert kinds == {"attacker": {SchemaError, TooManyRequests}, "other": {SchemaError}}
+    assert order[-1][0] == "attacker"
 
 
 @pytest.mark.asyncio(loop_scope="module")
