@@ -34,8 +34,8 @@ class CallGrammar:
         assert self.answer is None or "" not in self.syntax.triggers, "a call and an answer in JSON begin differently"
 
     def described(self) -> dict[str, Any]:
-        """As JSON, which `described_calls` reads."""
-        return asdict(self)
+        """As JSON, which `described_calls` reads; the schemas are long to copy."""
+        return {**vars(self), "syntax": asdict(self.syntax)}
 
     def check_size(self) -> None:
         """Raise SchemaError where there are too many values or characters. Fast, whatever they are."""

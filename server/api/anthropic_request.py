@@ -24,7 +24,7 @@ from server.api.fields import (
     only,
 )
 from server.api.messages import MAX_MESSAGES, MAX_PARTS
-from server.api.tools import MAX_TOOLS, ChoiceWord, Function, FunctionName, NamedFunction, NamedTool, Tool
+from server.api.tools import MAX_TOOLS, ChoiceWord, FunctionName, NamedFunction, NamedTool, Tool, tool_of
 
 _EITHER = Discriminator(
     lambda value: "text" if isinstance(value, str) else "blocks" if isinstance(value, list) else None,
@@ -225,15 +225,7 @@ class CountRequest(Strict):
     @property
     def chat_tools(self) -> list[Tool]:
         """The tools as a chat has them."""
-        return [
-            Tool(
-                type="function",
-                function=Function(
-                    name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict
-                ),
-            )
-            for tool in self.tools or ()
-        ]
+        return [tool_of(tool.name, tool.description, tool.input_schema, tool.strict) for tool in self.tools or ()]
 
     @property
     def parallel(self) -> bool | None:

@@ -29,11 +29,11 @@ from server.api.tools import (
     AllowedChoice,
     AllowedTools,
     ChoiceWord,
-    Function,
     FunctionName,
     NamedFunction,
     NamedTool,
     Tool,
+    tool_of,
 )
 
 MOOT = frozenset(  # of `include`: what this server's answers never have
@@ -178,8 +178,7 @@ class ResponsesRequest(Strict):
     @property
     def chat_tools(self) -> list[Tool]:
         """The tools as a chat has them."""
-        flat = [tool.model_dump(exclude={"type"}) for tool in self.tools or ()]
-        return [Tool(type="function", function=Function(**fields)) for fields in flat]
+        return [tool_of(tool.name, tool.description, tool.parameters, tool.strict) for tool in self.tools or ()]
 
     @property
     def chat_choice(self) -> Any:  # noqa: ANN401  one of the kinds of a chat's choice

@@ -40,6 +40,12 @@ class Tool(Strict):
     cache_control: HintValue = None
 
 
+def tool_of(name: str, description: str | None, parameters: dict[str, JsonValue] | None, strict: bool | None) -> Tool:
+    """A tool of fields that were validated, as another API has them: schemas are long to validate again."""
+    function = Function.model_construct(name=name, description=description, parameters=parameters, strict=strict)
+    return Tool.model_construct(type="function", function=function)
+
+
 class NamedFunction(Strict):
     """One of the functions by its name."""
 
