@@ -64,7 +64,11 @@ def _is_escaped(body: bytes | bytearray, at: int) -> bool:
 
 def _may_be_one(body: bytes | bytearray, begin: int, end: int) -> bool:
     """Without control characters; found without the lock."""
-    return bool(np.frombuffer(body, np.uint8, end - begin, begin).min() >= ord(" "))
+    return bool(_bytes(body, begin, end).min() >= ord(" "))
+
+
+def _bytes(body: bytes | bytearray, begin: int, end: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.frombuffer(body, np.uint8, end - begin, begin)
 
 
 def _with_spans_apart(body: bytes | bytearray, spans: Sequence[Span], most: int) -> object:
@@ -87,9 +91,11 @@ def _with_spans_apart(body: bytes | bytearray, spans: Sequence[Span], most: int)
 def _string(body: bytes | bytearray, begin: int, end: int, most: int) -> str:
     """One string, the lock held for one copy of it, or for a piece of one with escapes. Raises ValueError."""
     is_file = end - begin > most
+    if is_file and _bytes(body, begin, end).max() > ord("~"):
+        raise ValueError("a long string is not ASCII")
     if body.find(b"\\", begin, end) < 0:
         with memoryview(body) as whole:
-            return str(whole[begin:end], "ascii" if is_file else "utf-8")
+            return str(whole[begin:end], "utf-8")
     pieces: list[str] = []
     while begin < end:
         cut = _between_characters(body, begin + PIECE) if begin + PIECE < end else end
