@@ -16,15 +16,19 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.siege.heart import beat
+from benchmarks.siege.observer import Stops
 from server.api.anthropic import MessagesJob
 from server.api.chat import ChatJob
 from server.api.completions import CompletionJob
 from server.api.responses import ResponsesJob
 from server.errors import BadRequest
 from server.http.body import JsonLimits, validated
+from server.http.garbage import FullCollections
 from server.settings.schema import Settings
+from server.workers.threads import share_the_lock
 
-TICK = 0.001  # seconds between two looks at the clock
+SETTLE_SECONDS = 0.02
 EMPTY_PART = {"type": "text", "text": ""}
 
 Validate = Callable[[object], Any]
@@ -55,6 +59,7 @@ def response(items: Sequence[object]) -> bytes:
 def cases() -> dict[str, tuple[bytes, Validate]]:
     """Bodies by what is much of them, each with what a route makes of it."""
     image = "data:image/png;base64," + "A" * 30 * 2**20
+    escapes = b"\\u0041" * (5 * 2**20)
     anthropic = partial(MessagesJob.of, headers={})
     hello = {"role": "user", "content": "a"}
     result = {"type": "tool_result", "tool_use_id": "a", "content": [EMPTY_PART]}
@@ -80,30 +85,29 @@ def cases() -> dict[str, tuple[bytes, Validate]]:
         "/v1/messages: an image of 30 MiB": (message([picture]), anthropic),
         "/v1/responses: 2,047 calls": (response([call] * 2_047), ResponsesJob.of),
         "/v1/responses: 19,000 parts": (response([{"role": "user", "content": parts}] * 19), ResponsesJob.of),
+        "a text of 30 MiB of escapes": (
+            b'{"model":"m","messages":[{"role":"user","content":"%b"}]}' % escapes,
+            ChatJob.of,
+        ),
+        "a text of 11 MiB, one emoji": (chat("x" * 11 * 2**20 + "\N{GRINNING FACE}"), ChatJob.of),
+        "a text of 30 MiB, one emoji": (chat("x" * 30 * 2**20 + "\N{GRINNING FACE}"), ChatJob.of),
+        "30 MiB of spaces": (b" " * 30 * 2**20 + b"{}", ChatJob.of),
         "a text of 30 MiB": (chat("x" * 30 * 2**20), ChatJob.of),
         "an image of 30 MiB": (chat([{"type": "image_url", "image_url": {"url": image}}]), ChatJob.of),
     }
 
 
-async def stop_while(work: Callable[[], Awaitable[str]]) -> tuple[float, float, str]:
-    """Seconds that `work` takes, the longest stop of the event loop meanwhile, and what it returns."""
-    longest = 0.0
-
-    async def watch() -> None:
-        nonlocal longest
-        while True:
-            begun = perf_counter()
-            await asyncio.sleep(TICK)
-            longest = max(longest, perf_counter() - begun - TICK)
-
-    watching = asyncio.create_task(watch())
-    await asyncio.sleep(10 * TICK)
+async def stop_while(work: Callable[[], Awaitable[str]]) -> tuple[float, float, float, str]:
+    """Seconds that `work` takes, the loop's longest stop meanwhile, what of it this process caused; and the outcome."""
+    stops = Stops()
+    watching = asyncio.create_task(beat(stops.add))
+    await asyncio.sleep(SETTLE_SECONDS)
     begun = perf_counter()
     outcome = await work()
     took = perf_counter() - begun
-    await asyncio.sleep(10 * TICK)  # a stop is seen when it is over
+    await asyncio.sleep(SETTLE_SECONDS)  # a stop is seen when it is over
     watching.cancel()
-    return took, longest, outcome
+    return took, max(stops.late), max(stops.own), outcome
 
 
 async def outcome_of(body: bytes, validate: Validate, threads: ThreadPoolExecutor) -> str:
@@ -118,11 +122,15 @@ async def outcome_of(body: bytes, validate: Validate, threads: ThreadPoolExecuto
 
 async def main() -> None:
     """Print a line for each body."""
-    table = Table("body", "MB", "seconds in all", "longest stop, ms", "outcome")
+    table = Table("body", "MB", "seconds in all", "longest stop, ms", "its own, ms", "outcome")
+    share_the_lock()
+    FullCollections().begin()
     with ThreadPoolExecutor(1) as threads:
         for name, (body, validate) in cases().items():
-            took, stop, outcome = await stop_while(partial(outcome_of, body, validate, threads))
-            table.add_row(name, f"{len(body) / 1e6:.1f}", f"{took:.3f}", f"{stop * 1e3:.1f}", outcome)
+            took, *stop, outcome = await stop_while(partial(outcome_of, body, validate, threads))
+            table.add_row(
+                name, f"{len(body) / 1e6:.1f}", f"{took:.3f}", *(f"{each * 1e3:.1f}" for each in stop), outcome
+            )
     Console(width=140).print(table)
 
 

@@ -66,11 +66,11 @@ async def measured(context: int) -> Table:
     info = SimpleNamespace(context_length=context, vocab_size=len(tokenizer))
     served = SimpleNamespace(inputs=builder, info=info, decoder=TextDecoder(tokenizer))
     lane = Lane(2, "prepare")
-    table = Table("a megabyte of", "as", "seconds in all", "longest stop, ms", "outcome")
+    table = Table("a megabyte of", "as", "seconds in all", "longest stop, ms", "its own, ms", "outcome")
     for name, text in TEXTS.items():
         for kind, body in requests(text).items():
-            took, stop, outcome = await stop_while(partial(outcome_of, body, served, lane))
-            table.add_row(name, kind, f"{took:.3f}", f"{stop * 1e3:.1f}", outcome)
+            took, *stop, outcome = await stop_while(partial(outcome_of, body, served, lane))
+            table.add_row(name, kind, f"{took:.3f}", *(f"{each * 1e3:.1f}" for each in stop), outcome)
     lane.close()
     return table
 

@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, process_time
 from unittest.mock import patch
@@ -22,6 +23,7 @@ PAUSE_SECONDS = 0.002
 # Of each beat: seconds since the one before, those of them that the loop's thread waited for a core, and those that all
 # threads of the process computed.
 BEAT = struct.Struct("<3d")
+Beat = tuple[float, float, float]
 
 
 def program(file: Path) -> list[str]:
@@ -29,18 +31,20 @@ def program(file: Path) -> list[str]:
     return [sys.executable, "-P", str(Path(__file__).absolute()), str(file)]
 
 
-async def beat(file: int) -> None:
-    """Beat until it is cancelled."""
+def clocks() -> Callable[[], Beat]:
+    """What tells, of the thread that calls this, the time of each column of a beat."""
     statistics = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
+    return lambda: (monotonic(), int(os.pread(statistics, 100, 0).split()[1]) / 1e9, process_time())
 
-    def now() -> tuple[float, float, float]:
-        return monotonic(), int(os.pread(statistics, 100, 0).split()[1]) / 1e9, process_time()
 
+async def beat(tell: Callable[[Beat], object]) -> None:
+    """Beat until it is cancelled."""
+    now = clocks()
     last = now()
     while True:
         await asyncio.sleep(PAUSE_SECONDS)
         before, last = last, now()
-        os.write(file, BEAT.pack(*(after - since for since, after in zip(before, last, strict=True))))
+        tell((last[0] - before[0], last[1] - before[1], last[2] - before[2]))
 
 
 def main() -> None:
@@ -51,7 +55,7 @@ def main() -> None:
 
     async def with_heart(server: HttpServer, sockets: list[socket.socket] | None = None) -> None:
         await startup(server, sockets)
-        hearts.append(asyncio.create_task(beat(file)))
+        hearts.append(asyncio.create_task(beat(lambda found: os.write(file, BEAT.pack(*found)))))
 
     with patch.object(HttpServer, "startup", with_heart):
         autosteer()

@@ -25,12 +25,13 @@ class Stops:
     late: list[float] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
 
-    def add(self, seconds: float, waited: float, computed: float) -> None:
+    def add(self, beat: heart.Beat) -> None:
         """One more beat.
 
         While the loop stands still its thread computes, or waits for another of the process that has the lock, so it
         is no longer than what all threads computed; nor than what is left without its own waiting for a core.
         """
+        seconds, waited, computed = beat
         self.late.append(max(0.0, seconds - heart.PAUSE_SECONDS))
         self.own.append(max(0.0, min(self.late[-1] - waited, computed)))
 
@@ -48,7 +49,7 @@ def heard(file: Path) -> Iterator[Stops]:
     yield found
     data = file.read_bytes()[begin:]
     for beat in heart.BEAT.iter_unpack(data[: len(data) // heart.BEAT.size * heart.BEAT.size]):
-        found.add(*beat)
+        found.add(beat)
 
 
 @dataclass

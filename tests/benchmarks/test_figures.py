@@ -44,7 +44,7 @@ def test_a_stop_counts_for_every_moment_of_it() -> None:
 def test_a_stop_is_not_what_the_loop_waited_for_a_core_nor_more_than_was_computed() -> None:
     stops = Stops()
     for beat in ((0.102, 0.0, 0.200), (0.102, 0.060, 0.200), (0.102, 0.0, 0.030), (0.001, 0.0, 0.001)):
-        stops.add(*beat)
+        stops.add(beat)
     assert stops.late == pytest.approx([0.1, 0.1, 0.1, 0.0])
     assert stops.own == pytest.approx([0.1, 0.04, 0.03, 0.0])
 
