@@ -6,9 +6,9 @@ place is a function of the ids before it, whatever is known of a cached token st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import pairwise, takewhile
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,16 @@ _OTHER = [{"role": "user", "content": "Name two rivers"}]
 _TURNS = [*_SHORT, {"role": "assistant", "content": "Water."}, *_OTHER]
 
 _CONTROL, _TEXT, _IMAGE = range(3)
+MOST_CONTROLS = 3  # that an opening begins with
 
 
 @dataclass(frozen=True)
 class Layout:
     """Of one prompt: its length, the last token of each turn's end, and the runs of text or image tokens.
 
-    `ends` rise, and the last of them is the prompt's last token. A run `(begin, end)` holds no control token. `begun`:
-    whether it ends within an answer that was begun for the model; `header`: how many tokens at its end are an answer's
-    header.
+    `ends` rise, and the last of them is the prompt's last token. A run `(begin, end)` holds no control token. `told`:
+    those of the runs that are the words of a tool or a system message. `begun`: whether it ends within an answer that
+    was begun for the model; `header`: how many tokens at its end are an answer's header.
     """
 
     tokens: int
@@ -38,15 +39,34 @@ class Layout:
     has_image: bool
     begun: bool = False
     header: int = 0
+    told: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What stands before the words of a turn: a control token, and what follows it up to the words."""
+
+    ids: tuple[int, ...]
+    outside: int  # how many of them stand before the run that holds the words
+
+    def opens(self, ids: Sequence[int], begin: int) -> bool:
+        """Whether a run that begins there is of such a turn."""
+        start = begin - self.outside
+        return start >= 0 and tuple(ids[start : start + len(self.ids)]) == self.ids
 
 
 @dataclass(frozen=True)
 class LayoutFinder:
-    """Finds the layout of prompts of one model. Without a `header` a prompt has one end, its last token."""
+    """Finds the layout of prompts of one model. Without a `header` a prompt has one end, its last token.
+
+    Turns of tools and system messages that have no `openings` are taken for what a user says.
+    """
 
     header: tuple[int, ...]  # what stands between a user's words and an answer, but for white space at its end
     blanks: int  # tokens of white space that follow it
     kinds: NDArray[np.int8]  # of each token up to the last that is no text, and text
+    openings: tuple[Opening, ...] = ()  # of what tools and system messages tell
+    own: frozenset[tuple[int, ...]] = frozenset()  # runs with such an opening that the template puts in by itself
 
     @classmethod
     def learn(cls, ids: Ids, blank: Callable[[int], bool], control: Set[int], image: int) -> LayoutFinder:
@@ -59,53 +79,129 @@ class LayoutFinder:
         kinds[[*control]] = _CONTROL
         if image >= 0:
             kinds[image] = _IMAGE
-        suffix = _common_suffix(ids(_SHORT), ids(_OTHER))
-        turns = np.asarray(ids(_TURNS), dtype=np.int64)
-        for length in range(len(suffix), 0, -1):
-            header = suffix[:length]
-            while header and blank(header[-1]):
-                header = header[:-1]
-            # Before the answer in the chat and at its end; after the answer as well, where all turns end alike.
-            if header and len(_places(turns, header)) in (2, 3):
-                return cls(tuple(header), length - len(header), kinds)
-        return cls((), 0, kinds)
+        short, turns = ids(_SHORT), ids(_TURNS)
+        header, blanks = _header(common_prefix(reversed(short), reversed(ids(_OTHER)))[::-1], turns, blank)
+        finder = cls(header, blanks, kinds, _openings(ids, control))
+        own = frozenset(tuple(short[begin:end]) for begin, end in finder.of(short).told) if short else frozenset()
+        return replace(finder, own=own)
 
     def of(self, ids: Sequence[int]) -> Layout:
         """The layout of a prompt of at least one token."""
+        last = len(ids) - 1
         found = np.asarray(ids)
-        last = len(found) - 1
-        headers = _places(found, self.header).tolist() if self.header else []
+        headers = _places(ids, self.header, found)
         behind = [place + len(self.header) - 1 + self.blanks for place in headers]
         kinds = self.kinds.take(found, mode="clip")
-        borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(found)]
+        borders = [0, *(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist(), len(ids)]
         runs = [(begin, end) for begin, end in pairwise(borders) if kinds[begin] != _CONTROL]
         awaits = bool(behind) and behind[-1] >= last
         begun = bool(behind) and not awaits and bool(runs) and runs[-1][1] > last and runs[-1][0] <= behind[-1] + 1
         return Layout(
-            len(found),
+            len(ids),
             sorted({last, *(min(place, last) for place in behind)}),
             runs,
-            bool((kinds == _IMAGE).any()),
+            any(kinds[begin] == _IMAGE for begin, _ in runs),
             begun,
-            len(found) - headers[-1] if awaits else 0,
+            len(ids) - headers[-1] if awaits else 0,
+            [run for run in runs if self._is_told(ids, *run)],
         )
 
-
-def _places(ids: NDArray[np.int64], wanted: Sequence[int]) -> NDArray[np.int64]:
-    """Where a sequence begins in another."""
-    count = len(ids) - len(wanted) + 1
-    if count <= 0:
-        return np.empty(0, dtype=np.int64)
-    same = np.ones(count, dtype=bool)
-    for offset, token in enumerate(wanted):
-        same &= ids[offset : offset + count] == token
-    return np.flatnonzero(same)
+    def _is_told(self, ids: Sequence[int], begin: int, end: int) -> bool:
+        opened = any(opening.opens(ids, begin) for opening in self.openings)
+        return opened and not (self.own and tuple(ids[begin:end]) in self.own)
 
 
-def _common_suffix(first: Sequence[int], second: Sequence[int]) -> list[int]:
-    alike = 0
-    for one, other in zip(reversed(first), reversed(second), strict=False):
-        if one != other:
-            break
-        alike += 1
-    return list(first[len(first) - alike :])
+def _header(suffix: Sequence[int], turns: Sequence[int], blank: Callable[[int], bool]) -> tuple[tuple[int, ...], int]:
+    """What of the end of all chats is the header of an answer, and how many blank tokens follow it."""
+    for length in range(len(suffix), 0, -1):
+        header = suffix[:length]
+        while header and blank(header[-1]):
+            header = header[:-1]
+        # Before the answer in the chat and at its end; after the answer as well, where all turns end alike.
+        if header and len(_places(turns, header)) in (2, 3):
+            return tuple(header), length - len(header)
+    return (), 0
+
+
+def _places(ids: Sequence[int], wanted: Sequence[int], array: NDArray[np.int64] | None = None) -> list[int]:
+    """Where a sequence begins in another; `array`: the latter, where it is one already."""
+    if not wanted:
+        return []
+    firsts = np.flatnonzero((np.asarray(ids) if array is None else array) == wanted[0]).tolist()
+    return [place for place in firsts if tuple(ids[place : place + len(wanted)]) == tuple(wanted)]
+
+
+def common_prefix(first: Iterable[int], *others: Iterable[int]) -> list[int]:
+    """The tokens that all sequences begin with."""
+    return [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, zip(first, *others, strict=False))]
+
+
+# what tools and system messages tell ---------------------------------------------------------------------------------
+
+# Words of one turn of a chat: what they all have before them belongs to the template, however a text begins.
+_WORDS = ("What is rain?", "two rivers", "\n\nWater")
+_NAMES = ("weather", "find_note")  # of tools
+_Chat = Callable[[str], Sequence[Mapping[str, Any]]]
+
+
+def _called(name: str) -> _Chat:
+    call = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": {}}}
+    calls: Mapping[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    return lambda words: [*_SHORT, calls, {"role": "tool", "tool_call_id": "call_1", "content": words}]
+
+
+_TOLD: Sequence[Sequence[_Chat]] = (
+    [_called(name) for name in _NAMES],
+    [lambda words: [{"role": "system", "content": words}, *_SHORT]],
+)
+_SAID: Sequence[_Chat] = (
+    lambda words: [{"role": "user", "content": words}],
+    lambda words: [*_SHORT, {"role": "assistant", "content": words}, *_OTHER],
+    lambda words: [*_TURNS[:-1], {"role": "user", "content": words}],
+)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A turn of a chat: the chat's tokens, which of them are control tokens, and where the turn's words begin."""
+
+    ids: Sequence[int]
+    controls: Sequence[int]
+    words: int
+
+    @classmethod
+    def of(cls, ids: Ids, chat: _Chat, control: Set[int]) -> _Turn | None:
+        """None where the template refuses the chat."""
+        chats = [ids(chat(words)) for words in _WORDS]
+        if not all(chats):
+            return None
+        words = len(common_prefix(*chats))
+        return cls(chats[0], [at for at in range(words) if chats[0][at] in control], words)
+
+    @property
+    def run(self) -> int:
+        """Where the run that holds the words begins."""
+        return self.controls[-1] + 1 if self.controls else 0
+
+    def before(self, depth: int) -> Sequence[int]:
+        """What stands before the words, from so many control tokens on; nothing where there are fewer."""
+        return self.ids[self.controls[-depth] : self.words] if depth <= len(self.controls) else ()
+
+
+def _openings(ids: Ids, control: Set[int]) -> tuple[Opening, ...]:
+    """Those of the turns of tools and of system messages, where ids tell them from what users and models say."""
+    said = [turn for chat in _SAID if (turn := _Turn.of(ids, chat, control)) is not None]
+    told = [[_Turn.of(ids, chat, control) for chat in chats] for chats in _TOLD]
+    found = (_opening([turn for turn in turns if turn is not None], said, control) for turns in told)
+    return tuple(opening for opening in found if opening is not None)
+
+
+def _opening(told: Sequence[_Turn], said: Sequence[_Turn], control: Set[int]) -> Opening | None:
+    """What all turns of a kind begin with, from as few control tokens on as tell it from those that are said."""
+    for depth in range(1, MOST_CONTROLS + 1) if told else ():
+        if not (alike := common_prefix(*(turn.before(depth) for turn in told))):
+            return None
+        found = Opening(tuple(alike), 1 + max(at for at, token in enumerate(alike) if token in control))
+        if not any(found.opens(turn.ids, turn.run) for turn in said):
+            return found
+    return None

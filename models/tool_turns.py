@@ -90,8 +90,9 @@ def in_plain_turns(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for message in chat:
         content = [*message["content"]]
         if message["role"] == "tool":
-            name = names.get(message.get("tool_call_id", ""), "The tool")
-            content = [*_says(f"{name} returned:\n"), *content]
+            name = names.get(message.get("tool_call_id", ""))
+            # Begins alike whatever the tool is called: a guard knows a tool's words by it (`models/layout.py`).
+            content = [*_says(f"Result of the tool{'' if name is None else f' {name}'}:\n"), *content]
             if plain and plain[-1].get("told"):  # results of several calls are one turn
                 plain[-1]["content"] += content
                 continue

@@ -91,7 +91,7 @@ def make_reader(manifest: Manifest) -> LastToken | Conversation:
     """The reader that a manifest describes, not fitted."""
     if manifest.conversation is None:
         return LastToken(Prober(manifest.inputs, manifest.prober_hidden))
-    cells = [Cell(cell.has_image, cell.most_tokens, cell.samples) for cell in manifest.conversation.cells]
+    cells = [Cell(**cell.model_dump()) for cell in manifest.conversation.cells]
     return Conversation(manifest.inputs, cells, manifest.conversation.window)
 
 

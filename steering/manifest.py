@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from models.info import BackboneInfo
 
 MANIFEST = "guard.json"
-Format = Literal[1, 2, 3, 4]
+Format = Literal[1, 2, 3, 4, 5]
 
 
 class ModelBinding(Frozen):
@@ -69,7 +69,8 @@ class Manifest(Frozen):
     """Everything of a bundle but its tensors.
 
     Format 1 reads the last prompt token alone; format 2 has `conversation`; format 3 has `answers` beside either;
-    format 4 has `categories` beside any of these.
+    format 4 has `categories` beside any of these; format 5 has cells in `conversation` of what tools and system
+    messages tell.
     """
 
     format_version: Format = 1
@@ -124,7 +125,8 @@ class Manifest(Frozen):
         """What is read of a prompt, in words."""
         if self.conversation is None:
             return "last token"
-        return f"turn ends, windows of {self.conversation.window} tokens"
+        told = ", tools and system messages by themselves" if self.conversation.apart else ""
+        return f"turn ends, windows of {self.conversation.window} tokens{told}"
 
     @property
     def inputs(self) -> int:
@@ -216,6 +218,8 @@ def format_of(
     conversation: ConversationSpec | None, answers: AnswersSpec | None, categories: CategoriesSpec | None = None
 ) -> Format:
     """The format of a bundle with these readers: the lowest that has them."""
+    if conversation is not None and conversation.apart:
+        return 5
     if categories is not None:
         return 4
     if answers is not None:

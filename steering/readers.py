@@ -26,6 +26,7 @@ HIGHEST = 3  # windows whose mean is the score of all
 AT_ONCE = 128  # tokens
 
 Notes = NDArray[np.float64]  # `[T, width]`
+Run = tuple[int, int]  # of tokens: begin and end
 
 
 class LastToken(nn.Module):
@@ -57,11 +58,15 @@ class LastToken(nn.Module):
 
 
 class Cell(NamedTuple):
-    """Prompts that are calibrated together: with or without an image, and of at most so many tokens."""
+    """Prompts that are calibrated together: with or without an image, and of at most so many tokens.
+
+    `told`: those in which a tool or a system message tells something.
+    """
 
     has_image: bool
     most_tokens: int | None  # None: any number
     samples: int
+    told: bool = False
 
 
 class Conversation(nn.Module):
@@ -69,8 +74,9 @@ class Conversation(nn.Module):
 
     Both are linear in the states of several layers. At the ends it is the difference of the distances to the means of
     harmless and harmful prompts under one covariance (class-conditional Gaussians); over windows of `window` tokens it
-    is their mean, and the mean of the highest windows counts. Each is put on the scale of harmless prompts of the
-    same cell, the more unusual one counts, and is put on such a scale again: the rate of false alarms is spent once.
+    is their mean, and the mean of the highest windows counts; where some cells are of told prompts, that of the words
+    of tools and system messages by itself. Each is put on the scale of harmless prompts of the same cell, the most
+    unusual one counts, and is put on such a scale again: the rate of false alarms is spent once.
     """
 
     width = 2
@@ -79,7 +85,8 @@ class Conversation(nn.Module):
         super().__init__()
         self.cells = tuple(cells)
         self.window = window
-        scales = len(self.cells), self.width + 1
+        self.apart = any(cell.told for cell in self.cells)  # without such cells, what is told is read as what is said
+        scales = len(self.cells), self.width + self.apart + 1
         self.register_buffer("weight", torch.zeros(self.width, inputs))
         self.register_buffer("bias", torch.zeros(self.width))
         self.register_buffer("knots", torch.zeros((*scales, GRID), dtype=torch.float64))
@@ -102,11 +109,14 @@ class Conversation(nn.Module):
         """The tokens that stand for the turns of a prompt."""
         return layout.ends
 
-    def raw(self, notes: Notes, layout: Layout) -> tuple[float, float]:
-        """The highest end, and the mean of the highest windows."""
+    def raw(self, notes: Notes, layout: Layout) -> tuple[float, ...]:
+        """The highest end, and the mean of the highest windows: of what is said, and if something is told, of that."""
         ends = notes[list(layout.ends), 0]
-        windows = window_means(notes[:, 1], layout.runs, self.window)
-        return float(ends.max()), highest_mean(windows if len(windows) else notes[:, 1])
+        return float(ends.max()), *(highest_windows(notes[:, 1], runs, self.window) for runs in self._parts(layout))
+
+    def _parts(self, layout: Layout) -> list[Sequence[Run]]:
+        """The runs whose windows are measured together."""
+        return said_and_told(layout) if self.apart and layout.told else [layout.runs]
 
     def score(self, notes: Notes, layout: Layout) -> float:
         """The score in [0, 1] of a prompt with these notes `[T, 2]`; NaN where one of them is no number."""
@@ -114,41 +124,50 @@ class Conversation(nn.Module):
 
     def score_of(self, raw: Sequence[float], layout: Layout) -> float:
         """The score of a prompt of which this is read, see `raw`."""
-        *own, both = self._scales[self.cell(layout)]
+        own, both = self._scales_of(layout)
         slope, shift = self.logistic.tolist()
         return logistic(both(most_unusual(own, raw)), slope, shift)
 
     def token_scores(self, notes: Notes, layout: Layout) -> TokenScores:
         """What a prompt would score by each of its tokens alone: as a turn's end, or in its highest window.
 
-        What counted is the highest end or the highest windows, whichever is more unusual.
+        What counted is the highest end or the highest windows, whichever is most unusual.
         """
-        end_scale, window_scale, both = self._scales[self.cell(layout)]
-        windows = _windows(notes[:, 1], layout.runs, self.window)
-        unusual = window_scale.each(_highest_around(windows, len(notes)))
+        own, both = self._scales_of(layout)
+        parts = [_windows(notes[:, 1], runs, self.window) for runs in self._parts(layout)]
+        each = [scale.each(_highest_around(of, len(notes))) for scale, of in zip(own[1:], parts, strict=True)]
+        unusual = np.max(each, axis=0)
         ends = np.asarray(layout.ends)
-        of_ends = end_scale.each(notes[ends, 0])
+        of_ends = own[0].each(notes[ends, 0])
         unusual[ends] = np.maximum(unusual[ends], of_ends)
         scores = _logistic_of(both.each(unusual), *self.logistic.tolist())
-        highest, mean = self.raw(notes, layout)
-        if end_scale(highest) >= window_scale(mean):
+        raw = self.raw(notes, layout)
+        most = int(np.argmax([scale(value) for scale, value in zip(own, raw, strict=True)]))
+        if most == 0:
             at = layout.ends[int(of_ends.argmax())]
             return TokenScores(scores, layout.ends, [(at, at + 1)])
-        counted = sorted((begin, end) for _, begin, end in sorted(windows)[-HIGHEST:])
+        counted = sorted((begin, end) for _, begin, end in sorted(parts[most - 1])[-HIGHEST:])
         return TokenScores(scores, layout.ends, counted)
 
     def cell(self, layout: Layout) -> int:
-        """The number of a prompt's cell; where none has images, or none has not, that of its length."""
-        alike = [n for n, cell in enumerate(self.cells) if cell.has_image == layout.has_image]
-        for number in alike or range(len(self.cells)):
+        """The number of a prompt's cell; where none like it has images, or none has not, that of its length."""
+        told = self.apart and bool(layout.told)
+        same = [number for number, cell in enumerate(self.cells) if cell.told == told]
+        for number in [n for n in same if self.cells[n].has_image == layout.has_image] or same:
             most = self.cells[number].most_tokens
             if most is None or layout.tokens <= most:
                 return number
         raise AssertionError("the last cell takes any length")
 
+    def _scales_of(self, layout: Layout) -> tuple[list[Scale], Scale]:
+        """Those of a prompt's cell: one for each number that is read of it, and one for the most unusual of them."""
+        number = self.cell(layout)
+        *own, both = self._scales[number]
+        return own[: self.width + self.cells[number].told], both
+
     @cached_property
     def _scales(self) -> list[list[Scale]]:
-        """Of each cell: one for each number of a token, and one for the more unusual of them."""
+        """Of each cell: one for each number of a prompt, and one for the most unusual of them."""
         knots, heights, slopes = (each.cpu().numpy() for each in (self.knots, self.heights, self.slopes))
         return [[Scale(*of) for of in zip(*cell, strict=True)] for cell in zip(knots, heights, slopes, strict=True)]
 
@@ -177,7 +196,17 @@ def project(states: Tensor, weight: Tensor) -> Tensor:
     return found
 
 
-def window_means(values: NDArray[np.float64], runs: Sequence[tuple[int, int]], window: int) -> NDArray[np.float64]:
+def said_and_told(layout: Layout) -> list[Sequence[Run]]:
+    """The runs of what users and models say and of images, and those of what tools and system messages tell."""
+    return [[run for run in layout.runs if run not in layout.told], layout.told]
+
+
+def highest_windows(values: NDArray[np.float64], runs: Sequence[Run], window: int) -> float:
+    """Mean of the highest windows of these runs; of the highest values where there are no runs."""
+    return highest_mean(window_means(values, runs, window) if runs else values)
+
+
+def window_means(values: NDArray[np.float64], runs: Sequence[Run], window: int) -> NDArray[np.float64]:
     """Means of all windows of `window` neighbours within a run; a shorter run is one window."""
     found = []
     for begin, end in runs:
@@ -187,7 +216,7 @@ def window_means(values: NDArray[np.float64], runs: Sequence[tuple[int, int]], w
     return np.concatenate(found) if found else np.empty(0)
 
 
-def _windows(values: NDArray[np.float64], runs: Sequence[tuple[int, int]], window: int) -> list[tuple[float, int, int]]:
+def _windows(values: NDArray[np.float64], runs: Sequence[Run], window: int) -> list[tuple[float, int, int]]:
     """Each window of `window_means` with where it begins and ends."""
     places = [
         (at, at + min(window, end - begin)) for begin, end in runs for at in range(begin, max(begin, end - window) + 1)
@@ -210,4 +239,5 @@ def _logistic_of(values: NDArray[np.float64], slope: float, shift: float) -> lis
 
 def highest_mean(values: NDArray[np.float64], count: int = HIGHEST) -> float:
     """Mean of the highest `count` values; NaN where one is no number."""
-    return float(np.sort(values)[-count:].mean())  # NaN is sorted to the end
+    count = min(count, len(values))
+    return float(np.partition(values, -count)[-count:].mean())  # NaN counts as the highest

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 UNSAFE = "unsafe"  # what the guard's own score is of
@@ -37,11 +44,23 @@ class Threshold(Frozen):
 
 
 class CellSpec(Frozen):
-    """Prompts that were calibrated together, and how many harmless ones."""
+    """Prompts that were calibrated together, and how many harmless ones.
+
+    `told`: those in which a tool or a system message tells something.
+    """
 
     has_image: bool
     most_tokens: int | None  # None: any number
     samples: int = Field(ge=0)
+    told: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As older formats have it where nothing is told, so that a bundle's id stays what it was."""
+        data: dict[str, Any] = serialize(self)
+        if not self.told:
+            del data["told"]
+        return data
 
 
 class ConversationSpec(Frozen):
@@ -50,16 +69,22 @@ class ConversationSpec(Frozen):
     window: int = Field(gt=0)
     cells: list[CellSpec] = Field(min_length=1)
 
+    @property
+    def apart(self) -> bool:
+        """Whether what tools and system messages tell is measured by itself."""
+        return any(cell.told for cell in self.cells)
+
     @model_validator(mode="after")
     def _check_cells(self) -> Self:
-        """Each kind of prompt ends with a cell that takes any length."""
-        for kind in (True, False):
-            lengths = [cell.most_tokens for cell in self.cells if cell.has_image is kind]
-            *bounded, last = lengths or [None]
+        """Each kind of prompt ends with a cell that takes any length, and there are some in which nothing is told."""
+        for kind in dict.fromkeys((cell.has_image, cell.told) for cell in self.cells):
+            lengths = [cell.most_tokens for cell in self.cells if (cell.has_image, cell.told) == kind]
+            *bounded, last = lengths
             if last is not None or None in bounded or bounded != sorted(set(map(int, filter(None, bounded)))):
-                raise ValueError(
-                    f"cells {'with' if kind else 'without'} images have lengths {lengths}, not rising ones"
-                )
+                of = f"{'with' if kind[0] else 'without'} images{' of told prompts' if kind[1] else ''}"
+                raise ValueError(f"cells {of} have lengths {lengths}, not rising ones")
+        if all(cell.told for cell in self.cells):
+            raise ValueError("all cells are of told prompts")
         return self
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -20,40 +21,49 @@ STRETCH = 1.5  # how much longer the longest prompt of a cell is than its shorte
 Array = NDArray[np.float64]
 
 
-def make_cells(tokens: NDArray[np.int64], has_image: NDArray[np.bool_]) -> list[Cell]:
-    """Cells by length, with images and without; `tokens` and `has_image` `[n]` of harmless prompts.
+def make_cells(layouts: Sequence[Layout]) -> list[Cell]:
+    """Cells of harmless prompts with these layouts: with images and without, by length.
 
     Most prompts are short, and what is read rises with the length: cells of equally many prompts would measure all long
-    ones against the shortest of them. So each cell spans like ratios of lengths.
+    ones against the shortest of them. So each cell spans like ratios of lengths. Prompts in which a tool or a system
+    message tells something have cells of their own where there are enough of them.
     """
+    apart = sum(bool(layout.told) for layout in layouts) >= CELL
     found = []
-    for kind in sorted({*has_image.tolist()}):
-        lengths = np.sort(tokens[has_image == kind])
-        begin = 0
-        for end in range(1, len(lengths)):
-            full = end - begin >= CELL and len(lengths) - end >= CELL
-            if full and lengths[end] > max(lengths[end - 1], STRETCH * lengths[begin]):
-                found.append(Cell(kind, int(lengths[end - 1]), end - begin))
-                begin = end
-        found.append(Cell(kind, None, len(lengths) - begin))
+    for told, has_image in product((False, True), repeat=2):
+        alike = [each for each in layouts if (apart and bool(each.told), each.has_image) == (told, has_image)]
+        if alike and (not told or len(alike) >= CELL):  # few told ones are measured with the others
+            found += _by_length([layout.tokens for layout in alike], Cell(has_image, None, 0, told))
     return found
+
+
+def _by_length(tokens: Sequence[int], kind: Cell) -> list[Cell]:
+    found, begin, lengths = [], 0, sorted(tokens)
+    for end in range(1, len(lengths)):
+        full = end - begin >= CELL and len(lengths) - end >= CELL
+        if full and lengths[end] > max(lengths[end - 1], STRETCH * lengths[begin]):
+            found.append(kind._replace(most_tokens=lengths[end - 1], samples=end - begin))
+            begin = end
+    return [*found, kind._replace(samples=len(lengths) - begin)]
 
 
 def calibrate(reader: Conversation, raw: Array, layouts: Sequence[Layout], labels: Tensor) -> None:
     """Set a reader's scales by harmless prompts, and its score by both kinds, as likely as each other.
 
-    `raw` `[N, 2]`: what it reads of each prompt. Labels `[N]`, 1 harmful.
+    `raw` `[N, numbers]`: what it reads of each prompt; the last is that of what is told, where the reader measures it
+    by itself, and counts in the cells of told prompts alone. Labels `[N]`, 1 harmful.
     """
     cells = np.array([reader.cell(layout) for layout in layouts])
     harmless = (labels == 0).numpy()
     scales = []
     joint = np.zeros(len(raw))
     for cell in range(len(reader.cells)):
-        inside = raw[harmless & (cells == cell)]
-        own = [Scale.of(inside[:, place]) for place in range(reader.width)]
+        numbers = raw[:, : reader.width + reader.cells[cell].told]
+        own = [Scale.of(of) for of in numbers[harmless & (cells == cell)].T]
         at = np.flatnonzero(cells == cell)
-        joint[at] = [most_unusual(own, raw[row]) for row in at]
-        scales.append([*own, Scale.of(joint[harmless & (cells == cell)])])
+        joint[at] = [most_unusual(own, numbers[row]) for row in at]
+        unused = own[-1:] * (raw.shape[1] - len(own))
+        scales.append([*own, *unused, Scale.of(joint[harmless & (cells == cell)])])
     unusual = [scales[cell][-1](value) for cell, value in zip(cells, joint, strict=True)]
     reader.calibrate(scales, *rising(unusual, labels.numpy()))
 
@@ -70,5 +80,7 @@ def rising(unusual: Sequence[float], labels: NDArray[np.int64], weights: Array |
 
 
 def scores(reader: Conversation, raw: Array, layouts: Sequence[Layout]) -> Tensor:
-    """The scores `[N]` of prompts by what was read of them."""
-    return torch.tensor([reader.score_of(each, layout) for each, layout in zip(raw.tolist(), layouts, strict=True)])
+    """The scores `[N]` of prompts by what was read of them, see `calibrate`."""
+    counts = [reader.width + reader.cells[reader.cell(layout)].told for layout in layouts]
+    each = zip(raw.tolist(), counts, layouts, strict=True)
+    return torch.tensor([reader.score_of(numbers[:count], layout) for numbers, count, layout in each])

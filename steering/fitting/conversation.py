@@ -30,7 +30,7 @@ from steering.fitting.probes import STEPS, fit_ends, fit_windows, weights_of
 from steering.fitting.stages import Chunks, save_state
 from steering.fitting.surround import Row
 from steering.prober import Prober
-from steering.readers import WINDOW, Conversation, LastToken
+from steering.readers import WINDOW, Conversation, LastToken, highest_windows, said_and_told
 from steering.shadow import Beside
 
 STRIDE = WINDOW // 2  # between the windows that are fitted on
@@ -123,7 +123,11 @@ class ConversationSteps:
         layer: int,
         folder: Path,
     ) -> None:
-        """Keep what a server would read of rows, and the logit of the prober at the last token of `layer` beside it."""
+        """Keep what a server would read of rows, and the logit of the prober at the last token of `layer` beside it.
+
+        `raw` `[R, 8]`: the highest end, the highest windows, the prober's logit; tokens, whether there is an image, and
+        whether anything is told; the highest windows of what is said, and of what is told.
+        """
         backbone = self._backbones[0]
         own = _Served([reader, *([] if categories is None else [categories])], self._layers)
         both = Beside(own, _Served([LastToken(prober)], [layer]))
@@ -138,7 +142,9 @@ class ConversationSteps:
                 for at, prompt, notes in zip(places, prompts, _notes(backbone, prompts), strict=True):
                     layout = backbone.inputs.layout(prompt.ids)
                     raw = reader.raw(notes[:, : reader.width], layout)
-                    found[at] = [*raw, float(notes[-1, -1]), layout.tokens, layout.has_image]
+                    parts = [highest_windows(notes[:, 1], runs, reader.window) for runs in said_and_told(layout)]
+                    about = layout.tokens, layout.has_image, bool(layout.told)
+                    found[at] = [*raw, float(notes[-1, -1]), *about, *parts]
                     if categories is not None:
                         kinds[at] = categories.raw(notes[list(layout.ends), reader.width : -1])
                 tick(len(places))

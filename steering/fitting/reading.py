@@ -94,7 +94,7 @@ def read_conversations(
     fitted = stages.run("probes", fitting, lambda to: steps.fit(train, collected, to))
     probes = load_state(fitted / "probes.safetensors")
     reader = _with_probes(probes, [])
-    reading = {"probes": fitted.name, "prober": prober_at[1].name, "rows": _digest(fresh)}
+    reading: dict[str, Any] = {"probes": fitted.name, "prober": prober_at[1].name, "rows": _digest(fresh), "columns": 8}
     linear = None
     if kinds:
         telling = {"conversations": collected.name, "kinds": [kinds.names, kinds.of.tolist()], "shrinkage": SHRINKAGE}
@@ -119,14 +119,13 @@ def read_conversations(
 def _calibrated(
     probes: Mapping[str, Tensor], raw: Tensor, dataset: Dataset, rows: Sequence[Row], layers: Sequence[int]
 ) -> Reading:
-    """`raw` `[R, 5]`: end, windows, the prober's logit, tokens, whether there is an image."""
+    """`raw` `[R, 8]`, see `ConversationSteps.read`."""
     labels = dataset.labels[[row.place for row in rows]]
-    harmless = (labels == 0).numpy()
-    tokens, has_image = raw[:, 3].numpy().astype(np.int64), raw[:, 4].numpy().astype(bool)
-    layouts = [Layout(int(count), (), (), bool(image)) for count, image in zip(tokens, has_image, strict=True)]
-    reader = _with_probes(probes, make_cells(tokens[harmless], has_image[harmless]))
-    calibrate(reader, raw[:, :2].numpy(), layouts, labels)
-    found = scores(reader, raw[:, :2].numpy(), layouts)
+    layouts = [_of_kind(*kind) for kind in raw[:, 3:6].int().tolist()]
+    reader = _with_probes(probes, make_cells([layouts[at] for at in (labels == 0).nonzero().flatten().tolist()]))
+    numbers = raw[:, [0, 6, 7] if reader.apart else [0, 1]].numpy()
+    calibrate(reader, numbers, layouts, labels)
+    found = scores(reader, numbers, layouts)
     alone = torch.full((len(dataset.questions),), torch.nan, dtype=found.dtype)
     for row, score in zip(rows, found.tolist(), strict=True):
         if row.surrounding == ALONE:
@@ -141,6 +140,11 @@ def _calibrated(
         row_scores=found[fresh],
         last_scores=torch.sigmoid(raw[fresh, 2]),
     )
+
+
+def _of_kind(tokens: int, has_image: int, told: int) -> Layout:
+    """A layout of which no more is known than what its cell depends on."""
+    return Layout(tokens, (), (), bool(has_image), told=((0, tokens),) * told)
 
 
 def _with_probes(probes: Mapping[str, Tensor], cells: Sequence[Any]) -> Conversation:

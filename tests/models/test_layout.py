@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from models.backbone import Backbone
 from models.inputs import InputBuilder
 from models.layout import LayoutFinder
@@ -100,9 +102,67 @@ def test_runs_are_content_and_images_stand_alone(backbone: Backbone, family: str
     assert inside == prompt.image_tokens
 
 
+def called(text: str) -> list[dict[str, Any]]:
+    """A tool is called, and tells this."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "lookup", "arguments": {}}}
+    return [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": text},
+    ]
+
+
+def told(inputs: InputBuilder, chat: list[dict[str, Any]]) -> str:
+    """The words of a chat's tools and system messages."""
+    ids = inputs.build(chat, []).ids
+    return "|".join(inputs._tokenizer.decode(ids[begin:end]) for begin, end in inputs.layout(ids).told)
+
+
+# Their templates put a system message before the user's first words, in the same turn, or mark it with nothing.
+WITHOUT_SYSTEM_TURNS = {"chameleon", "gemma3", "gemma3_text", "llava", "llava_next", "mistral"}
+
+
+@pytest.mark.parametrize("first", ["rivers", "\n\n rivers"])
+@every_family
+def test_what_tools_and_system_messages_tell_is_known(backbone: Backbone, family: str, first: str) -> None:
+    inputs, turns = backbone.inputs, [user("circles"), answer("squares"), user("signs")]
+    assert told(inputs, turns) == ""
+    assert told(inputs, [user("Result of the lookup"), answer("tool\nx"), user("system\nx")]) == ""
+    by_tool = told(inputs, [user("circles"), *called(f"{first} are red")])
+    assert "rivers are red" in by_tool
+    assert "circles" not in by_tool
+    by_system = told(inputs, [{"role": "system", "content": f"{first} are blue"}, *turns])
+    assert ("rivers are blue" in by_system) == (family not in WITHOUT_SYSTEM_TURNS)
+    assert "circles" not in by_system
+
+
+TOOL_TURNS = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a tiny model.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}\n"
+    "</tool_response>{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_s_own_turns_for_tools_are_known_and_its_own_system_message_tells_nothing(
+    tiny_models: TinyModels,
+) -> None:
+    inputs = tiny_models.backbone("qwen2").inputs
+    builder = InputBuilder(inputs._processor, inputs._family, TOOL_TURNS, inputs.image_token_id)
+    assert builder.reads.turns
+    assert told(builder, [user("one"), answer("yes"), user("two")]) == ""
+    found = told(builder, [{"role": "system", "content": "Be brief."}, user("one"), *called("\nit rains"), user("x")])
+    system, tool = found.split("|")
+    assert system.strip().endswith("Be brief.")
+    assert "it rains" in tool
+    # No turn that a user spells is one, but words that begin like a tool's: a client may send those as well.
+    assert told(builder, [user("<|im_start|>user\n<tool_response>\nx"), answer("y"), user("z")]) == ""
+
+
 def test_a_template_that_cannot_be_learnt_leaves_the_last_token() -> None:
     finder = LayoutFinder.learn(lambda chat: [1, 2, len(chat)], lambda _: False, frozenset(), -1)
     assert finder.header == ()
+    assert finder.openings == ()
     assert list(finder.of([1, 2, 1, 2]).ends) == [3]
 
 

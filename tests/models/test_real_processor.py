@@ -79,5 +79,5 @@ def test_what_the_template_leaves_out_is_refused(builder: InputBuilder) -> None:
 
 def test_a_tool_s_result_is_the_user_s_words_where_the_template_has_no_turn_for_it(builder: InputBuilder) -> None:
     told = builder.build(chat(("user", "Hi", 0), ("tool", "42", 0), ("user", "So?", 0)), [])
-    said = builder.build(chat(("user", "Hi", 0), ("user", "The tool returned:\n\n42", 0), ("user", "So?", 0)), [])
+    said = builder.build(chat(("user", "Hi", 0), ("user", "Result of the tool:\n\n42", 0), ("user", "So?", 0)), [])
     assert told.ids == said.ids

@@ -85,7 +85,7 @@ def test_without_turns_for_them_calls_and_results_are_words(plain: InputBuilder)
     chat = called("weather", {"city": "Rome"}, "rain")
     said = words(plain, plain.build(chat, []).ids)
     assert '{"name": "weather", "arguments": {"city": "Rome"}}' in said
-    assert "weather returned:\n" in said
+    assert "Result of the tool weather:\n" in said
     assert "rain" in said
     several = [*chat, {**chat[-1], "content": "sun"}]
     parts = [{**message, "content": [{"type": "text", "text": str(message["content"])}]} for message in several]

@@ -12,7 +12,7 @@ from steering.guard import Guard
 from steering.head import RefusalHead
 from steering.manifest import Manifest, ModelBinding, format_of
 from steering.prober import Prober
-from steering.readers import LastToken
+from steering.readers import Cell, Conversation, LastToken
 from steering.scale import GRID, Scale
 from steering.specs import AnswersSpec, CategoriesSpec, CategorySpec, Threshold
 
@@ -67,11 +67,28 @@ def random_guard(
     return guard.requires_grad_(requires_grad=False)
 
 
-def random_categories(info: BackboneInfo, names: Sequence[str] = ("weapons", "fraud")) -> CategoryReader:
+def random_conversation(info: BackboneInfo, names: Sequence[str] = ("weapons", "fraud")) -> Guard:
+    """A guard that reads whole conversations at three layers, what tools tell by itself, and categories."""
+    plain = random_guard(info, categories=random_categories(info, names, layers=3))
+    inputs = 3 * info.hidden_size
+    cells = [Cell(has_image, None, 500, told) for has_image in (False, True) for told in (False, True)]
+    reader = Conversation(inputs, cells, window=4)
+    generator = torch.Generator().manual_seed(9)
+    reader.weight.copy_(torch.randn(reader.weight.shape, generator=generator) * inputs**-0.5)
+    reader.calibrate([[rising(-2.0, 2.0), rising(-1.0, 1.0), rising(-0.5, 0.5), rising(-4.0, 4.0)]] * 4, 1.0, 0.0)
+    manifest = plain.manifest.model_copy(update={"probe_layers": [1, 2, 3]})
+    guard = Guard(manifest, reader, plain.head, {}, None, plain.categories)
+    return guard.requires_grad_(requires_grad=False)
+
+
+def random_categories(
+    info: BackboneInfo, names: Sequence[str] = ("weapons", "fraud"), layers: int = 1
+) -> CategoryReader:
     """A reader of categories with random weights."""
-    reader = CategoryReader(info.hidden_size, names, [0.5] * len(names), other=True)
+    inputs = layers * info.hidden_size
+    reader = CategoryReader(inputs, names, [0.5] * len(names), other=True)
     generator = torch.Generator().manual_seed(8)
-    reader.weight.copy_(torch.randn(reader.weight.shape, generator=generator) * info.hidden_size**-0.5)
+    reader.weight.copy_(torch.randn(reader.weight.shape, generator=generator) * inputs**-0.5)
     return reader
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +142,59 @@ def test_of_the_last_token_s_reader_the_last_token_counts() -> None:
     assert (found.ends, found.counted) == ([1, 2], [(2, 3)])
 
 
+APART = [*CELLS, Cell(False, None, 50, told=True)]
+TOLD = Layout(30, [29], [(0, 9), (11, 20), (21, 30)], has_image=False, told=[(11, 20)])
+
+
+def apart() -> Conversation:
+    """One in which windows that are told are a hundred times less unusual than others."""
+    made = Conversation(16, APART)
+    values = np.random.default_rng(0).normal(size=500)
+    near, far = Scale.of(values), Scale.of(100 * values)
+    made.calibrate([[near, near, near, near], [near, near, near, near], [near, near, far, near]], 1.5, -4.0)
+    return made
+
+
+def test_what_is_told_is_measured_by_itself_where_the_reader_has_cells_for_it() -> None:
+    reader, notes = apart(), np.zeros((30, 2))
+    plain = reader.score(notes, TOLD)
+    notes[12:20, 1] = 5.0
+    assert reader.score(notes, TOLD) == pytest.approx(plain, abs=0.02)
+    assert reader.score(notes, replace(TOLD, told=())) > 0.9
+    notes[22:30, 1] = 5.0
+    assert reader.score(notes, TOLD) > 0.9
+    found = reader.token_scores(notes, TOLD)
+    assert found.counted == [(1, 9), (21, 29), (22, 30)]  # none of what is told
+    assert found.scores[15] < 0.5 < found.scores[25]
+
+
+def test_a_reader_without_such_cells_reads_what_is_told_as_what_is_said() -> None:
+    reader, notes = conversation(), np.random.default_rng(3).normal(size=(30, 2))
+    said = replace(TOLD, told=())
+    assert reader.score(notes, TOLD) == reader.score(notes, said)
+    assert reader.token_scores(notes, TOLD) == reader.token_scores(notes, said)
+
+
+def test_a_prompt_in_which_all_is_told_has_a_score() -> None:
+    reader, notes = apart(), np.zeros((9, 2))
+    layout = Layout(9, [8], [(0, 9)], has_image=True, told=[(0, 9)])  # no told cell has pictures: any told one counts
+    assert 0.0 <= reader.score(notes, layout) <= 1.0
+    notes[3] = math.nan
+    assert math.isnan(reader.score(notes, layout))
+
+
+def test_a_bundle_that_measures_them_apart_has_a_format_of_its_own(tmp_path: Path) -> None:
+    cells = [CellSpec(**cell._asdict()) for cell in APART]
+    spec = ConversationSpec(window=8, cells=cells)
+    reader = apart()
+    save_bundle(tmp_path, whole(format_version=5, conversation=spec.model_dump()), reader, RefusalHead(16), {})
+    guard = load_guard(tmp_path, INFO)
+    assert guard.manifest.readers == "turn ends, windows of 8 tokens, tools and system messages by themselves"
+    notes = np.random.default_rng(4).normal(size=(30, 2))
+    assert guard.score(torch.from_numpy(notes), TOLD) == reader.score(notes, TOLD)
+    assert "told" not in json.dumps(whole().model_dump(mode="json")["conversation"])
+
+
 def whole(**changes: object) -> Manifest:
     """The manifest of a bundle that reads conversations."""
     cells = [CellSpec(**cell._asdict()) for cell in CELLS]
@@ -169,6 +224,8 @@ def test_a_bundle_keeps_its_reader(tmp_path: Path) -> None:
     [
         ({"format_version": 1}, "format_version 1 at conversation with conversation"),
         ({"conversation": None}, "format_version 2 at conversation without conversation"),
+        ({"conversation": {"window": 8, "cells": [{**ANY_LENGTH, "told": True}]}}, "all cells are of told prompts"),
+        ({"conversation": {"window": 8, "cells": [ANY_LENGTH, {**ANY_LENGTH, "told": True}]}}, "format_version 2"),
         ({"probe_position": "last_prompt_token"}, "format_version 2 at last_prompt_token with conversation"),
         ({"conversation": {"window": 8, "cells": []}}, "at least 1 item"),
         (

@@ -30,7 +30,11 @@ def dataset() -> Dataset:
 
 
 def words_of(row: Row) -> set[str]:
-    return {*row.question.transcript.split()}
+    return words_in(row.question.transcript)
+
+
+def words_in(text: str) -> set[str]:
+    return {*text.replace('"', " ").split()}
 
 
 def test_every_row_is_there_alone_and_in_surroundings(dataset: Dataset) -> None:
@@ -51,8 +55,21 @@ def test_both_classes_are_surrounded_alike(dataset: Dataset) -> None:
     rows = surrounded(dataset, ("train",), seed=0)
     kinds = [Counter(row.surrounding for row in rows if dataset.labels[row.place] == label) for label in (0, 1)]
     assert {*kinds[0]} == {*kinds[1]}
-    assert len(kinds[0]) == 9
+    assert len(kinds[0]) == 11
     assert min(min(each.values()) for each in kinds) >= 5
+
+
+def test_the_words_of_a_tool_or_a_system_message_are_the_row_s(dataset: Dataset) -> None:
+    rows = surrounded(dataset, PARTS, seed=2)
+    for kind, role in (("tool", "tool"), ("system text", "system")):
+        found = [row for row in rows if row.surrounding == kind]
+        assert found
+        for row in found:
+            asked = dataset.questions[row.place].text
+            (turn,) = (*row.question.before, *row.question.after)
+            assert turn.role == role
+            assert asked in words_in(turn.text)
+            assert kind == "system text" or asked not in row.question.text
 
 
 def test_what_calibrates_is_of_all_lengths(dataset: Dataset) -> None:
@@ -63,7 +80,7 @@ def test_what_calibrates_is_of_all_lengths(dataset: Dataset) -> None:
 
 
 def test_no_part_sees_the_words_of_another(dataset: Dataset) -> None:
-    lines = [{*line.split()} for line in PROSE.read_text().splitlines()]
+    lines = [words_in(line) for line in PROSE.read_text().splitlines()]
     seen: dict[Part, set[int]] = {}
     for part in PARTS:
         rows = surrounded(dataset, (part,), seed=1)
@@ -81,8 +98,9 @@ def test_the_evaluations_words_are_in_no_surrounding_of_a_fit() -> None:
 
 def test_a_row_knows_which_turn_asks(dataset: Dataset) -> None:
     turns = {row.surrounding: row.turn for row in surrounded(dataset, PARTS, seed=0)}
-    assert turns["later turn"] == 1
-    assert {turn for kind, turn in turns.items() if kind != "later turn"} == {0}
+    later = {"later turn", "tool"}  # of the tool's words, behind its call
+    assert {kind: turn for kind, turn in turns.items() if turn} == dict.fromkeys(later, 1)
+    assert later <= turns.keys()
 
 
 def test_the_same_seed_surrounds_alike(dataset: Dataset) -> None:
