@@ -87,7 +87,7 @@ class Passes:
         embedded = self._embed(torch.tensor([tokens], device=self._info.device))
         deep = self._embed_pictures(embedded, rows, spans) if pictured else {}
         paged = DecodePass(self._cache, steps.slots, steps.decode)
-        with self._read(reading, spans):
+        with self._read(reading, self._slots(spans) if reading is not None else ()):
             return self._decode(embedded, steps.positions, paged, deep=deep, taps=taps)
 
     def _decode_pass(self, ids: Tensor, positions: Tensor, paged: Pass, taps: Sequence[Tap]) -> Tensor:
@@ -108,8 +108,9 @@ class Passes:
             end += span.count
             last[place] = end - 1
         positions = pad(self._positions.of_spans(rows, ordered), (0, spare))
-        with self._read(reading, ordered):
-            return self._decode(embedded, positions, self._mixed(ordered, spare), torch.tensor(last), deep, taps)
+        slots = self._slots(ordered)
+        with self._read(reading, slots):
+            return self._decode(embedded, positions, self._mixed(ordered, slots, spare), torch.tensor(last), deep, taps)
 
     def _spare(self, tokens: int) -> int:
         """Tokens of nobody, with which a pass is of one of few sizes.
@@ -121,19 +122,19 @@ class Passes:
         step = max(LEAST_STEP, 1 << max(0, tokens.bit_length() - 4))
         return -tokens % step
 
-    def _read(self, reading: Reading | None, spans: Sequence[Span]) -> AbstractContextManager[None]:
-        return nullcontext() if reading is None else reading.during(self._slots(spans))
+    def _read(self, reading: Reading | None, slots: Sequence[int]) -> AbstractContextManager[None]:
+        return nullcontext() if reading is None else reading.during(slots)
 
     def _slots(self, spans: Sequence[Span]) -> list[int]:
         return [slot for span in spans for slot in self._cache.slots(span.table, span.start, span.end)]
 
-    def _mixed(self, spans: Sequence[Span], spare: int) -> MixedPass:
+    def _mixed(self, spans: Sequence[Span], slots: Sequence[int], spare: int) -> MixedPass:
         """The storage and the attention of a pass; spans that add one token come first, tokens of nobody last."""
         decoding = [span for span in spans if span.decodes]
         tables, ends = [span.table for span in decoding], [span.end for span in decoding]
         return MixedPass(
             self._cache,
-            self._cache.targets([*self._slots(spans), *[0] * spare]),  # of a block that no row has
+            self._cache.targets([*slots, *[0] * spare]),  # of a block that no row has
             make_decode(self._cache, tables, ends) if decoding else None,
             spans[len(decoding) :],
             spare,
