@@ -18,7 +18,7 @@ from steering.bundle import load_guard, save_bundle
 from steering.errors import BundleError
 from steering.head import RefusalHead
 from steering.manifest import Manifest
-from steering.policy import is_flagged
+from steering.policy import Mode, is_flagged
 from steering.prober import Prober
 from steering.readers import Conversation, LastToken
 from steering.scale import Scale
@@ -141,3 +141,10 @@ def test_a_layer_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None
     edit(tmp_path, lambda data: data["answers"].update(layers=[1, 7]))
     with pytest.raises(BundleError, match="layer 7"):
         load_guard(tmp_path, INFO)
+
+
+@pytest.mark.parametrize("made", [manifest, whole])
+def test_a_bundle_that_reads_prompts_alone_cannot_watch_answers(made: Callable[[], Manifest]) -> None:
+    assert made().output(Mode.OFF).mode is Mode.OFF
+    with pytest.raises(ValueError, match=r"^output\.mode block needs a guard bundle that reads answers, .* alone$"):
+        made().output(Mode.BLOCK)
