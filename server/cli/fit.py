@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from server.cli.folders import check_model, given_folder, held, writable
 from server.cli.labelled import read_labelled
 from server.cli.rows import read_fit_rows, show_fit_rows, without_errors
 from server.cli.tables import show_fit, show_held_out, show_manifest
+
+if TYPE_CHECKING:
+    from steering.fitting.offline import PromptRead
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -193,7 +196,7 @@ def score(
     dtype: Dtype = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
 ) -> None:
-    """Score prompts without a server: one JSON line each with id, score and whether the bundle's threshold flags it."""
+    """Score prompts without a server: a JSON line each with id, score, whether it is flagged, and as what."""
     with mistakes():
         from steering.fitting.items import read_prompts
         from steering.manifest import load_manifest
@@ -204,7 +207,7 @@ def score(
         items = without_errors(read_prompts(prompts, images, with_test=True), drop=False)
         # Only now what takes seconds to import.
         from steering.bundle import load_guard
-        from steering.fitting.offline import batches, score_batch
+        from steering.fitting.offline import batches, read_batch
 
         backbone = load(model, device, dtype, batch, revision)[0]
         loaded = load_guard(guard, backbone.info)
@@ -213,8 +216,8 @@ def score(
         with progress_bar() as progress:
             task = progress.add_task("scores", total=len(items))
             for group in batches(items, batch):
-                scores = score_batch(backbone, loaded, [item.questions[0] for item in group])
-                lines += [_score_line(item.id, value, threshold) for item, value in zip(group, scores, strict=True)]
+                found = read_batch(backbone, loaded, [item.questions[0] for item in group])
+                lines += [_score_line(item.id, read, threshold) for item, read in zip(group, found, strict=True)]
                 progress.advance(task, len(group))
         if out is None:
             typer.echo("\n".join(lines))
@@ -222,11 +225,21 @@ def score(
             out.write_text("\n".join(lines) + "\n")
 
 
-def _score_line(name: str, score: float, threshold: float) -> str:
+def _score_line(name: str, read: PromptRead, threshold: float) -> str:
+    """As `/v1/moderations` tells it: a category is true only where the prompt is flagged."""
     from steering.policy import is_flagged
 
-    known = score if math.isfinite(score) else None  # JSON has no word for NaN
-    return json.dumps({"id": name, "score": known, "flagged": is_flagged(score, threshold)})
+    flagged = is_flagged(read.score, threshold)
+    line: dict[str, object] = {"id": name, "score": _known(read.score), "flagged": flagged}
+    if read.categories:
+        line["categories"] = {each.name: flagged and each.reached for each in read.categories}
+        line["category_scores"] = {each.name: _known(each.score) for each in read.categories}
+    return json.dumps(line)
+
+
+def _known(score: float) -> float | None:
+    """JSON has no word for what is no number."""
+    return score if math.isfinite(score) else None
 
 
 @app.command(name="import-reference")

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from steering.errors import DataError
 from steering.evaluation import results
 from steering.evaluation.answer_reading import answer_figures, read_answers
+from steering.evaluation.category_figures import category_figures
 from steering.evaluation.conclusions import conclusions, differences
 from steering.evaluation.cost import local_cost, remote_cost
 from steering.evaluation.judges import Judge
@@ -109,6 +110,7 @@ def summarise(plan: EvaluationPlan, answers: Answers, verdicts: Sequence[Verdict
         "answers": answer_figures(
             read_answers(guarded, loaded.asked, answers.plain), loaded.asked, answers.plain, main
         ),
+        "categories": category_figures(guarded, loaded.asked, answers.plain),
         "lengths": false_alarms_by_length(plan.loaded.asked, detectors),
         "groups": results.groups(loaded, answers.systems, main),
         "detectors": results.detection(loaded, detectors),

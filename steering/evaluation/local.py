@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from rich.progress import Progress
@@ -11,7 +12,7 @@ from models.backbone import Backbone
 from models.errors import PromptError
 from steering.evaluation.store import Output, Store
 from steering.evaluation.suite import Asked
-from steering.fitting.offline import batches, reply
+from steering.fitting.offline import Reply, batches, reply
 from steering.guard import Guard
 
 
@@ -58,7 +59,12 @@ def _answer(backbone: Backbone, guard: Guard | None, group: Sequence[Asked], eps
         if len(group) == 1:
             return {group[0].key: Output("", error=str(error))}
         return {key: output for each in group for key, output in _answer(backbone, guard, [each], eps).items()}
-    return {
-        each.key: Output(said.text, said.tokens, "stop" if said.ended else "length", said.score)
-        for each, said in zip(group, replies, strict=True)
-    }
+    return {each.key: _output(said) for each, said in zip(group, replies, strict=True)}
+
+
+def _output(said: Reply) -> Output:
+    output = Output(said.text, said.tokens, "stop" if said.ended else "length")
+    if said.read is None:
+        return output
+    categories = {each.name: each.score for each in said.read.categories}
+    return replace(output, score=said.read.score, categories=categories or None)

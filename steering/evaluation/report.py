@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steering.evaluation.answer_reading import NOTE, answer_table
+from steering.evaluation import answer_reading, category_figures
 from steering.evaluation.columns import BY_KEY, Table
 from steering.evaluation.judges import PhraseJudge
 from steering.evaluation.plots import drawings
@@ -53,7 +53,10 @@ def sections(results: Results, *, brief: bool = False) -> list[tuple[str, list[s
     if results["differences"]:
         found.insert(0, ("Against the original", [_AGAINST], _difference_table(results["differences"])))
     if results["answers"]:
-        found.append(("Answers read", [NOTE], answer_table(results["answers"])))
+        found.append(("Answers read", [answer_reading.NOTE], answer_reading.answer_table(results["answers"])))
+    if results["categories"]:
+        told = category_figures.category_table(results["categories"])
+        found.append(("Categories told apart", [category_figures.NOTE], told))
     found += _surroundings(results["surroundings"], names)
     if results["lengths"]:
         found.append(("False alarms by length", [_LENGTHS], _lengths_table(results["lengths"])))
@@ -289,12 +292,6 @@ def about(results: Results) -> list[str]:
 def _page(results: Results, pictures: Sequence[tuple[str, bytes]]) -> str:
     shown = [Section(title, picture=data) for title, data in pictures]
     tables = [Section(heading, notes, table=rows) for heading, notes, rows in sections(results)]
-    title = _title(results)
+    title, told = _title(results), [*results["conclusions"], *about(results)]
     heading = f"{results['suite']['name']}: {title}"
-    return Page(
-        f"Evaluation of {title}",
-        heading,
-        results["warnings"],
-        [*results["conclusions"], *about(results)],
-        [*shown, *tables],
-    ).render()
+    return Page(f"Evaluation of {title}", heading, results["warnings"], told, [*shown, *tables]).render()

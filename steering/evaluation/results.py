@@ -260,6 +260,11 @@ def agreement(loaded: Loaded, verdicts: Sequence[Verdicts]) -> list[dict[str, An
     return found
 
 
+def _known(score: float | None) -> float | None:
+    """JSON has no word for what is no number."""
+    return None if score is None or math.isnan(score) else score
+
+
 # rows --------------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +283,8 @@ def rows(
                 "text": output.text,
                 "finish": output.finish,
                 "flagged": output.flagged,
-                "score": None if output.score is None or math.isnan(output.score) else output.score,
+                "score": _known(output.score),
+                **({"categories": {n: _known(s) for n, s in output.categories.items()}} if output.categories else {}),
                 "right": None if each.row.key is None else right(each, output),
                 "verdicts": {v.judge.name: v.of(each.key, output).label for v in verdicts},
                 "notes": {v.judge.name: note for v in verdicts if (note := v.of(each.key, output).note)},

@@ -27,6 +27,7 @@ class Output:
     first_token: float | None = None  # after `started`
     seconds: float | None = None
     error: str | None = None
+    categories: Mapping[str, float] | None = None  # scores, in process and where the guard knows some
 
 
 class Store:

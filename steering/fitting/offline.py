@@ -16,6 +16,7 @@ from models.prompt import Prompt
 from steering.data.questions import Question
 from steering.guard import Guard
 from steering.head import RefusalHead
+from steering.policy import CategoryScore
 
 T = TypeVar("T")
 Steer = Callable[[Sequence[float]], Sequence[float]]  # scores of a batch (none without a guard) -> eps of its rows
@@ -23,13 +24,21 @@ Choose = Callable[[Tensor, Sequence[int]], Tensor]  # logits `[b, V]` of these r
 
 
 @dataclass(frozen=True)
+class PromptRead:
+    """What a guard makes of a prompt: its score, and how much it is of each category that the guard knows."""
+
+    score: float
+    categories: Sequence[CategoryScore]
+
+
+@dataclass(frozen=True)
 class Reply:
-    """A greedy answer: its text, its prompt's score (None without a guard), and how strongly it was steered."""
+    """A greedy answer: its text, what is read of its prompt (None without a guard), and how strongly it was steered."""
 
     text: str
     tokens: int  # generated, without the one that ends the answer
     ended: bool  # by the model; else by the limit
-    score: float | None
+    read: PromptRead | None
     eps: float
 
 
@@ -57,7 +66,8 @@ def open_rows(backbone: Backbone, questions: Sequence[Question], max_tokens: int
         # One by one: what was opened before a failure is still closed.
         for question in questions:
             prompt = prompt_of(backbone, question)
-            rows.append(backbone.open_row(prompt, min(max_tokens, backbone.info.context_length - len(prompt.ids))))
+            room = backbone.info.context_length - len(prompt.ids)
+            rows.append(backbone.open_row(prompt, min(max_tokens, room)))
         yield rows
     finally:
         for row in rows:
@@ -86,11 +96,17 @@ def forced_states(backbone: Backbone, questions: Sequence[Question], ids: Sequen
 
 
 @torch.no_grad()
-def score_batch(backbone: Backbone, guard: Guard, questions: Sequence[Question]) -> list[float]:
-    """The guard's scores of a batch."""
+def read_batch(backbone: Backbone, guard: Guard, questions: Sequence[Question]) -> list[PromptRead]:
+    """What the guard makes of a batch."""
     backbone.read_prompts(guard)
     with open_rows(backbone, questions, 1) as rows:
-        return _scored(backbone, rows, guard)[0]
+        backbone.prefill(rows)
+        return _read(backbone, rows, guard)
+
+
+def score_batch(backbone: Backbone, guard: Guard, questions: Sequence[Question]) -> list[float]:
+    """The guard's scores of a batch."""
+    return [read.score for read in read_batch(backbone, guard, questions)]
 
 
 @dataclass(frozen=True)
@@ -180,9 +196,10 @@ def reply(
     """
     backbone.read_prompts(guard)
     with open_rows(backbone, questions, max_tokens) as rows:
-        scores, hidden = _scored(backbone, rows, guard)
-        strengths = [0.0] * len(rows) if guard is None else list(steer(scores))
-        known: Sequence[float | None] = scores or [None] * len(rows)
+        hidden = backbone.prefill(rows)
+        found = [] if guard is None else _read(backbone, rows, guard)
+        strengths = [0.0] * len(rows) if guard is None else list(steer([each.score for each in found]))
+        known: Sequence[PromptRead | None] = found or [None] * len(rows)
         outputs: list[list[int]] = [[] for _ in rows]
         ended = [False] * len(rows)
         eps = torch.tensor(strengths, device=hidden.device, dtype=hidden.dtype)
@@ -195,20 +212,16 @@ def reply(
                     outputs[row].append(token)
     texts = [backbone.tokenizer.decode(ids, skip_special_tokens=True) for ids in outputs]
     return [
-        Reply(text, len(ids), end, score, strength)
-        for text, ids, end, score, strength in zip(texts, outputs, ended, known, strengths, strict=True)
+        Reply(text, len(ids), end, read, strength)
+        for text, ids, end, read, strength in zip(texts, outputs, ended, known, strengths, strict=True)
     ]
-
-
-def _scored(backbone: Backbone, rows: Sequence[Row], guard: Guard | None) -> tuple[list[float], Tensor]:
-    """Prefill rows; their scores (none without a guard) and last hidden states `[B, d]`."""
-    hidden = backbone.prefill(rows)
-    return [] if guard is None else prompt_scores(backbone, rows, guard), hidden
 
 
 def prompt_scores(backbone: Backbone, rows: Sequence[Row], guard: Guard) -> list[float]:
     """The guard's scores of prefilled rows of which nothing is generated yet; the backbone reads prompts with it."""
-    return [
-        guard.score(backbone.notes(row, len(ids)), backbone.inputs.layout(ids))
-        for row, ids in ((row, row.tokens) for row in rows)
-    ]
+    return [read.score for read in _read(backbone, rows, guard)]
+
+
+def _read(backbone: Backbone, rows: Sequence[Row], guard: Guard) -> list[PromptRead]:
+    noted = ((backbone.notes(row, len(row.tokens)), backbone.inputs.layout(row.tokens)) for row in rows)
+    return [PromptRead(guard.score(*of), guard.categorise(*of)) for of in noted]

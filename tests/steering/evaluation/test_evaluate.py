@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from models import demo
+from models.demo.dialogue import pairs
 from models.load import load_backbone
 from server.cli.evaluate import app
 from steering.answers import AnswerReader
 from steering.bundle import load_guard, save_bundle
+from steering.categories import CategoryReader
 from steering.scale import Scale
-from steering.specs import AnswersSpec
+from steering.specs import AnswersSpec, CategoriesSpec, CategorySpec
 from tests.undrawn import undrawn
 
 
@@ -43,15 +46,25 @@ def test_each_column_can_be_asked_for_alone(mode: str, tmp_path: Path) -> None:
     assert found["sweeps"]["eps"]
 
 
+KINDS = sorted({pair.toxic.category for pair in pairs(50, 0, "test", ["text"])})
+
+
 def watching(folder: Path, *, certain: bool) -> Path:
-    """The bundled guard with a reader that takes every answer for harmful, or none, by its second token."""
+    """The bundled guard with a reader that takes every answer for harmful, or none, by its second token.
+
+    Its reader of categories has the same scores for all prompts.
+    """
     guard = load_guard(demo.GUARD, load_backbone(demo.CHECKPOINT, device="cpu").info)
     reader = AnswerReader(guard.manifest.model.hidden_size, [5, 6])
     reader.bias.fill_(50.0 if certain else -50.0)
     reader.calibrate(Scale.of(np.random.default_rng(0).normal(size=200)), 1.0, -5.0)
     spec = AnswersSpec(layers=[5, 6], window=16, thresholds=[], threshold=0.5)
-    manifest = guard.manifest.model_copy(update={"answers": spec, "format_version": 3})
-    save_bundle(folder, manifest, guard.reader, guard.head, guard.calibration, reader)
+    kinds = CategoryReader(guard.manifest.inputs, KINDS, [0.5] * len(KINDS), other=False)
+    kinds.bias.copy_(torch.arange(float(len(KINDS))))
+    named = [CategorySpec(name=name, threshold=0.5, auroc=1, recall=1, samples=9) for name in KINDS]
+    told = CategoriesSpec(categories=named, other=False)
+    manifest = guard.manifest.model_copy(update={"answers": spec, "categories": told, "format_version": 4})
+    save_bundle(folder, manifest, guard.reader, guard.head, guard.calibration, reader, kinds)
     return folder
 
 
@@ -72,7 +85,12 @@ def test_what_each_reader_lets_through_is_told(tmp_path: Path, certain: bool) ->
     assert harm["prompt"]["hits"] == harm["both"]["hits"] == 0
     assert harm.get("trip_p50") == (2 if certain else None)
     assert harm.get("shown_p95") == (0 if certain else None)
-    assert "Answers read" in (tmp_path / "run" / "results.md").read_text()
+    about = (tmp_path / "run" / "results.md").read_text()
+    assert "Answers read" in about
+    assert found["categories"]["macro_auroc"] == 0.5
+    named = {each["category"] for each in found["categories"]["categories"]}
+    assert {*KINDS} >= named
+    assert all(f"| {name} | " in about.partition("Categories told apart")[2] for name in named)
 
 
 def test_rows_that_pass_the_context_or_leave_little_room_end_no_run(tmp_path: Path) -> None:

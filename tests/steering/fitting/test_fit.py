@@ -186,8 +186,14 @@ def test_a_guard_reads_scores_as_it_was_fitted(
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     guard = load_guard(done.out, tiny_models.backbone(family).info)
+    assert guard.manifest.categories is not None
     assert [row["id"] for row in rows] == [f"b{n}" for n in range(60)]
     assert all(row["flagged"] == (row["score"] >= guard.manifest.threshold) for row in rows)
+    for row in rows:
+        thresholds = {each.name: each.threshold for each in guard.manifest.categories.categories}
+        assert row["category_scores"].keys() == thresholds.keys() == {"a", "b"}
+        reached = {name: score >= thresholds[name] for name, score in row["category_scores"].items()}
+        assert row["categories"] == {name: row["flagged"] and reached[name] for name in reached}
     kept = guard.calibration["safe_scores"]
     found = [min(abs(float(score) - row["score"]) for row in rows) for score in kept]
     assert sum(distance < 1e-4 for distance in found) >= 10  # the harmless calibration prompts are among them
