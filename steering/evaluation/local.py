@@ -30,7 +30,7 @@ def answer_all(
     """
     name = variant(eps)
     known = store.outputs(name)
-    # Neighbours in a batch of like prompts need little padding.
+    # Like prompts end together, and those of a surrounding may begin alike, which is computed once for a batch.
     ordered = sorted(asked, key=_likeness)
     alike = [list(group) for _, group in groupby(ordered, key=lambda each: each.max_tokens)]
     groups = [group for each in alike for group in batches(each, backbone.max_rows)]
@@ -45,8 +45,8 @@ def answer_all(
     return {key: output for key, output in known.items() if key in wanted}
 
 
-def _likeness(each: Asked) -> tuple[int, int, int]:
-    return each.max_tokens, len(each.row.question.images), len(each.row.question.text)
+def _likeness(each: Asked) -> tuple[int, int, str, int]:
+    return each.max_tokens, len(each.row.question.images), each.surrounding, len(each.row.question.text)
 
 
 def _answer(backbone: Backbone, guard: Guard | None, group: Sequence[Asked], eps: float) -> dict[str, Output]:

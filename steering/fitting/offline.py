@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.backbone import Backbone, Row
 from models.errors import PromptError
+from models.layout import common_prefix
 from models.prompt import Prompt
 from steering.data.questions import Question
 from steering.guard import Guard
@@ -58,14 +59,29 @@ def batches(things: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield things[start : start + size]
 
 
+def _compute_shared(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
+    """Compute what all prompts of a batch begin with once: rows that are opened for them find it in the cache."""
+    if len(prompts) < 2 or any(prompt.pictures for prompt in prompts):
+        return
+    alike = common_prefix(*(prompt.ids for prompt in prompts))
+    if len(alike) < backbone.cache.block_size:
+        return
+    row = backbone.open_row(Prompt(alike, {}, 0), 0)
+    try:
+        backbone.prefill([row])
+    finally:
+        backbone.close_row(row)
+
+
 @contextmanager
 def open_rows(backbone: Backbone, questions: Sequence[Question], max_tokens: int) -> Iterator[list[Row]]:
     """Rows for a batch, closed in any case; after a long prompt there is room for fewer than `max_tokens`."""
+    prompts = [prompt_of(backbone, question) for question in questions]
+    _compute_shared(backbone, prompts)
     rows: list[Row] = []
     try:
         # One by one: what was opened before a failure is still closed.
-        for question in questions:
-            prompt = prompt_of(backbone, question)
+        for prompt in prompts:
             room = backbone.info.context_length - len(prompt.ids)
             rows.append(backbone.open_row(prompt, min(max_tokens, room)))
         yield rows

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from models.backbone import Backbone
+from models.backbone import Backbone, Row
 from steering.data.questions import PictureFile, Question
 from steering.fitting.collect import StateError, collect_forced, collect_states, stopping_after
 from steering.fitting.offline import open_rows, prompt_of, reply
@@ -198,3 +200,28 @@ def test_a_prompt_without_room_is_answered_with_what_room_there_is(tiny_models: 
     (alone,) = reply(backbone, [Question("a")], None, lambda _: [], 16)
     assert short.text == alone.text
     assert backbone.open_rows == 0
+
+
+def test_what_prompts_of_a_batch_begin_with_is_computed_once(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = tiny_models.backbone("llama", remembers=True)
+    asked = [Question("How many circles are there? " * 60 + word) for word in ("red", "blue ones", "x")]
+    computed: list[int] = []
+    run = backbone._passes.run
+
+    def counted(rows: Sequence[Row], counts: Sequence[int], *more: Any) -> torch.Tensor:
+        computed.append(sum(counts))
+        return run(rows, counts, *more)
+
+    monkeypatch.setattr(backbone._passes, "run", counted)
+
+    def answers(group: Sequence[Question]) -> tuple[list[str], int]:
+        backbone.forget()
+        computed.clear()
+        return [each.text for each in reply(backbone, group, None, lambda _: [], 4)], sum(computed)
+
+    alone = [answers([each]) for each in asked]
+    said, tokens = answers(asked)
+    assert said == [text for (text,), _ in alone]
+    assert tokens < 0.6 * sum(each for _, each in alone)
