@@ -622,11 +622,12 @@ def remembering(tiny_models: TinyModels, family: str) -> Iterator[Backbone]:
 
 
 def closed_after(backbone: Backbone) -> Iterator[Backbone]:
-    """A test must leave no row open; if it does, the next ones do not suffer. Nothing reads prompts at first."""
+    """A test must leave no row open; if it does, the next ones do not suffer. Nothing reads prompts but in it."""
     backbone.read_prompts(None)
     yield backbone
     left = backbone.open_rows
     for table in [*backbone.cache.tables]:
         backbone.cache.close(table)
+    backbone.read_prompts(None)
     assert left == 0, f"{left} rows were left open"
     assert backbone.cache.usage == 0
