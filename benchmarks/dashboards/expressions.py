@@ -8,6 +8,7 @@ RATE = "$__rate_interval"
 DECISIONS = "autosteer_guard_decisions_total"
 CATEGORIES = "autosteer_guard_categories_total"
 SHADOW = "autosteer_shadow_decisions_total"
+SHADOW_ANSWERS = "autosteer_shadow_answer_decisions_total"
 REFUSED = 'decision=~"steered|blocked"'
 FLAGGED = 'decision!="pass"'
 # But for autosteer_guard_overhead.
@@ -69,10 +70,10 @@ def decided(which: str, by: str = "") -> str:
     return share(per_second(DECISIONS, which), per_second(DECISIONS), by)
 
 
-def differing(which: str) -> str:
-    """The share of requests on which shadow and acting policy differ in one way; 0 where they never did."""
-    whole = f"sum by (shadow) ({per_second(SHADOW)})"
-    return f"(sum by (shadow) ({per_second(SHADOW, which)}) or 0 * {whole}) / ({whole} > 0)"
+def differing(which: str, decisions: str = SHADOW) -> str:
+    """The share of decisions on which shadow and acting policy differ in one way; 0 where they never did."""
+    whole = f"sum by (shadow) ({per_second(decisions)})"
+    return f"(sum by (shadow) ({per_second(decisions, which)}) or 0 * {whole}) / ({whole} > 0)"
 
 
 def quantiles(metric: str) -> list[Query]:
@@ -96,3 +97,11 @@ def rate(metric: str, by: str, legend: str | None = None) -> Query:
 def worst(metric: str, by: str = "policy", lowest: bool = False) -> str:
     """The value of the server where it is highest, or lowest."""
     return f"{'min' if lowest else 'max'} by ({by}) ({series(metric)})"
+
+
+def drift(figure: str, form: str = "{}", lowest: bool = False) -> list[Query]:
+    """A figure of the drift of prompts' scores and of answers', of the server where it is highest, or lowest."""
+    return [
+        Query(form.format(worst(f"autosteer_{of}_drift_{figure}", lowest=lowest)), "{{policy}}" + told)
+        for of, told in (("guard", ""), ("answer", ", answers"))
+    ]

@@ -12,8 +12,10 @@ from benchmarks.dashboards.expressions import (
     POLICY,
     REFUSED,
     SHADOW,
+    SHADOW_ANSWERS,
     decided,
     differing,
+    drift,
     heights,
     per_second,
     quantiles,
@@ -171,7 +173,7 @@ GUARD = Dashboard(
             [
                 Panel(
                     "Drift alarm",
-                    [Query(worst("autosteer_guard_drift_alarm"), "{{policy}}")],
+                    drift("alarm"),
                     "Whether live scores are still distributed as in the calibration. Drifted: the promised rate of "
                     "false refusals no longer holds.",
                     unit="none",
@@ -181,7 +183,7 @@ GUARD = Dashboard(
                 ),
                 Panel(
                     "Population stability index",
-                    [Query(worst("autosteer_guard_drift_psi"), "{{policy}}")],
+                    drift("psi"),
                     "Live scores against the calibration's: 0.1 is a moderate shift, 0.25 a large one. Of few scores "
                     "it is high by chance: the p-value tells.",
                     unit="none",
@@ -190,7 +192,7 @@ GUARD = Dashboard(
                 ),
                 Panel(
                     "Chance of such a shift",
-                    [Query(f"clamp_min({worst('autosteer_guard_drift_p_value', lowest=True)}, 1e-12)", "{{policy}}")],
+                    drift("p_value", "clamp_min({}, 1e-12)", lowest=True),
                     "How likely scores as far from the calibration's are by chance (Kolmogorov-Smirnov, p-value). "
                     "Below the line it is no chance.",
                     unit="none",
@@ -201,19 +203,22 @@ GUARD = Dashboard(
                 ),
                 Panel(
                     "Distance from the calibration",
-                    [Query(worst("autosteer_guard_drift_ks"), "{{policy}}")],
+                    drift("ks"),
                     "The largest distance between the two distributions of scores, 0 to 1.",
                     unit="none",
                 ),
                 Panel(
                     "Scores that drift is judged by",
-                    [Query(worst("autosteer_guard_drift_window", lowest=True), "{{policy}}")],
+                    drift("window", lowest=True),
                     "The last 500 below the threshold, on the server that has fewest. Under 100 nothing is judged.",
                     levels=Levels("orange", [(100, "green")]),
                 ),
                 Panel(
                     "Threshold",
-                    [Query(worst("autosteer_policy_threshold"), "{{policy}}")],
+                    [
+                        Query(worst("autosteer_policy_threshold"), "{{policy}}"),
+                        Query(worst("autosteer_answer_threshold"), "{{policy}}, answers"),
+                    ],
                     "Scores from here on are flagged.",
                     unit="none",
                     maximum=1,
@@ -244,6 +249,29 @@ GUARD = Dashboard(
                     [heights("autosteer_shadow_score")],
                     "As the distribution of scores above, by the shadow's bundle.",
                     kind="heatmap",
+                ),
+                Panel(
+                    "Shadow against acting, answers",
+                    [
+                        Query(
+                            differing('decision!="pass",acting=~"pass|off"', SHADOW_ANSWERS),
+                            "{{shadow}}: flagged by the shadow only",
+                        ),
+                        Query(
+                            differing('decision="pass",acting!~"pass|off"', SHADOW_ANSWERS),
+                            "{{shadow}}: by the acting policy only",
+                        ),
+                    ],
+                    "The same of answers that both watch, or the shadow alone, as a share of those that it judges.",
+                    unit="percentunit",
+                    width=12,
+                ),
+                Panel(
+                    "Scores of answers, of the shadow policy",
+                    [heights("autosteer_shadow_answer_score")],
+                    "As the distribution of answers' scores above, by the shadow's bundle.",
+                    kind="heatmap",
+                    width=12,
                 ),
             ],
         ),

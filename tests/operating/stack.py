@@ -164,7 +164,7 @@ class Stack:
         settings["policies"] = POLICIES
         settings["metrics_key"] = self._watched  # or else tests ask for metrics themselves
         settings["drain_seconds"] = WAIT_SECONDS  # the cores may have much else to do
-        settings["shadow"] = {"name": "candidate", "target_fpr": 0.01}
+        settings["shadow"] = {"name": "candidate", "target_fpr": 0.01, "answer_threshold": 0.9}
         settings["keys"] = [{"name": key, "hash": hash_key(value), "policy": key} for key, value in self.keys.items()]
         file = self.folder / f"server-{name}.yaml"
         file.write_text(yaml.safe_dump(settings))
