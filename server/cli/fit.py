@@ -62,7 +62,10 @@ def fit(
     prober: Annotated[str, typer.Option(help="mlp or linear.")] = "mlp",
     head: Annotated[
         str,
-        typer.Option(help="Refusal Head: trained (the paper's), or nullspace: in closed form, for harmless states."),
+        typer.Option(
+            help="Refusal Head: trained (the paper's), sparing: trained to leave harmless answers as they are, too, or "
+            "nullspace: in closed form."
+        ),
     ] = "trained",
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the Refusal Head. Default: full.")] = None,
     refusal: Annotated[list[str] | None, typer.Option(help="What a steered answer says. May be given again.")] = None,

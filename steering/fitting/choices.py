@@ -10,6 +10,7 @@ SELECTS: dict[str, Select] = {"sas": "sas", "sas-among-best": "sas-among-best", 
 Reader = Literal["conversation", "last"]  # turn ends and windows of a whole prompt; or its last token alone
 READERS: dict[str, Reader] = {"conversation": "conversation", "last": "last"}
 
-# By cross-entropy (the paper's), or in closed form (steering/fitting/nullspace.py).
-HeadKind = Literal["trained", "nullspace"]
-HEADS: dict[str, HeadKind] = {"trained": "trained", "nullspace": "nullspace"}
+# By cross-entropy of refusals (the paper's), of which a sparing one counts what it does to harmless answers as well; or
+# in closed form (steering/fitting/nullspace.py).
+HeadKind = Literal["trained", "sparing", "nullspace"]
+HEADS: dict[str, HeadKind] = {"trained": "trained", "sparing": "sparing", "nullspace": "nullspace"}

@@ -84,7 +84,7 @@ def guard_of(finished: Finished, rate: float) -> Guard:
         layers=list(finished.figures),
         thresholds=thresholds,
         threshold=default,
-        eps=choose_eps(finished.sweep),
+        eps=choose_eps(finished.sweep, lowest=finished.settings.head_kind == "sparing"),
         refusal=settings.refusals[0],
         validation=validation_figures(dataset, reading.scores, default),
         data_hash=finished.data_hash,

@@ -119,7 +119,7 @@ def _kinds(dataset: Dataset, settings: Settings) -> Kinds:
 
 def stages_of(settings: Settings, answers: AnswersWanted | None, *, categories: bool) -> int:
     """How many stages a fit has."""
-    found = 8 + (settings.head_kind == "nullspace") + (3 + categories if settings.reader == "conversation" else 0)
+    found = 8 + (settings.head_kind != "trained") + (3 + categories if settings.reader == "conversation" else 0)
     if answers is not None:
         found += 3 + (0 if answers.label is None else 2) + (1 if answers.responses else 0)
     return found
@@ -178,11 +178,13 @@ def _run(
 
 def _head(stages: Stages, base: Mapping[str, Any], steps: Steps, settings: Settings, forced: Path) -> Path:
     """The stage of the head that is asked for; `forced`: that of the states along refusals."""
+    training = {"refusals": forced.name, "rank": settings.rank, "optimisation": asdict(settings.head)}
     if settings.head_kind == "trained":
-        inputs = {"refusals": forced.name, "rank": settings.rank, "optimisation": asdict(settings.head)}
-        return stages.run("head", inputs, lambda to: steps.head(forced, to))
-    answered = {**base, "count": settings.head_prompts, "tokens": HARMLESS_TOKENS}
+        return stages.run("head", training, lambda to: steps.head(forced, to))
+    answered = {**base, "count": settings.harmless_prompts, "tokens": HARMLESS_TOKENS}
     harmless = stages.run("harmless", answered, steps.harmless)
+    if settings.head_kind == "sparing":
+        return stages.run("head", {**training, "harmless": harmless.name}, lambda to: steps.head(forced, to, harmless))
     solved: dict[str, Any] = {"share": SHARE, "lead": LEAD, "ridge": RIDGE}
     inputs = {"refusals": forced.name, "harmless": harmless.name, **solved}
     return stages.run("nullspace", inputs, lambda to: steps.nullspace(forced, harmless, to))

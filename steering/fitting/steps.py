@@ -20,7 +20,7 @@ from steering.fitting.layers import layer_figures
 from steering.fitting.nullspace import harmless_states, nullspace_head
 from steering.fitting.stages import Chunks, load_state, save_json, save_state
 from steering.fitting.sweep import EPS_SWEEP, refusal_ids, sweep_point
-from steering.fitting.training import Forced, Optimisation, fit_head, fit_prober, head_loss
+from steering.fitting.training import Forced, Optimisation, Spared, fit_head, fit_prober, head_loss
 from steering.head import RefusalHead
 from steering.prober import HIDDEN
 
@@ -44,6 +44,11 @@ class Settings:
     require_tpr: float = 0.0  # recall at the default threshold below which no bundle is written
     prober: Optimisation = field(default_factory=Optimisation)
     head: Optimisation = field(default_factory=lambda: Optimisation(epochs=30))
+
+    @property
+    def harmless_prompts(self) -> int:
+        """Whose answers' states a head is to leave alone; a trained one learns a few thousand states by heart."""
+        return self.head_prompts * (4 if self.head_kind == "sparing" else 1)
 
 
 class Steps:
@@ -115,13 +120,18 @@ class Steps:
                     path.unlink()
                 to.rmdir()
 
-    def head(self, forced: Path, folder: Path) -> None:
-        """Fit the Refusal Head on the states along the refusals."""
+    def head(self, forced: Path, folder: Path, harmless: Path | None = None) -> None:
+        """Fit the Refusal Head on the states along the refusals, and along the harmless answers that it spares."""
+        spared = None
+        if harmless is not None:
+            states = load_state(harmless / "harmless.safetensors")["x"]
+            spared = Spared.of(states.to(self.backbones[0].info.device))
         head, losses = fit_head(
             self._forced(forced, "train"),
             self._forced(forced, "validation"),
             self._logits,
             rank=self._settings.rank,
+            spared=spared,
             optimisation=self._settings.head,
             tick=self.bar("head", self._settings.head.epochs),
         )
@@ -130,7 +140,7 @@ class Steps:
 
     def harmless(self, folder: Path) -> None:
         """Collect the states along the model's own answers to harmless prompts."""
-        places = self._dataset.spread("train", self._settings.head_prompts, 0)
+        places = self._dataset.spread("train", self._settings.harmless_prompts, 0)
         questions = [self._dataset.questions[place] for place in places]
         states = harmless_states(self.backbones[0], questions, self.bar("harmless answers", len(questions)))
         save_state(folder / "harmless.safetensors", {"x": states})

@@ -67,10 +67,13 @@ def sweep_point(
     )
 
 
-def choose_eps(sweep: Sequence[EpsPoint]) -> float:
-    """The middle one of those that refuse, and speak, as well as the best do: the farthest from where either fails."""
+def choose_eps(sweep: Sequence[EpsPoint], *, lowest: bool = False) -> float:
+    """The middle one of those that refuse, and speak, as well as the best do: the farthest from where either fails.
+
+    `lowest`: the lowest of them instead, for a head whose worth is what it does not do.
+    """
     most = max(point.exact for point in sweep)
     refusing = [point for point in sweep if point.exact >= most - NEAR_MOST]
     clearest = min(point.perplexity for point in refusing)
     good = sorted(point.eps for point in refusing if point.perplexity <= clearest * NEAR_CLEAREST)
-    return good[(len(good) - 1) // 2]
+    return good[0 if lowest else (len(good) - 1) // 2]

@@ -13,6 +13,8 @@ from steering.calibration import fit_temperature
 from steering.head import RefusalHead
 from steering.prober import HIDDEN, Prober
 
+SPARED_FACTOR = 2  # states of harmless answers for each of refusals
+
 Tick = Callable[[int], None]  # called with the number of epochs that are done
 
 
@@ -82,31 +84,59 @@ class Forced:
         return cls(torch.cat([part.hidden for part in parts]), torch.cat([part.targets for part in parts]))
 
 
+@dataclass(frozen=True)
+class Spared:
+    """Final states of harmless answers `[M, d]` whose next tokens a head is to leave as they are.
+
+    `weight`: of their divergence, in nats a token, beside the cross-entropy of the refusals.
+    """
+
+    train: Tensor
+    held_out: Tensor
+    weight: float = 10.0
+
+    @classmethod
+    def of(cls, states: Tensor) -> Spared:
+        """States in the order of their prompts, of which the last tenth is held out."""
+        kept = len(states) - max(1, len(states) // 10)
+        return cls(states[:kept], states[kept:])
+
+
 def fit_head(
     train: Forced,
     held_out: Forced,
     logits: Callable[[Tensor], Tensor],
     *,
     rank: int | None = None,
+    spared: Spared | None = None,
     optimisation: Optimisation = Optimisation(epochs=30),
     tick: Tick = lambda _: None,
 ) -> tuple[RefusalHead, list[float]]:
-    """A head that says the refusals at eps 1, and its held-out loss per epoch.
+    """A head that says the refusals at eps 1 and leaves the `spared` states alone, and its held-out loss per epoch.
 
     The hidden states do not depend on W, which sits after the last norm, so they are computed once.
     `logits`: `[M, d] -> [M, V]`, the backbone's.
     """
     torch.manual_seed(optimisation.seed)
     head = RefusalHead(train.hidden.shape[-1], rank).to(train.hidden.device)
+    generator = torch.Generator().manual_seed(optimisation.seed)
+    batch = optimisation.batch
 
-    losses = _descend(
-        head,
-        len(train.targets),
-        lambda rows: _said(head, train.hidden[rows], train.targets[rows], logits),
-        lambda: _all_said(head, held_out, logits, optimisation.batch),
-        optimisation,
-        tick,
-    )
+    def loss(rows: Tensor) -> Tensor:
+        said = _said(head, train.hidden[rows], train.targets[rows], logits)
+        if spared is None:
+            return said
+        some = torch.randint(len(spared.train), (SPARED_FACTOR * batch,), generator=generator)
+        return said + spared.weight * _changed(head, spared.train[some], logits)
+
+    def held_out_loss() -> Tensor:
+        said = _all_said(head, held_out, logits, batch)
+        if spared is None:
+            return said
+        parts = [_changed(head, some, logits) * len(some) for some in torch.split(spared.held_out, batch)]
+        return said + spared.weight * torch.stack(parts).sum() / len(spared.held_out)
+
+    losses = _descend(head, len(train.targets), loss, held_out_loss, optimisation, tick)
     return head.requires_grad_(requires_grad=False), losses
 
 
@@ -118,6 +148,14 @@ def head_loss(head: RefusalHead, forced: Forced, logits: Callable[[Tensor], Tens
 
 def _said(head: RefusalHead, hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
     return F.cross_entropy(logits(hidden + head(hidden)).float(), targets)
+
+
+def _changed(head: RefusalHead, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+    """The mean divergence of the next tokens under a head, at eps 1, from those without it."""
+    with torch.no_grad():
+        before = logits(hidden).float().log_softmax(-1)
+    after = logits(hidden + head(hidden)).float().log_softmax(-1)
+    return F.kl_div(after, before, log_target=True, reduction="batchmean")
 
 
 def _all_said(head: RefusalHead, forced: Forced, logits: Callable[[Tensor], Tensor], batch: int) -> Tensor:

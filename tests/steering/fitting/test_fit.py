@@ -43,7 +43,7 @@ from tests.undrawn import undrawn
 
 REFUSAL = "I can't help with that."
 OWN = {"llama": ("--answers", "--answer-tokens", "16")}  # models that answer the rows themselves as well
-HEAD_OF = {"chameleon": ("--head", "nullspace")}
+HEAD_OF = {"chameleon": ("--head", "nullspace"), "llama": ("--head", "sparing")}
 THINGS = ["circle", "square", "picture", "sign", "image", "colour"]
 
 
@@ -495,6 +495,7 @@ def test_the_eps_is_the_middle_of_those_that_work() -> None:
 
     sweep = [point(0.25, 0.0, 1.0), point(0.5, 0.9), point(1, 1.0), point(1.5, 0.995), point(2, 1.0), point(3, 0.2, 90)]
     assert choose_eps(sweep) == 1.5
+    assert choose_eps(sweep, lowest=True) == 1
     assert choose_eps([point(0.5, 0.99, 4.0), point(1, 1.0, 9.0)]) == 0.5  # as good, and far more fluent
     assert choose_eps([point(1, 0.0), point(2, 0.3)]) == 2
 

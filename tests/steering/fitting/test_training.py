@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from steering.fitting.training import Forced, Optimisation, States, fit_head, fit_prober
+from steering.fitting.training import Forced, Optimisation, Spared, States, fit_head, fit_prober
 from steering.prober import Prober
 from tests.reference import prober as reference
 from tests.reference import training as head_reference
@@ -137,6 +137,31 @@ def test_the_head_learns_to_say_the_refusal(vocabulary: Tensor, rank: int | None
     said = (head.steer(fresh.flatten(0, 1), torch.ones(80)) @ vocabulary.T).argmax(-1)
     assert bool((said == targets.repeat(20)).float().mean() > 0.95)
     assert min(losses) < losses[0]
+
+
+def test_a_sparing_head_says_the_refusal_and_leaves_harmless_states_alone(vocabulary: Tensor) -> None:
+    generator = torch.Generator().manual_seed(4)
+    targets, places = torch.tensor([3, 17, 5, 9]), 2 * torch.randn(4, 24, generator=generator)
+    forced, held_out = (
+        Forced.of(places + 0.3 * torch.randn(n, 4, 24, generator=generator), targets.tolist()) for n in (64, 16)
+    )
+    harmless = 2 * torch.randn(2000, 24, generator=generator)
+    fresh = 2 * torch.randn(200, 24, generator=generator)
+
+    def logits(hidden: Tensor) -> Tensor:
+        return hidden @ vocabulary.T
+
+    def measure(spared: Spared | None) -> tuple[float, float]:
+        optimisation = Optimisation(epochs=40, batch=64, learning_rate=1e-2)
+        head, losses = fit_head(forced, held_out, logits, spared=spared, optimisation=optimisation)
+        assert min(losses) < losses[0]
+        said = logits(held_out.hidden + head(held_out.hidden)).argmax(-1) == held_out.targets
+        before, after = (logits(each).log_softmax(-1) for each in (fresh, fresh + head(fresh)))
+        return float(said.float().mean()), float((before.exp() * (before - after)).sum(1).mean())
+
+    plain, sparing = measure(None), measure(Spared.of(harmless))
+    assert min(plain[0], sparing[0]) > 0.95
+    assert sparing[1] < plain[1] / 4
 
 
 def test_the_head_keeps_its_best_epoch(vocabulary: Tensor) -> None:
