@@ -62,7 +62,7 @@ class Dataset:
     def states(self, x: Tensor, part: Part) -> States:
         """The labelled states of a part, out of those of all prompts `[N, d]`."""
         places = self.places(part)
-        return States(x[places], self.labels[places])
+        return States(x[places], self.labels[places], self.hard(places))
 
     def hard(self, places: Sequence[int]) -> Tensor:
         """Whether the prompts at these indices are hard negatives `[n]`, bool."""

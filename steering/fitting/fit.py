@@ -32,6 +32,7 @@ from steering.fitting.items import Item
 from steering.fitting.layers import choose_layer
 from steering.fitting.lengths import find_long, length_warnings, without_long
 from steering.fitting.nullspace import HARMLESS_TOKENS, LEAD, RIDGE, SHARE
+from steering.fitting.probes import HARD_SHARE
 from steering.fitting.reading import Reading, read_conversations, read_last
 from steering.fitting.stages import Chunks, Stages, load_json, load_state
 from steering.fitting.steps import Settings, Steps
@@ -149,6 +150,8 @@ def _run(
     begun = stages.run("data", {name: base[name] for name in ("model", "data")}, steps.begin)
     states = stages.run("states", {**base, "layers": layers}, lambda to: steps.states(layers, to))
     fitting = {"hidden": settings.prober_hidden, "optimisation": asdict(settings.prober), "seed": settings.seed}
+    if hard := dataset.hard(range(len(dataset.questions))).nonzero().flatten().tolist():
+        fitting["hard"] = [HARD_SHARE, *hard]
     table = stages.run("layers", {"states": states.name, **fitting}, lambda to: steps.layers(layers, states, to))
     figures = [LayerFigures(**row) for row in load_json(table / "layers.json")]
     whole = settings.reader == "conversation"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steering.calibration import fit_temperature
+from steering.fitting.probes import weights_of
 from steering.head import RefusalHead
 from steering.prober import HIDDEN, Prober
 
@@ -20,10 +21,18 @@ Tick = Callable[[int], None]  # called with the number of epochs that are done
 
 @dataclass(frozen=True)
 class States:
-    """Labelled states of one layer: `x` `[N, d]`, `y` `[N]` with 1 for toxic."""
+    """Labelled states of one layer: `x` `[N, d]`, `y` `[N]` with 1 for toxic, `hard` `[N]` bool; None: none is hard."""
 
     x: Tensor
     y: Tensor
+    hard: Tensor | None = None
+
+    @property
+    def weights(self) -> Tensor | None:
+        """How much each row counts `[N]`, where some are hard; they sum to what equal classes do without."""
+        if self.hard is None or not self.hard.any():
+            return None
+        return weights_of(self.y, self.hard) * 2 * (self.y == 0).sum()
 
 
 @dataclass(frozen=True)
@@ -46,18 +55,27 @@ def fit_prober(
     optimisation: Optimisation = Optimisation(),
     tick: Tick = lambda _: None,
 ) -> tuple[Prober, list[float]]:
-    """A calibrated prober and its held-out loss per epoch: BCE with logits, classes weighted to equal mass."""
+    """A calibrated prober and its held-out loss per epoch: BCE with logits, classes weighted to equal mass.
+
+    Of each class its hard negatives weigh `HARD_SHARE`: there are never many, and they are what is to be told apart.
+    """
     torch.manual_seed(optimisation.seed)
     prober = Prober(train.x.shape[1], hidden)
     mean, scale = train.x.mean(0), train.x.std(0).clamp_min(1e-6)
     x, held_x = (train.x - mean) / scale, (held_out.x - mean) / scale
     weight = (train.y == 0).sum() / (train.y == 1).sum().clamp_min(1)
 
+    def entropy(logits: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+        balance = weight if weights is None else None
+        return F.binary_cross_entropy_with_logits(logits, y.float(), weight=weights, pos_weight=balance)
+
+    weights, held_weights = train.weights, held_out.weights
+
     def loss(rows: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(prober(x[rows]), train.y[rows].float(), pos_weight=weight)
+        return entropy(prober(x[rows]), train.y[rows], None if weights is None else weights[rows])
 
     def held_out_loss() -> Tensor:
-        return F.binary_cross_entropy_with_logits(prober(held_x), held_out.y.float(), pos_weight=weight)
+        return entropy(prober(held_x), held_out.y, held_weights)
 
     losses = _descend(prober, len(x), loss, held_out_loss, optimisation, tick)
     with torch.no_grad():

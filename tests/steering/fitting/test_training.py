@@ -57,6 +57,26 @@ def test_rare_toxic_prompts_are_weighed_like_the_safe_ones() -> None:
     assert bool(((scores >= 0) & (scores <= 1)).all())
 
 
+def test_a_few_hard_negatives_are_told_from_what_they_look_like() -> None:
+    def looking_harmful(count: int, seed: int) -> Tensor:
+        """Harmless prompts that stand where harmful ones do, but for one feature."""
+        states = planted(2 * count, 16, 6.0, seed)
+        return states.x[states.y == 1] + 6 * 10**-2 * nn.functional.one_hot(torch.tensor(0), 16)
+
+    def with_hard(count: int, seed: int) -> States:
+        states, hard = planted(2000, 16, 6.0, seed), looking_harmful(count, seed + 10)
+        mark = torch.arange(2000 + count) >= 2000
+        return States(torch.cat([states.x, hard]), torch.cat([states.y, torch.zeros(count, dtype=torch.long)]), mark)
+
+    train, held_out = with_hard(12, 0), with_hard(4, 1)
+    prober, _ = fit_prober(train, held_out)
+    plain, _ = fit_prober(States(train.x, train.y), States(held_out.x, held_out.y))
+    fresh = looking_harmful(500, 2)
+    flagged, otherwise = (float((each(fresh) > 0).float().mean()) for each in (prober, plain))
+    assert flagged < min(0.1, otherwise / 2)
+    assert auroc(prober, planted(4000, 16, 6.0, 3)) > 0.99
+
+
 def test_the_same_seed_gives_the_same_prober() -> None:
     data = planted(300, 8, 2.0, 0), planted(100, 8, 2.0, 1)
     one, two = (fit_prober(*data)[0].state_dict() for _ in range(2))
