@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -52,12 +53,12 @@ def documented(
         place = {"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}
         extra["parameters"] = [place]
     if query is not None:
-        fields = _inlined(query.model_json_schema())["properties"]
+        fields = _body_schema(query)["properties"]
         extra["parameters"] = [{"name": name, "in": "query", "schema": field} for name, field in fields.items()]
     if body is not None:
         extra["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _inlined(body.model_json_schema())}},
+            "content": {"application/json": {"schema": _body_schema(body)}},
         }
     return {"openapi_extra": extra, "response_model": None}
 
@@ -70,6 +71,15 @@ def _event(data: Any, error: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"type": "object", "properties": {"data": either}, "required": ["data"]}
 
 
+# Once for each type in a process: most errors of all routes are of one, and every application has the same routes.
+
+
+@cache
+def _body_schema(kind: type[Strict]) -> Any:  # noqa: ANN401
+    return _inlined(kind.model_json_schema())
+
+
+@cache
 def _schema(kind: Any) -> Any:  # noqa: ANN401
     return _inlined(TypeAdapter(kind).json_schema(mode="serialization"))
 
