@@ -52,7 +52,7 @@ class SteadyRunner(ScriptedRunner):
         super().__post_init__()
         tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(CHECKPOINT))
         assert self.model is not None
-        self.model = self.model._replace(inputs=Inputs(as_any(self.inputs), tokenizer))
+        self.model = self.model[0], Inputs(as_any(self.inputs), tokenizer)
         self.streams = 1  # that must be there before a token is said
         self.said_at: list[float] = []  # monotonic seconds
         self._text = cycle(tokenizer(TEXT)["input_ids"])

@@ -23,6 +23,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from models.chat import check_image_count, check_no_images, message_of, with_text
 from models.errors import PromptError, PromptTooLong
 from models.families import Detail, Family
 from models.image_counts import least_tokens
@@ -33,9 +34,7 @@ from models.pixels import ImageFile
 from models.processed import NOTHING, ImageProcessor, ProcessedMemory, PromptImages
 from models.prompt import Prompt
 from models.stand_ins import StandIns
-from models.tool_turns import Reads, in_plain_turns, reads_of, tool_fields
-
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+from models.tool_turns import Reads, in_plain_turns, reads_of
 
 _STAND_IN = Image.new("RGB", (1, 1))  # for an image of which all is known
 
@@ -146,14 +145,14 @@ class InputBuilder:
         that the template leaves out are told in the prompt's `unused`; where it has no turns for calls, they are words.
         Raises `PromptError`, and what decoding raises.
         """
-        chat = [_message(message, place) for place, message in enumerate(messages)]
+        chat = [message_of(message, place) for place, message in enumerate(messages)]
         if not chat:
             raise PromptError("messages is empty")
         if not self.reads.turns:
             chat = in_plain_turns(chat)
         if not self._family.sees:
-            _check_no_images(chat)
-        _check_image_count(chat, len(images))
+            check_no_images(chat)
+        check_image_count(chat, len(images))
         pictures = self._detailed(images, details)
         texts = StandIns()
         skeleton = self._render(texts.chat(chat), texts.tools(tools))
@@ -213,7 +212,7 @@ class InputBuilder:
 
     def _render(self, chat: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         if not self._family.sees:
-            chat = [_with_text(message) for message in chat]
+            chat = [with_text(message) for message in chat]
         try:
             rendered, _ = render_jinja_template(
                 conversations=[chat],
@@ -269,41 +268,3 @@ class InputBuilder:
             image_tokens=ids.count(self.image_token_id),
             pictures=pictures_of(self._family, found.features, found.parts, ids, self.image_token_id),
         )
-
-
-def _message(message: Mapping[str, Any], place: int) -> dict[str, Any]:
-    """A message as templates expect it: a role, and a list of parts."""
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise PromptError(f"messages[{place}].role is {role!r}, not one of {', '.join(sorted(ROLES))}")
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if not isinstance(content, Sequence):
-        raise PromptError(f"messages[{place}].content is neither a text nor a list of parts")
-    more = {"name": message["name"]} if message.get("name") is not None else {}
-    return {"role": role, **more, **tool_fields(message), "content": [_part(part, place) for part in content]}
-
-
-def _part(part: Mapping[str, Any], place: int) -> dict[str, str]:
-    if part.get("type") == "image":
-        return {"type": "image"}
-    if part.get("type") == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
-    raise PromptError(f"messages[{place}].content holds a part of type {part.get('type')!r}, not text or image")
-
-
-def _check_no_images(chat: Sequence[Mapping[str, Any]]) -> None:
-    for place, message in enumerate(chat):
-        if any(part["type"] == "image" for part in message["content"]):
-            raise PromptError(f"messages[{place}].content holds an image, and the model reads text only")
-
-
-def _with_text(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates of text models expect it: its content is a string, of a line for each part."""
-    return {**message, "content": "\n".join(part["text"] for part in message["content"])}
-
-
-def _check_image_count(chat: Sequence[Mapping[str, Any]], count: int) -> None:
-    parts = sum(part["type"] == "image" for message in chat for part in message["content"])
-    if parts != count:
-        raise PromptError(f"the messages hold {parts} images, {count} were given")

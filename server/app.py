@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -65,19 +65,10 @@ def create_app(
     `tracing`: where spans go.
     """
     service = Service(settings, engine, name, images, sink, tracing)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
-        try:
-            yield
-        finally:
-            await service.stop()
-
     app = FastAPI(
         title="Autosteer Server",
         version=server_version(),
-        lifespan=lifespan,
+        lifespan=_while_it_serves(service),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect's address would be made of the client's Host header
@@ -88,18 +79,37 @@ def create_app(
     for router in (chat, completions, responses, anthropic, moderations, models, tokens):
         app.include_router(router.routes(service), dependencies=[Depends(authentication(service))])
     app.include_router(console.routes(service))
+    add_middleware(app, service)
+    return app
+
+
+def _while_it_serves(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """The application's lifespan: that of the service."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    return lifespan
+
+
+def add_middleware(app: FastAPI, service: Service) -> None:
+    """What stands around the routes, from the innermost to the outermost."""
     app.add_middleware(Tolerant)
-    if settings.cors_origins:
+    if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=settings.cors_origins,
+            allow_origins=service.settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(Outermost, service=service)
     app.add_middleware(Paced)
-    return app
 
 
 # errors ------------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class Service:
     def served(self) -> Served | None:
         """The model, once it is loaded."""
         if self._served is None and self.engine.model is not None:
-            self._served = Served.of(self.engine.model, self.name)
+            self._served = Served.of(*self.engine.model, self.name)
             self._schemas = Schemas(self._served.vocabulary, self.settings)
             self._tell(self._served)
         return self._served

@@ -103,20 +103,26 @@ def wished_policy(policy: Policy, wish: GuardOptions, guard: Calibrated | None, 
         output=output,
     )
     steers = Mode.STEER in (mode, output.mode)
-    field = looser_in(new, policy) or ("eps" if steers and new.eps < least else None)
-    if not may_loosen and field is not None:
-        if field.startswith("categories."):
-            field = "mode"
-        if field == "threshold" and wish.target_fpr is not None:
-            field = "target_fpr"
-        if field == "output.threshold" and wish.output is not None and wish.output.target_fpr is not None:
-            field = "output.target_fpr"
+    looser = looser_in(new, policy) or ("eps" if steers and new.eps < least else None)
+    if not may_loosen and looser is not None:
+        field = _wished_as(looser, wish)
         raise Forbidden(
             f"'guard.{field}' would loosen the policy {policy.name!r}, which this key may not do.",
             param=f"guard.{field}",
             code="may_not_loosen",
         )
     return new
+
+
+def _wished_as(field: str, wish: GuardOptions) -> str:
+    """The field of a request's wish that has set a policy's."""
+    if field.startswith("categories."):
+        return "mode"
+    if field == "threshold" and wish.target_fpr is not None:
+        return "target_fpr"
+    if field == "output.threshold" and wish.output is not None and wish.output.target_fpr is not None:
+        return "output.target_fpr"
+    return field
 
 
 def _wished_threshold(wish: GuardOptions, guard: Calibrated) -> float | None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from server.answer.text_decoder import TextDecoder
+from server.engine.protocol import Facts
 from server.version import server_version
 from server.workers.schemas import VocabularySource
-from steering.policy import Calibrated, Policy
+from steering.policy import Policy
 
 if TYPE_CHECKING:
-    from models.backbone import BackboneInfo
     from models.inputs import InputBuilder
-    from server.engine.host import Model
+    from server.engine.host import Inputs
 
 
 class Judge(NamedTuple):
@@ -26,36 +25,26 @@ class Judge(NamedTuple):
     layer: int
 
 
-@dataclass(frozen=True)
-class Served:
-    """A loaded model, as the routes see it."""
+@dataclass(frozen=True, kw_only=True)
+class Served(Facts):
+    """The loaded model as the routes know it: what the engine tells of it, its name, how prompts and texts are made."""
 
     name: str
-    info: BackboneInfo
     inputs: InputBuilder
     decoder: TextDecoder
     vocabulary: VocabularySource  # of the grammars that JSON schemas become
-    guard: Calibrated | None
-    layer: int | None  # the guarded one
-    calibration: Sequence[float]  # scores of harmless prompts that the guard was calibrated on; none if it keeps none
-    answer_calibration: Sequence[float] = ()  # final scores of harmless answers; none if it reads no answers
     created: int = field(default_factory=lambda: int(time.time()))
     version: str = field(default_factory=server_version)  # of this server; to look it up takes half a millisecond
 
     @classmethod
-    def of(cls, model: Model, name: str) -> Served:
+    def of(cls, facts: Facts, inputs: Inputs, name: str) -> Served:
         """Describe a model that has loaded."""
-        facts, inputs = model
         return cls(
+            **vars(facts),
             name=name,
-            info=facts.info,
             inputs=inputs.builder,
             decoder=TextDecoder(inputs.tokenizer),
             vocabulary=VocabularySource(inputs.tokenizer_json, facts.info.vocab_size, facts.info.eos_ids),
-            guard=facts.guard,
-            layer=facts.layer,
-            calibration=facts.calibration,
-            answer_calibration=facts.answer_calibration,
         )
 
     @property

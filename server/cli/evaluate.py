@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -95,6 +95,11 @@ def evaluate(
         judges = _made(wanted, judge_cache or out / "judge.sqlite")
         with held(out), resumable(), progress_bar() as progress:
             found = run(EvaluationPlan(chosen, loaded, guarded, remotes, judges, cost), out, progress)
+    _tell(found, out, in_process=columns is not None)
+
+
+def _tell(found: Mapping[str, Any], out: Path, *, in_process: bool) -> None:
+    """Print a run's results; `in_process`: whether some of its columns were computed here."""
     from steering.evaluation.report import sections
 
     for sentence in found["conclusions"]:
@@ -104,7 +109,7 @@ def evaluate(
     for warning in found["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
     took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["seconds"].items())
-    typer.echo(f"time: {took}{' (--no-cost leaves cost out)' if found['cost'] and columns else ''}", err=True)
+    typer.echo(f"time: {took}{' (--no-cost leaves cost out)' if found['cost'] and in_process else ''}", err=True)
     typer.echo(f"results: {out / 'results.md'}\nreport: {out / 'report.html'}")
 
 

@@ -108,42 +108,22 @@ def fit(
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with mistakes():
-        from steering.fitting.choices import HEADS, READERS, SELECTS
-
-        if select not in SELECTS:
-            mistake(f"--select {select} is not one of {', '.join(SELECTS)}")
-        if prober not in ("mlp", "linear"):
-            mistake(f"--prober {prober} is neither mlp nor linear")
-        if reader not in READERS:
-            mistake(f"--reader {reader} is not one of {', '.join(READERS)}")
-        if head not in HEADS:
-            mistake(f"--head {head} is not one of {', '.join(HEADS)}")
-        if head == "nullspace" and rank is not None:
-            mistake("--rank is of a trained head; leave it out with --head nullspace")
+        _check_choices(select, prober, reader, head, rank)
         given = _layers(layer, layers)
-        beside = out.parent / out.name
-        to = writable("--out", out)
-        kept = writable("--work", work or beside.with_name(f"{out.name}.work"))
-        about = writable("--report", report or beside.with_name(f"{out.name}.report"))
-        which = {"text_only": text_only, "with_test": with_test, "drop_bad": drop_bad}
+        to, kept, about = _folders(out, work, report)
         wanted = answers_wanted(responses or [], images, judge, answer_tokens, own=answers, text_only=text_only)
         labels = read_labelled(add or [], against)
         rows = read_fit_rows(
-            pairs,
-            benign or [],
-            hard_negatives or [],
-            images,
-            labelled=labels.fit,
-            seed=seed,
-            target_fpr=target_fpr,
-            **which,
-        )
+            *(pairs, benign or [], hard_negatives or [], images), text_only=text_only, with_test=with_test,
+            drop_bad=drop_bad, labelled=labels.fit, seed=seed, target_fpr=target_fpr,
+        )  # fmt: skip
         check_given(wanted, rows.parts, seed)
         if check:
             show_fit_rows(rows)
             return
         check_model(model)
         # Only now what takes seconds to import.
+        from steering.fitting.choices import HEADS, READERS, SELECTS
         from steering.fitting.fit import fit as run
         from steering.fitting.report import write_report
         from steering.fitting.steps import Settings
@@ -271,6 +251,29 @@ def import_reference(
 
 
 # what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def _check_choices(select: str, prober: str, reader: str, head: str, rank: int | None) -> None:
+    """Say which of them there is not, or which do not go together."""
+    from steering.fitting.choices import HEADS, READERS, SELECTS
+
+    if prober not in ("mlp", "linear"):
+        mistake(f"--prober {prober} is neither mlp nor linear")
+    for option, given, known in (("select", select, SELECTS), ("reader", reader, READERS), ("head", head, HEADS)):
+        if given not in known:
+            mistake(f"--{option} {given} is not one of {', '.join(known)}")
+    if head == "nullspace" and rank is not None:
+        mistake("--rank is of a trained head; leave it out with --head nullspace")
+
+
+def _folders(out: Path, work: Path | None, report: Path | None) -> tuple[Path, Path, Path]:
+    """Where the bundle, the stages and the report are written to."""
+    beside = out.parent / out.name  # without a slash at its end
+    return (
+        writable("--out", out),
+        writable("--work", work or beside.with_name(f"{out.name}.work")),
+        writable("--report", report or beside.with_name(f"{out.name}.report")),
+    )
 
 
 def _layers(layer: int | None, layers: str | None) -> tuple[int, ...]:

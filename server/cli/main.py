@@ -39,6 +39,7 @@ from server.workers.threads import share_the_lock
 
 if TYPE_CHECKING:
     from server.api.served import Served
+    from server.engine.client import EngineClient
     from server.engine.host import Inputs
     from server.http.server import HttpServer
     from steering.policy import Policy
@@ -116,22 +117,12 @@ def _serve(
 ) -> None:
     """Run until a signal; exits with 2 if the model does not load, with 3 if the engine has failed for good."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
-    engine = EngineProcess(spec)  # it loads while this process imports what it serves with
-    from server.access.policies import make_policies
+    client = _engine(spec, settings)
     from server.app import create_app
-    from server.engine.client import EngineClient
     from server.http.garbage import FullCollections
     from server.http.server import HttpServer
     from server.reload import reload
 
-    client = EngineClient(
-        engine,
-        lambda: _inputs(spec),
-        max_live=settings.max_live,
-        step_seconds=settings.step_seconds,
-        check=lambda facts: make_policies(settings, facts.guard),
-        again=partial(EngineProcess, spec) if settings.engine_failure == "restart" else None,
-    )
     application = create_app(settings, client, name=spec.name, sink=sink, tracing=tracing)
     service, garbage = application.state.service, FullCollections()
     service.origin = origin
@@ -146,6 +137,22 @@ def _serve(
     server = HttpServer(application, client, settings, announce=ready, reload=lambda: reload(service, load))
     server.run(sockets=[listener])
     _exit_after(server)
+
+
+def _engine(spec: LaunchSpec, settings: Settings) -> EngineClient:
+    """The client of an engine that begins to load."""
+    process = EngineProcess(spec)  # it loads while this process imports what it serves with
+    from server.access.policies import make_policies
+    from server.engine.client import EngineClient
+
+    return EngineClient(
+        process,
+        lambda: _inputs(spec),
+        max_live=settings.max_live,
+        step_seconds=settings.step_seconds,
+        check=lambda facts: make_policies(settings, facts.guard),
+        again=partial(EngineProcess, spec) if settings.engine_failure == "restart" else None,
+    )
 
 
 def _url(listener: socket.socket) -> str:

@@ -11,7 +11,7 @@ from math import ceil
 from models.progress import STAGES, Stage
 from server.engine import wire
 from server.engine.connection import Connection
-from server.engine.host import Host, Inputs, Model
+from server.engine.host import Host, Inputs
 from server.engine.launch import load_failure
 from server.engine.live import Deliver, LiveRequests, NotReady, QueueFull
 from server.engine.loading import load_in_thread
@@ -74,7 +74,7 @@ class EngineClient:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._ending = False  # the host is told to end
-        self.model: Model | None = None
+        self.model: tuple[Facts, Inputs] | None = None
         self.load = Load()
         self.failure: BaseException | None = None
 
@@ -102,13 +102,12 @@ class EngineClient:
         """How often an engine was started again."""
         return self._restarts.count
 
-    async def loaded(self) -> Model:
+    async def loaded(self) -> None:
         """Wait until the model is there; raises what loading raised."""
         await self._loaded.wait()
         if self.model is None:
             assert self.failure is not None
             raise self.failure
-        return self.model
 
     async def drain(self, seconds: float) -> bool:
         """Take no new request and wait until the live ones have ended; False if some have not after `seconds`."""
@@ -221,13 +220,13 @@ class EngineClient:
             return
         try:
             self._check(self._facts)
-            if self.model is not None and self._facts != self.model.facts:
+            if self.model is not None and self._facts != self.model[0]:
                 raise EngineFailed("another model or guard was loaded than before; start the server anew")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001  told to those who wait
             self._fail(error)
             return
         if self.model is None:
-            self.model = Model(self._facts, self._inputs)
+            self.model = self._facts, self._inputs
         else:
             logger.warning("the engine serves again")
         self._serving, self._starts_again, self.failure = True, False, None

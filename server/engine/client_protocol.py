@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from models.progress import Stage
-from server.engine.host import Model
+from server.engine.host import Inputs
 from server.engine.live import Deliver
-from server.engine.protocol import Load
+from server.engine.protocol import Facts, Load
 from server.engine.wire import Parcel
 from server.request import Ask
 
@@ -26,7 +26,7 @@ class Submits(Protocol):
 class ClientProtocol(Submits, Protocol):
     """What the application needs of it."""
 
-    model: Model | None
+    model: tuple[Facts, Inputs] | None  # once it is loaded
     load: Load
 
     @property

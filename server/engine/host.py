@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from models.inputs import InputBuilder
-    from server.engine.protocol import Facts
 
 
 class Host(Protocol):
@@ -29,10 +28,3 @@ class Inputs(NamedTuple):
     builder: InputBuilder
     tokenizer: Any
     tokenizer_json: str = ""  # for the process that compiles schemas; to make it holds the interpreter's lock for long
-
-
-class Model(NamedTuple):
-    """A loaded model, as the HTTP process knows it: both halves."""
-
-    facts: Facts
-    inputs: Inputs

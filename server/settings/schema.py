@@ -8,6 +8,7 @@ from pydantic import Field, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from server.settings.checks import check_keys, check_policies
 from server.settings.decode_memory import decode_bytes
 from server.settings.groups import (
     AuditSettings,
@@ -190,25 +191,8 @@ class Settings(BaseSettings, PolicySettings):
 
     @model_validator(mode="after")
     def _keys_and_policies(self) -> Self:
-        if DEFAULT_POLICY in self.policies:
-            raise PydanticCustomError(
-                "policies", "policies.default: the policy 'default' is what the top level says; put its fields there"
-            )
-        for number, key in enumerate(self.keys):
-            if key.policy != DEFAULT_POLICY and key.policy not in self.policies:
-                known = ", ".join([DEFAULT_POLICY, *self.policies])
-                raise PydanticCustomError(
-                    "keys",
-                    "keys.{number}.policy: there is no policy {policy}; there are {known}",
-                    {"number": number, "policy": repr(key.policy), "known": known},
-                )
-        for field in ("name", "hash"):
-            values = [getattr(key, field) for key in self.keys]
-            for number, value in enumerate(values):
-                if value in values[:number]:
-                    raise PydanticCustomError(
-                        "keys", f"keys.{number}.{field} is that of keys.{values.index(value)} too; each needs its own"
-                    )
+        check_policies(self.policies)
+        check_keys(self.keys, self.policies)
         return self
 
     @model_validator(mode="after")

@@ -80,13 +80,10 @@ def fit(
     steps = Steps(backbones, dataset, settings, bar)
     finished = _run(stages, steps, backbones, dataset, settings, layers)
     guard = guard_of(finished, rate)
-    read = None
-    if answers is not None:
-        fitting = AnswersFit(
-            stages, _base(backbones[0], finished.data_hash), backbones, dataset, settings.seed, steps.bar
-        )
-        read = fitting.add(guard, parts, answers)
-        guard = read.guard
+    base = _base(backbones[0], finished.data_hash)
+    fitting = AnswersFit(stages, base, backbones, dataset, settings.seed, bar)
+    read = None if answers is None else fitting.add(guard, parts, answers)
+    guard = guard if read is None else read.guard
     report = {**report_of(finished, guard.manifest, rate), **_answers_report(read), "stages": stages.summary}
     report["warnings"] += length_warnings(left_out, backbones[0].info.context_length)
     report["warnings"] += [] if read is None else read.warnings
@@ -96,9 +93,8 @@ def fit(
             f"for {settings.require_tpr:.1%}: no bundle is written to {out}"
         )
     save_bundle(out, guard.manifest, guard.reader, guard.head, guard.calibration, guard.answers, guard.categories)
-    return Fitted(
-        guard, report, finished.folders, dataset, finished.reading.scores, None if read is None else read.figures
-    )
+    figures = None if read is None else read.figures
+    return Fitted(guard, report, finished.folders, dataset, finished.reading.scores, figures)
 
 
 def _within_context(
@@ -162,11 +158,10 @@ def _run(
         "prober", {"states": states.name, "layers": chosen, **fitting}, lambda to: steps.prober(states, places, to)
     )
     kinds = _kinds(dataset, settings)
-    if whole or not kinds:
-        told = None
-    else:
-        told = at_last_tokens(dataset, kinds, torch.cat([Chunks(states).column(place) for place in places], dim=1))
-    reading = _reading(stages, base, steps, dataset, settings, probed, chosen, kinds, told)
+    last = None  # of the categories, where they are read at the last token
+    if kinds and not whole:
+        last = at_last_tokens(dataset, kinds, torch.cat([Chunks(states).column(place) for place in places], dim=1))
+    reading = _reading(stages, base, steps, dataset, settings, probed, chosen, kinds, last)
     forcing = {**base, "refusals": settings.refusals, "count": settings.head_prompts}
     forced = stages.run("refusals", forcing, steps.refusals)
     headed = _head(stages, base, steps, settings, forced)
@@ -208,7 +203,7 @@ def _reading(
     probed: Path,  # the folder of the prober's stage
     chosen: Sequence[int],  # its layers
     kinds: Kinds,
-    told: CategoriesRead | None,  # where categories are read at the last token
+    last: CategoriesRead | None,  # where categories are read at the last token
 ) -> Reading:
     """The reader that is asked for; that of conversations has the prober as its baseline."""
     info = steps.backbones[0].info
@@ -216,7 +211,7 @@ def _reading(
     prober.load_state_dict(load_state(probed / "prober.safetensors"))
     if settings.reader == "last":
         scores = load_state(probed / "scores.safetensors")["scores"]
-        return read_last(dataset, prober, scores, chosen, told)
+        return read_last(dataset, prober, scores, chosen, last)
     layers = settings.layers or spread_around(chosen[0], info.num_layers)
     conversations = ConversationSteps(steps.backbones, dataset, layers, steps.bar)
     prober_at = chosen[0], probed

@@ -34,6 +34,7 @@ PARTS: Mapping[str, Sequence[tuple[Part, float]]] = {
 HARD = "xstest"
 
 Pair = tuple[str, str]  # harmful and harmless
+Row = Mapping[str, str]
 
 
 @dataclass
@@ -148,34 +149,12 @@ def write(found: Found, out: Path, seed: int) -> dict[str, int]:
     Where a set has categories, also `kinds.jsonl`: pairs of its rows with harmless ones, for a fit of its own.
     """
     out.mkdir(parents=True, exist_ok=True)
-    chance, known = Random(seed), set[str]()  # noqa: S311
-    pairs = [
-        {"category": name, "toxic": toxic, "safe": safe}
-        for name, members in found.pairs.items()
-        for toxic, safe in members[: PAIRS.get(name)]
-        if _fits(toxic) and _fits(safe) and toxic != safe and _new(known, toxic, safe)
-    ]
-    benign = [
-        {"category": name, "text": text}
-        for name, texts in found.harmless.items()
-        for text in texts[:HARMLESS]
-        if _fits(text) and _new(known, text)
-    ]
-    files = {
-        name: _shuffled([row for row in rows if (row["category"] == HARD) == (name == "hard")], chance)
-        for name, rows in (("pairs", pairs), ("benign", benign), ("hard", [*pairs, *benign]))
-    }
+    known = set[str]()
     counts = {}
-    for name, rows in files.items():
+    for name, rows in _fitted_on(found, known, Random(seed)).items():  # noqa: S311
         parted = [{"id": f"{name}-{n}", **row, "split": _part(name, n / len(rows))} for n, row in enumerate(rows)]
         counts[name] = _write_rows(out / f"{name}.jsonl", parted)
-    if found.kinds:
-        spare = [text for text in found.harmless["alpaca"][HARMLESS:] if _fits(text)]
-        rows = [
-            {"category": found.kinds[toxic], "toxic": toxic, "safe": safe}
-            for toxic, safe in zip(found.held_out["harmful", "catqa"], spare, strict=False)
-            if toxic in found.kinds
-        ]
+    if rows := _of_kinds(found):
         parted = [{"id": f"kinds-{n}", **row, "split": _part("pairs", n / len(rows))} for n, row in enumerate(rows)]
         counts["kinds"] = _write_rows(out / "kinds.jsonl", parted)
     sets = []
@@ -191,6 +170,38 @@ def write(found: Found, out: Path, seed: int) -> dict[str, int]:
     suite = {"name": "public", "max_tokens": 32, "judges": ["phrases"], "surrounded_rows": 20, "sets": sets}
     (out / "suite.yaml").write_text(json.dumps(suite, indent=1) + "\n")
     return counts
+
+
+def _fitted_on(found: Found, known: set[str], chance: Random) -> Mapping[str, Sequence[Row]]:
+    """The rows of each file of a fit, shuffled; their texts are `known` from then on."""
+    pairs = [
+        {"category": name, "toxic": toxic, "safe": safe}
+        for name, members in found.pairs.items()
+        for toxic, safe in members[: PAIRS.get(name)]
+        if _fits(toxic) and _fits(safe) and toxic != safe and _new(known, toxic, safe)
+    ]
+    benign = [
+        {"category": name, "text": text}
+        for name, texts in found.harmless.items()
+        for text in texts[:HARMLESS]
+        if _fits(text) and _new(known, text)
+    ]
+    return {
+        name: _shuffled([row for row in rows if (row["category"] == HARD) == (name == "hard")], chance)
+        for name, rows in (("pairs", pairs), ("benign", benign), ("hard", [*pairs, *benign]))
+    }
+
+
+def _of_kinds(found: Found) -> Sequence[Row]:
+    """Pairs of harmful rows that have a category with harmless ones that no other file has."""
+    if not found.kinds:
+        return ()
+    spare = [text for text in found.harmless["alpaca"][HARMLESS:] if _fits(text)]
+    return [
+        {"category": found.kinds[toxic], "toxic": toxic, "safe": safe}
+        for toxic, safe in zip(found.held_out["harmful", "catqa"], spare, strict=False)
+        if toxic in found.kinds
+    ]
 
 
 def _new(known: set[str], *texts: str) -> bool:

@@ -107,13 +107,18 @@ def read_conversations(
     calibrated_reader = _calibrated(probes, found["raw"], dataset, fresh, layers)
     if linear is None:
         return calibrated_reader
-    rows = FreshRows(
-        raw=found["categories"].numpy(),
-        kinds=kinds.of[[row.place for row in fresh]],
-        held_out=torch.tensor([dataset.parts[row.place] == "calibration" for row in fresh]),
-        alone=torch.tensor([row.surrounding == ALONE for row in fresh]),
-    )
+    rows = _fresh_rows(found["categories"], kinds, dataset, fresh)
     return replace(calibrated_reader, categories=calibrated(kinds, linear, rows))
+
+
+def _fresh_rows(raw: Tensor, kinds: Kinds, dataset: Dataset, rows: Sequence[Row]) -> FreshRows:
+    """What categories are calibrated on; `raw` `[R, categories]`."""
+    return FreshRows(
+        raw=raw.numpy(),
+        kinds=kinds.of[[row.place for row in rows]],
+        held_out=torch.tensor([dataset.parts[row.place] == "calibration" for row in rows]),
+        alone=torch.tensor([row.surrounding == ALONE for row in rows]),
+    )
 
 
 def _calibrated(

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +33,7 @@ from models.prompt import Prompt
 from models.sampling import Logprobs
 from models.tool_turns import Reads
 from server.app import create_app
-from server.engine.host import Inputs, Model
+from server.engine.host import Inputs
 from server.engine.live import Deliver, NotReady, QueueFull
 from server.engine.protocol import Facts, Load
 from server.engine.wire import Parcel
@@ -61,6 +62,7 @@ def byte_characters() -> dict[int, str]:
     return table | {byte: chr(256 + number) for number, byte in enumerate(rest)}
 
 
+@cache
 def byte_tokenizer() -> Any:
     """One token per byte, id = byte value, as byte-level BPE without merges; then two special tokens."""
     vocabulary = {character: byte for byte, character in byte_characters().items()}
@@ -69,6 +71,11 @@ def byte_tokenizer() -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<eos>", special=True), AddedToken("<image>", special=True)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@cache
+def tokenizer_json() -> str:
+    return plain_json(byte_tokenizer())
 
 
 @dataclass
@@ -232,7 +239,8 @@ class ScriptedRunner:
         if guard is not None:
             guard.watches = self.watches
         facts = Facts(as_any(backbone_info()), guard, None if guard is None else guard.layer, self.calibration)
-        self.model: Model | None = Model(facts, Inputs(as_any(self.inputs), self.tokenizer, plain_json(self.tokenizer)))
+        inputs = Inputs(as_any(self.inputs), self.tokenizer, tokenizer_json())
+        self.model: tuple[Facts, Inputs] | None = facts, inputs
         self.load = Load()
         self._tasks: dict[str, tuple[asyncio.Task[None], Deliver]] = {}
         self._arrival = asyncio.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from typing import Any
 
 from hypothesis import given
@@ -128,7 +129,7 @@ def test_what_follows_on_the_guard_s_intervention_is_set_apart_from_text_and_not
 
 
 def test_special_tokens_that_mark_calls_are_seen_and_others_are_not() -> None:
-    tokenizer = byte_tokenizer()
+    tokenizer = deepcopy(byte_tokenizer())
     tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "[ARGS]", "<|x|>"]})
     marks = dict(enumerate(["[TOOL_CALLS]", "[ARGS]"], start=len(tokenizer) - 3))
     text = "é[TOOL_CALLS]weather[ARGS]{}"

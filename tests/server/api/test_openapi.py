@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-import httpx
 import jsonschema_rs
 import pytest
 
 from server.request import EngineFailed, Finish
 from steering.policy import Verdict
-from tests.server.scripted import MODEL, REFUSAL, Script, ScriptedRunner, body, data_url, events_of, png, serving
+from tests.server.scripted import (
+    MODEL,
+    REFUSAL,
+    Script,
+    ScriptedRunner,
+    application,
+    body,
+    data_url,
+    events_of,
+    png,
+    serving,
+)
 
 CHAT, COMPLETIONS, MODERATIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/v1/moderations", "/tokenize"
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
@@ -79,9 +90,14 @@ def answers(text: str) -> Script:
     return Script.saying(text)
 
 
-async def operation(client: httpx.AsyncClient, path: str, method: str = "post") -> dict[str, Any]:
-    document = (await client.get("/openapi.json")).json()
-    found: dict[str, Any] = document["paths"][path][method]
+@cache
+def document() -> dict[str, Any]:
+    """What every server has at `/openapi.json`; to make it takes longer than most of these tests."""
+    return application(ScriptedRunner()).openapi()
+
+
+def operation(path: str, method: str = "post") -> dict[str, Any]:
+    found: dict[str, Any] = document()["paths"][path][method]
     return found
 
 
@@ -106,7 +122,7 @@ def closed(schema: Any) -> Any:
 async def test_a_body_and_its_answer_are_as_documented(name: str) -> None:
     path, data = GOOD[name]
     async with serving(ScriptedRunner(answer=answers), completions="on", token_scores=True) as client:
-        documented = await operation(client, path)
+        documented = operation(path)
         response = await client.post(path, json=data)
     check(data, documented["requestBody"]["content"]["application/json"]["schema"])
     assert response.status_code == 200, response.text
@@ -117,7 +133,7 @@ async def test_a_body_and_its_answer_are_as_documented(name: str) -> None:
 async def test_every_event_of_a_stream_is_as_documented(name: str) -> None:
     path, data = GOOD[name]
     async with serving(ScriptedRunner(answer=answers), completions="on", token_scores=True) as client:
-        content = (await operation(client, path))["responses"]["200"]["content"]
+        content = operation(path)["responses"]["200"]["content"]
         response = await client.post(path, json={**data, "stream": True, "stream_options": {"include_usage": True}})
     kind = response.headers["content-type"].split(";")[0]
     events = events_of(response.text)
@@ -148,7 +164,7 @@ async def test_every_error_is_as_documented(path: str, status: int, request_of: 
         request["json"] = {**fields, **request["json"]}
     runner = ScriptedRunner(ready=status != 503)
     async with serving(runner, max_body_bytes=10_000, max_rows=1, max_queue=0) as client:
-        documented = await operation(client, path)
+        documented = operation(path)
         if status == 429:
             client_app: Any = client
             client_app._transport.app.state.service.gate.places.hold(1)
@@ -168,7 +184,7 @@ async def test_the_routes_without_a_body(path: str) -> None:
         assert response.status_code == 200
         if path == "/openapi.json":
             return
-        content = (await operation(client, path, "get"))["responses"]["200"]["content"]
+        content = operation(path, "get")["responses"]["200"]["content"]
     kind = response.headers["content-type"].split(";")[0]
     check(response.json() if kind == "application/json" else response.text, closed(content[kind]["schema"]))
 
@@ -200,6 +216,6 @@ NOT_ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
 async def test_a_body_that_is_refused_is_refused_by_the_document_too(name: str) -> None:
     path, data = NOT_ACCEPTED[name]
     async with serving(ScriptedRunner(), completions="on") as client:
-        schema = (await operation(client, path))["requestBody"]["content"]["application/json"]["schema"]
+        schema = operation(path)["requestBody"]["content"]["application/json"]["schema"]
         assert (await client.post(path, json=data)).status_code == 400
     assert not jsonschema_rs.Draft202012Validator(schema).is_valid(data)

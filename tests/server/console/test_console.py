@@ -21,7 +21,6 @@ from server.access.keys import hash_key
 from server.console import bodies
 from server.console.pages import static_files
 from server.console.sessions import SESSION_SECONDS, Sessions
-from server.engine.host import Model
 from server.engine.protocol import Facts
 from server.errors import BadRequest
 from server.settings.schema import Settings
@@ -279,7 +278,7 @@ async def test_examples_are_the_bundled_models() -> None:
 async def test_the_card_is_as_documented() -> None:
     async with visiting() as client:
         card = (await client.get("/admin/guard")).json()
-        schema = (await operation(client, "/admin/guard", "get"))["responses"]["200"]["content"]["application/json"]
+        schema = operation("/admin/guard", "get")["responses"]["200"]["content"]["application/json"]
     check(card, closed(schema["schema"]))
     assert (card["model"]["name"], card["yours"], card["may_loosen"]) == ("scripted", "default", True)
     assert [policy["mode"] for policy in card["policies"]] == ["steer"]
@@ -290,7 +289,8 @@ def with_a_bundle() -> ScriptedRunner:
     runner, guard = ScriptedRunner(), load_manifest(GUARD)
     assert runner.model is not None
     scores = [0.001] * 990 + [0.9] * 10
-    runner.model = Model(Facts(runner.model.facts.info, guard, guard.layer, scores), runner.model.inputs)
+    facts, inputs = runner.model
+    runner.model = Facts(facts.info, guard, guard.layer, scores), inputs
     return runner
 
 
@@ -298,7 +298,7 @@ async def test_the_card_tells_of_the_bundle_and_where_each_value_comes_from() ->
     settings: dict[str, Any] = {"threshold": 0.25, "policies": {"strict": {"mode": "block", "target_fpr": 0.01}}}
     async with visiting(runner=with_a_bundle(), **settings) as client:
         card = (await client.get("/admin/guard")).json()
-        schema = (await operation(client, "/admin/guard", "get"))["responses"]["200"]["content"]["application/json"]
+        schema = operation("/admin/guard", "get")["responses"]["200"]["content"]["application/json"]
         page = await client.get("/console/guard")
     check(card, closed(schema["schema"]))
     guard = load_manifest(GUARD)
@@ -327,7 +327,7 @@ async def test_what_the_guard_does_now_is_told_minute_by_minute() -> None:
         for text in ("bad", "fine", "fine"):
             await client.post("/v1/chat/completions", json=body(text))
         now = (await client.get("/admin/now")).json()
-        schema = (await operation(client, "/admin/now", "get"))["responses"]["200"]["content"]["application/json"]
+        schema = operation("/admin/now", "get")["responses"]["200"]["content"]["application/json"]
     check(now, closed(schema["schema"]))
     default, other = now["policies"]
     assert len(default["minutes"]) == 60

@@ -80,7 +80,7 @@ async def test_what_was_flagged_is_shown_labelled_and_undone(tmp_path: Path) -> 
         undone = (await client.post("/console/review/undo", json={}, headers=token)).json()["item"]
         assert (undone["id"], undone["mine"]) == (item["id"], None)
         for path, value in (("next", {"item": item}), ("summary", summary)):
-            schema = (await operation(client, f"/admin/review/{path}", "get"))["responses"]["200"]["content"]
+            schema = operation(f"/admin/review/{path}", "get")["responses"]["200"]["content"]
             check(value, closed(schema["application/json"]["schema"]))
 
 

@@ -56,7 +56,7 @@ async def test_labels_become_files_and_the_next_bundle_stands_beside_the_old_one
             said = {"id": item["id"], "label": "wrongly flagged", "note": ""}
             assert (await client.post("/console/review/label", json=said, headers=token)).status_code == 200
         found = (await client.get("/admin/teach")).json()
-        schema = (await operation(client, "/admin/teach", "get"))["responses"]["200"]["content"]["application/json"]
+        schema = operation("/admin/teach", "get")["responses"]["200"]["content"]["application/json"]
         rows = (await client.get("/admin/labels/labels.jsonl")).text.splitlines()
         hard = (await client.get("/admin/labels/hard-negatives.jsonl")).text
         error_of(await client.get("/admin/labels/other.jsonl"), 404)
