@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+from importlib import import_module
 from typing import Any
 
 import hypothesis
@@ -26,8 +28,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Threads that wait for each other spin: two processes with two each on two cores take ten times as long. Set before
+    # torch is imported, and for the processes and servers that are started.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if config.getoption("dist", "no") == "no":  # else this process runs no tests: its workers do, in which it is "no"
         config.pluginmanager.import_plugin("tests.fixtures")
+    if hasattr(config, "workerinput"):  # a worker, which will import it all
+        import_module("tests.end_to_end.forked").fork_from_here()
     if turns := config.getoption("turns"):
         config.pluginmanager.register(chance.Turns(turns, config.getoption("within")))
 
@@ -35,6 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """So that no process is left alone with a long file at the end."""
     items.sort(key=lambda item: longest_first(item.nodeid))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: no collection of garbage walks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

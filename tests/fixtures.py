@@ -12,9 +12,6 @@ from tests.real import real_model
 from tests.reference import stock
 from tests.tiny import TinyModels, backbone, family, remembering, tiny_models
 
-# Threads that wait for each other spin: two processes with two each on two cores take ten times as long. Set for the
-# servers that tests start as well.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 __all__ = ["backbone", "family", "real_model", "remembering", "tiny_models"]

@@ -6,6 +6,8 @@ interpreter's start and the imports are not their own. What is claimed about tho
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -16,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,7 +61,7 @@ class Forked:
         errors: str | None = None,
     ) -> None:
         given = (list(arguments), dict(environment), (output, errors or output), folder or Path.cwd())
-        self._process = _context().Process(target=_run, args=given)
+        self._process = forking().Process(target=_run, args=given)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -93,8 +95,41 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def fork_from_here() -> None:
+    """Make what servers are forked from a fork of this process, which has no threads that compute yet.
+
+    Else it is a new interpreter, which imports for ten seconds what this one has imported.
+    """
+    import_module("tests.end_to_end.imported")
+    forking()
+    with patch("multiprocessing.util.spawnv_passfds", _fork):
+        forkserver.ensure_running()
+
+
+def _fork(_: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+    """In place of a new interpreter, whose last argument is the program."""
+    pid = os.fork()
+    if not pid:
+        faulthandler.disable()  # it writes to a file that is closed now
+        _close_all_but({0, 1, 2, *descriptors})
+        gc.collect()
+        gc.freeze()  # or each server, and each engine, would walk through a million objects when it is ready
+        try:
+            exec(arguments[-1], {})
+        finally:
+            os._exit(0)
+    return pid
+
+
+def _close_all_but(kept: set[int]) -> None:
+    for each in {int(name) for name in os.listdir("/proc/self/fd")} - kept:  # noqa: PTH208
+        with suppress(OSError):  # the one that the folder was read with
+            os.close(each)
+
+
 @cache
-def _context() -> ForkServerContext:
+def forking() -> ForkServerContext:
+    """Makes processes that have imported all that a server, its engine and a fit of a model need."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.end_to_end.imported"])
     return context
@@ -160,7 +195,7 @@ class EngineOfForkServer:
         module, *descriptors = command[command.index("server.engine.process") :]
         assert descriptors == [str(each) for each in pass_fds]
         theirs, ours = os.pipe()
-        self._process = _context().Process(
+        self._process = forking().Process(
             target=_engine, args=(module, _Descriptors([theirs, 2, *pass_fds]), dict(env))
         )
         self._process.start()
@@ -218,9 +253,7 @@ def _become(argv: Sequence[str], stdin: int, kept: set[int], environment: Mappin
         os.dup2(stdin, 0)
         with open(os.devnull, "wb") as nothing:  # noqa: PTH123
             os.dup2(nothing.fileno(), 1)
-        for each in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2} - kept:  # noqa: PTH208
-            with suppress(OSError):  # the one that the folder was read with
-                os.close(each)
+        _close_all_but({0, 1, 2} | kept)
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = list(argv)

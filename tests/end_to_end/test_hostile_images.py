@@ -75,15 +75,21 @@ async def test_images_of_too_many_pixels_are_refused_before_any_is_decoded(pair:
     assert await asyncio.gather(*(pair.ask(pair.attacker, sixteen) for _ in range(2))) == [400, 400]
 
 
-async def test_texts_of_others_do_not_wait_for_images(pair: Pair) -> None:
+async def test_texts_of_others_do_not_wait_for_images_whose_memory_is_bounded_and_comes_back(pair: Pair) -> None:
     """Were they to take turns with them, there would be as many answers as requests with images."""
+    server = pair.server
+    await pair.ask(pair.attacker, chat_of(server.model, two_large(99)))  # what is started when it is first needed
+    before = peak = server.rss_bytes
     attack = asyncio.gather(*pair.attack(0))
     answers = 0
     while not attack.done():
-        assert await pair.ask(pair.honest, {"model": pair.server.model, "max_tokens": 1, "messages": [HELLO]}) == 200
+        assert await pair.ask(pair.honest, {"model": server.model, "max_tokens": 1, "messages": [HELLO]}) == 200
         answers += 1
+        peak = max(peak, server.rss_bytes)
     assert set(await attack) == {200}
     assert answers > 2 * REQUESTS
+    assert peak - before < LIMITS.decode_memory_bytes + MARGIN
+    await until(lambda: server.rss_bytes < before + MARGIN, "memory to come back")
 
 
 async def test_an_image_of_another_key_waits_for_few_of_the_attackers(pair: Pair) -> None:
@@ -94,16 +100,3 @@ async def test_an_image_of_another_key_waits_for_few_of_the_attackers(pair: Pair
     done = sum(each.done() for each in attack)
     assert set(await asyncio.gather(*attack)) == {200}
     assert done <= 3, "the first, the one that was at work, and one that may have ended with its answer"
-
-
-async def test_memory_of_images_is_bounded_and_comes_back(pair: Pair) -> None:
-    server = pair.server
-    await pair.ask(pair.attacker, chat_of(server.model, two_large(99)))  # what is started when it is first needed
-    before = peak = server.rss_bytes
-    attack = asyncio.gather(*pair.attack(2 * REQUESTS))
-    while not attack.done():
-        peak = max(peak, server.rss_bytes)
-        await asyncio.sleep(0)
-    assert set(await attack) == {200}
-    assert peak - before < LIMITS.decode_memory_bytes + MARGIN
-    await until(lambda: server.rss_bytes < before + MARGIN, "memory to come back")

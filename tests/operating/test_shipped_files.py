@@ -24,6 +24,7 @@ from server.settings.sources import read_file
 from tests.operating.programs import DOCKER, ROOT, program, run
 
 RULES = DOCKER / "prometheus" / "rules.yml"
+RULES_TESTS = ("rules_test.yml", "rules_days_test.yml")
 CRDS = Path(__file__).parent / "crds"
 OPERATIONS = ROOT / "docs" / "operations.md"
 SERVER_CLOSES_SECONDS = 5  # for last events, after the drain
@@ -95,11 +96,11 @@ def test_prometheus_takes_its_config_and_rules() -> None:
 
 
 def test_the_alerts_fire_when_they_should_and_only_then() -> None:
-    run("promtool", "test", "rules", "rules_test.yml", folder=DOCKER / "prometheus")
+    run("promtool", "test", "rules", *RULES_TESTS, folder=DOCKER / "prometheus")
 
 
 def test_every_alert_is_tested_both_ways() -> None:
-    cases = yaml.safe_load((DOCKER / "prometheus" / "rules_test.yml").read_text())["tests"]
+    cases = [case for name in RULES_TESTS for case in yaml.safe_load((RULES.parent / name).read_text())["tests"]]
     tested = {(c["alertname"], bool(c.get("exp_alerts"))) for test in cases for c in test["alert_rule_test"]}
     assert tested == {(rule["alert"], fires) for rule in rules() if "alert" in rule for fires in (True, False)}
 
@@ -208,10 +209,10 @@ def test_the_runbook_is_put_elsewhere_by_the_documented_command(tmp_path: Path) 
     (yours,) = re.findall(r"https://\S+#g'", command.partition("#")[2].partition("#")[2])
     here = RUNBOOK.removesuffix("/operations.md")
     changed = {file.name for file in files if file.read_text() != before[file]}
-    assert changed == {"rules.yml", "rules_test.yml", "guard.json", "serving.json", "deploy.yaml"}
+    assert changed == {"rules.yml", *RULES_TESTS, "guard.json", "serving.json", "deploy.yaml"}
     for file in files:
         assert file.read_text() == before[file].replace(here, yours.removesuffix("#g'"))
-    run("promtool", "test", "rules", "rules_test.yml", folder=tmp_path / "docker" / "prometheus")
+    run("promtool", "check", "rules", "--lint-fatal", "rules.yml", folder=tmp_path / "docker" / "prometheus")
 
 
 def test_the_servers_take_their_settings(tmp_path: Path) -> None:
