@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -69,6 +70,7 @@ def create_app(
         title="Autosteer Server",
         version=server_version(),
         lifespan=_while_it_serves(service),
+        openapi_url=None,  # the route for it is below
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect's address would be made of the client's Host header
@@ -79,6 +81,7 @@ def create_app(
     for router in (chat, completions, responses, anthropic, moderations, models, tokens):
         app.include_router(router.routes(service), dependencies=[Depends(authentication(service))])
     app.include_router(console.routes(service))
+    _add_document(app)
     add_middleware(app, service)
     return app
 
@@ -110,6 +113,12 @@ def add_middleware(app: FastAPI, service: Service) -> None:
         )
     app.add_middleware(Outermost, service=service)
     app.add_middleware(Paced)
+
+
+def _add_document(app: FastAPI) -> None:
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document() -> Response:
+        return as_json(await asyncio.to_thread(app.openapi))  # made when it is first asked for, which takes long
 
 
 # errors ------------------------------------------------------------------------------------------------------------
