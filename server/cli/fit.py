@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ from server.cli.tables import show_fit, show_held_out, show_manifest
 
 if TYPE_CHECKING:
     from steering.fitting.offline import PromptRead
+    from steering.fitting.steps import Settings
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -123,27 +125,13 @@ def fit(
             return
         check_model(model)
         # Only now what takes seconds to import.
-        from steering.fitting.choices import HEADS, READERS, SELECTS
         from steering.fitting.fit import fit as run
         from steering.fitting.report import write_report
-        from steering.fitting.steps import Settings
-        from steering.fitting.training import Optimisation
 
-        settings = Settings(
-            refusals=tuple(refusal or [REFUSAL]),
-            select=SELECTS[select],
-            reader=READERS[reader],
-            layers=given,
-            target_fpr=target_fpr,
-            prober_hidden=64 if prober == "mlp" else 0,
-            head_kind=HEADS[head],
-            rank=rank,
-            categories=categories,
-            seed=seed,
-            require_tpr=require_tpr,
-            prober=Optimisation(seed=seed),
-            head=Optimisation(epochs=30, seed=seed),
-        )
+        settings = _settings(
+            refusal or [REFUSAL], prober, head, seed, select=select, reader=reader, layers=given, rank=rank,
+            target_fpr=target_fpr, categories=categories, require_tpr=require_tpr,
+        )  # fmt: skip
         backbones = load(model, device, dtype, batch, revision)
         with held(kept), resumable(), progress_bar() as progress:
             fitted = run(backbones, rows.parts, settings, to, kept, progress, wanted)
@@ -264,6 +252,23 @@ def _check_choices(select: str, prober: str, reader: str, head: str, rank: int |
             mistake(f"--{option} {given} is not one of {', '.join(known)}")
     if head == "nullspace" and rank is not None:
         mistake("--rank is of a trained head; leave it out with --head nullspace")
+
+
+def _settings(refusals: Sequence[str], prober: str, head: str, seed: int, **more: Any) -> Settings:  # noqa: ANN401
+    """The settings of a fit; `more`: those that are called as their options are."""
+    from steering.fitting.choices import HEADS
+    from steering.fitting.steps import Settings
+    from steering.fitting.training import Optimisation
+
+    return Settings(
+        refusals=tuple(refusals),
+        prober_hidden=64 if prober == "mlp" else 0,
+        head_kind=HEADS[head],
+        seed=seed,
+        prober=Optimisation(seed=seed),
+        head=Optimisation(epochs=30, seed=seed),
+        **more,
+    )
 
 
 def _folders(out: Path, work: Path | None, report: Path | None) -> tuple[Path, Path, Path]:

@@ -130,12 +130,11 @@ class ConversationSteps:
         """
         backbone = self._backbones[0]
         own = _Served([reader, *([] if categories is None else [categories])], self._layers)
-        both = Beside(own, _Served([LastToken(prober)], [layer]))
         tick = self._bar("calibration", len(rows))
         found: dict[int, list[float]] = {}
         kinds: dict[int, NDArray[np.float64]] = {}
         order = sorted(range(len(rows)), key=lambda at: len(rows[at].question.transcript))
-        backbone.read_prompts(both)
+        backbone.read_prompts(Beside(own, _Served([LastToken(prober)], [layer])))
         try:
             for places in batches(order, backbone.max_rows):
                 prompts = [self._prompt(backbone, rows[at]) for at in places]

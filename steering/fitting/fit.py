@@ -145,9 +145,7 @@ def _run(
 
     begun = stages.run("data", {name: base[name] for name in ("model", "data")}, steps.begin)
     states = stages.run("states", {**base, "layers": layers}, lambda to: steps.states(layers, to))
-    fitting = {"hidden": settings.prober_hidden, "optimisation": asdict(settings.prober), "seed": settings.seed}
-    if hard := dataset.hard(range(len(dataset.questions))).nonzero().flatten().tolist():
-        fitting["hard"] = [HARD_SHARE, *hard]
+    fitting = _fitting(dataset, settings)
     table = stages.run("layers", {"states": states.name, **fitting}, lambda to: steps.layers(layers, states, to))
     figures = [LayerFigures(**row) for row in load_json(table / "layers.json")]
     whole = settings.reader == "conversation"
@@ -172,6 +170,13 @@ def _run(
         "eps": swept,
     }  # fmt: skip
     return Finished(backbone, dataset, data_hash, settings, figures, folders, reading, kinds)
+
+
+def _fitting(dataset: Dataset, settings: Settings) -> dict[str, Any]:
+    """What probers depend on, beside the states that they are fitted on."""
+    hard = dataset.hard(range(len(dataset.questions))).nonzero().flatten().tolist()
+    named = {"hidden": settings.prober_hidden, "optimisation": asdict(settings.prober), "seed": settings.seed}
+    return {**named, "hard": [HARD_SHARE, *hard]} if hard else named
 
 
 def _head(stages: Stages, base: Mapping[str, Any], steps: Steps, settings: Settings, forced: Path) -> Path:

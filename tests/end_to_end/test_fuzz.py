@@ -71,7 +71,7 @@ def send(operation: Any, mode: GenerationMode, cases: int, model: str) -> int:
 
 
 def test_a_few_hundred_cases(fuzzed: ServerProcess) -> None:
-    assert fuzz(fuzzed, 300) >= 200
+    assert fuzz(fuzzed, 120) >= 100
 
 
 @pytest.mark.slow
