@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from time import process_time
 from typing import Annotated
@@ -30,9 +32,11 @@ from server.engine.scheduler import Scheduler
 from server.request import Ask
 from steering.data.questions import Question
 from steering.fitting.offline import prompt_of
+from steering.policy import Policy
 
 ROWS = 16
 ANSWER = 48
+MOST_TOKENS = 4096  # of prompts in a step
 FIGURES = ("tokens/s", "first token p50", "first token p99", "between tokens p50", "between tokens p99")
 
 
@@ -48,10 +52,9 @@ def prompts(backbone: Backbone, count: int, length: int, seed: int) -> list[Prom
     return [prompt_of(backbone, question(place)) for place in range(count)]
 
 
-def load(backbone: Backbone, asked: list[Prompt], clients: int, max_gap: float) -> list[float]:
-    """The figures of a closed load, in CPU seconds of this process."""
-    engine = OwnEngine(backbone, None, Scheduler(ROWS, 4096, max_gap))
-    left = deque(Ask(str(place), prompt, SamplingParams.GREEDY, ANSWER, OFF) for place, prompt in enumerate(asked))
+def load(engine: OwnEngine, asked: list[Prompt], clients: int, policy: Policy = OFF) -> list[float]:
+    """The figures of a closed load, in CPU seconds of this process; `on_cpu_clock` must be in force."""
+    left = deque(Ask(str(place), prompt, SamplingParams.GREEDY, ANSWER, policy) for place, prompt in enumerate(asked))
     marks: dict[str, list[float]] = {}
 
     def ask() -> None:
@@ -76,6 +79,13 @@ def load(backbone: Backbone, asked: list[Prompt], clients: int, max_gap: float) 
     return [ANSWER * len(marks) / seconds, *(percentile(each, share) for each in (first, gaps) for share in (50, 99))]
 
 
+@contextmanager
+def on_cpu_clock() -> Iterator[None]:
+    """Have engines measure themselves in CPU time of this process."""
+    with patch("server.engine.own.monotonic", process_time), patch("models.vision.monotonic", process_time):
+        yield
+
+
 def main(
     clients: Annotated[int, typer.Option(help="Clients at once.")] = 16,
     length: Annotated[int, typer.Option("--words", help="Words of a prompt without a picture; 0: pictures.")] = 0,
@@ -86,12 +96,13 @@ def main(
     torch.set_num_threads(1)
     backbone = load_ours(checkpoint(SMALL), ROWS)
     found: dict[int, list[list[float]]] = {1: [], gap: []}
-    with patch("server.engine.own.monotonic", process_time), patch("models.vision.monotonic", process_time):
+    with on_cpu_clock():
         for number in range(-1, rounds):  # the first is the warm-up, and short
             asked = prompts(backbone, (4 if number >= 0 else 1) * clients, length, number + 2)
             for bound in [*found][:: 1 if number % 2 else -1]:
                 backbone.forget()
-                figures = load(backbone, asked, clients, bound / 1000)
+                engine = OwnEngine(backbone, None, Scheduler(ROWS, MOST_TOKENS, bound / 1000))
+                figures = load(engine, asked, clients)
                 if number >= 0:
                     found[bound].append(figures)
     table = Table("figure", "1 ms", f"{gap} ms", "ratio")

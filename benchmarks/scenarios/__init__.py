@@ -10,6 +10,7 @@ from benchmarks.scenarios import (
     demo,
     fresh,
     guard,
+    guard_loads,
     guard_prompt,
     guard_step,
     guard_vllm,
@@ -36,6 +37,7 @@ SCENARIOS: dict[str, Scenario] = {
         "what readers add to the first token of 64 to 4,096 tokens, in CPU time", guard_prompt.run
     ),
     "guard-vllm": Scenario("the guard on vLLM against plain vllm serve", guard_vllm.run),
+    "guard-loads": Scenario("what a guard keeps of the throughput of new prompts, in CPU time", guard_loads.run),
     "answer-step": Scenario("what a reader of answers adds between tokens, in process, by turns", answer_step.run),
     "long-prompt": Scenario("running rows while a long prompt is computed", prompts.long_prompt),
     "same-image": Scenario("time to the first token of the second question about an image", prompts.same_image),
