@@ -28,7 +28,7 @@ class FullCollections:
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Once all libraries are imported: their objects never become garbage, and are walked through no more."""
+        """Start, once all libraries are imported: their objects never become garbage, and no collection visits them."""
         gc.collect()
         gc.freeze()
         young, middle, _ = gc.get_threshold()
@@ -37,7 +37,7 @@ class FullCollections:
         self._task = asyncio.create_task(self._run())
 
     def is_quiet(self) -> bool:
-        """Look whether few objects are alive: what stays for all looks is no body."""
+        """Whether few objects are alive: hardly more memory is in use than at the quietest of the latest looks."""
         self._blocks.append(sys.getallocatedblocks())
         return self._blocks[-1] <= min(self._blocks) + FEW_BLOCKS
 

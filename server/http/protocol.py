@@ -184,7 +184,7 @@ def _write_now(cycle: RequestResponseCycle, body: bytes) -> bool:
 
 
 def _unheard(_: object) -> None:
-    """Write nothing: the connection is closed."""
+    """Drop what is written to a connection that is closed."""
 
 
 class GentleTransport:
