@@ -10,7 +10,7 @@ from models.errors import LoadError
 from server.engine.vllm import start
 from server.engine.vllm.start import load_vllm
 from server.engine.vllm.worker import Worker
-from tests.tiny import TinyModels
+from tests.tiny import TinyModels, make_tiny
 from tests.vllm.models import OPTIONS, tiny_model
 
 pytestmark = pytest.mark.vllm
@@ -22,9 +22,20 @@ def test_an_unknown_version_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) 
         load_vllm("nowhere", None, OPTIONS)
 
 
-def test_a_family_without_an_adapter_is_refused_by_name(tiny_models: TinyModels) -> None:
-    with pytest.raises(LoadError, match="no adapter for chameleon models"):
-        load_vllm(str(tiny_models.folder("chameleon")), None, OPTIONS, dtype="float32")
+@pytest.mark.parametrize(
+    ("family", "reason"), [("chameleon", "since 0.28"), ("gemma3", "the tokens of an image look at each other")]
+)
+def test_a_family_that_vllm_does_not_have_right_is_refused_by_name(
+    tiny_models: TinyModels, family: str, reason: str
+) -> None:
+    with pytest.raises(LoadError, match=f"does not serve {family} models: .*{reason}"):
+        load_vllm(str(tiny_models.folder(family)), None, OPTIONS, dtype="float32")
+
+
+def test_a_model_whose_every_layer_looks_at_a_window_is_refused(tmp_path: Path) -> None:
+    model = make_tiny("mistral", tmp_path, text={"hidden_size": 128, "head_dim": 32})
+    with pytest.raises(LoadError, match="whose every layer looks at a window"):
+        load_vllm(str(model), None, OPTIONS, dtype="float32")
 
 
 def test_an_adapter_that_is_not_live_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

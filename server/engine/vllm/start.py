@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from server.engine.vllm.golden import Golden
 
 VERSIONS = ("0.32.0",)  # that the adapters were tested with
+REFUSED = {
+    "chameleon": "vLLM has not had them since 0.28",
+    "gemma3": "on a CPU vLLM does not have the tokens of an image look at each other",
+}
 REFERENCE_BYTES = 512 * 2**20  # of the cache for golden prompts
 
 # Nothing is reported to anybody, the log is ours, the worker is in this process, its runner has an adapter, and threads
@@ -91,6 +95,8 @@ def load_vllm(
     with told_in_one_line(f"cannot read the config of {model}"):
         config = AutoConfig.from_pretrained(model, revision=revision)
     family = config.model_type
+    if family in REFUSED:
+        raise LoadError(f"the vllm engine does not serve {family} models: {REFUSED[family]}. Use --engine own")
     if family not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise LoadError(f"the vllm engine has no adapter for {family} models; it serves {known}. Use --engine own")
