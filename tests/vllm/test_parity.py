@@ -29,7 +29,18 @@ from tests.vllm.models import (
 
 pytestmark = pytest.mark.vllm
 CLOSE = 1e-4
-FAMILIES = ("llama", "llava", "llava_onevision", "qwen2")
+FAMILIES = (
+    "gemma3_text",
+    "idefics3",
+    "internvl",
+    "llama",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "mistral",
+    "qwen2",
+    "qwen3",
+)
 TWINS = 63  # of each of four kinds: 504 prompts
 
 
@@ -127,7 +138,9 @@ def test_of_a_prefix_that_was_an_answer_is_known_what_was_read_of_it(pair: Pair)
     after = replace(whole, ids=[*begun.ids, *said, *whole.ids[-30:]])
     asks = [ask("two", after, policy(Mode.STEER, threshold=1.0), scores=True)]
     theirs = served(pair.vllm, asks)
-    assert theirs["two"][-1].request.cached_tokens == 256
+    # A block that the windows of Gemma's layers and its others have in common ends earlier.
+    windows = pair.own.backbone.info.family.startswith("gemma3")
+    assert theirs["two"][-1].request.cached_tokens == (128 if windows else 256)
     assert alike(served(pair.own, asks), theirs) <= CLOSE
 
 

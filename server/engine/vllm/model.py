@@ -26,13 +26,18 @@ class Kind(NamedTuple):
     blocks: bool = False
 
 
-# Families that were shown to be right, by the model type of their config. vLLM has Gemma's decoder tell no states, and
-# Qwen3-VL's only with what the tower adds to them after a block.
+# Families that were shown to be right, by the model type of their config. vLLM has Gemma's decoder tell no states.
 FAMILIES = {
     "llama": Kind("llama", "LlamaForCausalLM"),
+    "mistral": Kind("mistral", "MistralForCausalLM"),
     "qwen2": Kind("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": Kind("qwen3", "Qwen3ForCausalLM"),
+    "gemma3_text": Kind("gemma3", "Gemma3ForCausalLM", blocks=True),
     "llava": Kind("llava", "LlavaForConditionalGeneration"),
+    "llava_next": Kind("llava_next", "LlavaNextForConditionalGeneration"),
     "llava_onevision": Kind("llava_onevision", "LlavaOnevisionForConditionalGeneration"),
+    "idefics3": Kind("idefics3", "Idefics3ForConditionalGeneration"),
+    "internvl": Kind("interns1", "InternS1ForConditionalGeneration"),
 }
 
 

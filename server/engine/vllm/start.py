@@ -188,6 +188,7 @@ def _core(
             logprobs_mode="processed_logprobs",
             async_scheduling=False,  # a row's output would hold tokens that are not known yet
             mm_processor_cache_gb=0,  # pictures come as our processor's tensors
+            mm_device_do_normalize=False,  # which are normalised
             logits_processors=[row_map(worker)],
         ).create_engine_config()
         _check(config)
