@@ -12,7 +12,7 @@ const share = (part, all) => (all ? `${((100 * part) / all).toFixed(part % all ?
 const several = (count, one, many) => `${count} ${count === 1 ? one : many}`;
 
 const tile = (number, words, kind = "") =>
-  element("div", { className: "tile" }, element("dt", {}, words), element("dd", { className: `big ${kind}` }, String(number)));
+  element("div", { className: "tile" }, element("dt", {}, words), element("dd", { className: `big ${number ? kind : ""}` }, String(number)));
 
 const tiles = (...all) => element("dl", { className: "tiles" }, ...all);
 
