@@ -41,6 +41,11 @@ class Layout:
     header: int = 0
     told: Sequence[tuple[int, int]] = ()
 
+    @property
+    def answered(self) -> bool:
+        """Whether an answer stands in it, of an earlier turn or begun."""
+        return len(self.ends) > 1
+
 
 @dataclass(frozen=True)
 class Opening:

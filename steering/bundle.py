@@ -92,7 +92,8 @@ def make_reader(manifest: Manifest) -> LastToken | Conversation:
     if manifest.conversation is None:
         return LastToken(Prober(manifest.inputs, manifest.prober_hidden))
     cells = [Cell(**cell.model_dump()) for cell in manifest.conversation.cells]
-    return Conversation(manifest.inputs, cells, manifest.conversation.window)
+    spec = manifest.conversation
+    return Conversation(manifest.inputs, cells, spec.window, together=spec.together)
 
 
 def make_answer_reader(manifest: Manifest) -> AnswerReader | None:

@@ -70,7 +70,7 @@ class Manifest(Frozen):
 
     Format 1 reads the last prompt token alone; format 2 has `conversation`; format 3 has `answers` beside either;
     format 4 has `categories` beside any of these; format 5 has cells in `conversation` of what tools and system
-    messages tell.
+    messages tell, or of prompts with an answer in them, or takes the numbers of a prompt together.
     """
 
     format_version: Format = 1
@@ -125,7 +125,7 @@ class Manifest(Frozen):
         """What is read of a prompt, in words."""
         if self.conversation is None:
             return "last token"
-        told = ", tools and system messages by themselves" if self.conversation.apart else ""
+        told = ", tools and system messages by themselves" if self.conversation.of_format_5 else ""
         return f"turn ends, windows of {self.conversation.window} tokens{told}"
 
     @property
@@ -218,7 +218,7 @@ def format_of(
     conversation: ConversationSpec | None, answers: AnswersSpec | None, categories: CategoriesSpec | None = None
 ) -> Format:
     """The format of a bundle with these readers: the lowest that has them."""
-    if conversation is not None and conversation.apart:
+    if conversation is not None and conversation.of_format_5:
         return 5
     if categories is not None:
         return 4

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.layout import Layout
 from steering.prober import Prober
-from steering.scale import GRID, Scale, logistic, most_unusual
+from steering.scale import GRID, Scale, logistic, most_unusual, unusual_together
 from steering.token_scores import TokenScores
 
 WINDOW = 8  # tokens
@@ -60,13 +60,15 @@ class LastToken(nn.Module):
 class Cell(NamedTuple):
     """Prompts that are calibrated together: with or without an image, and of at most so many tokens.
 
-    `told`: those in which a tool or a system message tells something.
+    `told`: those in which a tool or a system message tells something; `answered`: those in which an answer stands, past
+    or begun.
     """
 
     has_image: bool
     most_tokens: int | None  # None: any number
     samples: int
     told: bool = False
+    answered: bool | None = None  # None: with and without
 
 
 class Conversation(nn.Module):
@@ -75,15 +77,17 @@ class Conversation(nn.Module):
     Both are linear in the states of several layers. At the ends it is the difference of the distances to the means of
     harmless and harmful prompts under one covariance (class-conditional Gaussians); over windows of `window` tokens it
     is their mean, and the mean of the highest windows counts; where some cells are of told prompts, that of the words
-    of tools and system messages by itself. Each is put on the scale of harmless prompts of the same cell, the most
-    unusual one counts, and is put on such a scale again: the rate of false alarms is spent once.
+    of tools and system messages by itself. Each is put on the scale of harmless prompts of the same cell. Their sum
+    counts, or where they are not taken `together` the most unusual one, and is put on such a scale again: the rate of
+    false alarms is spent once.
     """
 
     width = 2
 
-    def __init__(self, inputs: int, cells: Sequence[Cell], window: int = WINDOW) -> None:
+    def __init__(self, inputs: int, cells: Sequence[Cell], window: int = WINDOW, *, together: bool = False) -> None:
         super().__init__()
         self.cells = tuple(cells)
+        self.together = together
         self.window = window
         self.apart = any(cell.told for cell in self.cells)  # without such cells, what is told is read as what is said
         scales = len(self.cells), self.width + self.apart + 1
@@ -126,12 +130,16 @@ class Conversation(nn.Module):
         """The score of a prompt of which this is read, see `raw`."""
         own, both = self._scales_of(layout)
         slope, shift = self.logistic.tolist()
-        return logistic(both(most_unusual(own, raw)), slope, shift)
+        return logistic(both(self.joint(own, raw)), slope, shift)
+
+    def joint(self, scales: Sequence[Scale], raw: Sequence[float]) -> float:
+        """How unusual the numbers of a prompt are, each on its own scale; NaN where one is no number."""
+        return (unusual_together if self.together else most_unusual)(scales, raw)
 
     def token_scores(self, notes: Notes, layout: Layout) -> TokenScores:
         """What a prompt would score by each of its tokens alone: as a turn's end, or in its highest window.
 
-        What counted is the highest end or the highest windows, whichever is most unusual.
+        What counted most is the highest end or the highest windows, whichever is most unusual.
         """
         own, both = self._scales_of(layout)
         parts = [_windows(notes[:, 1], runs, self.window) for runs in self._parts(layout)]
@@ -150,24 +158,25 @@ class Conversation(nn.Module):
         return TokenScores(scores, layout.ends, counted)
 
     def cell(self, layout: Layout) -> int:
-        """The number of a prompt's cell; where none like it has images, or none has not, that of its length."""
+        """The number of a prompt's cell; where there is none of its kind, that of its length."""
         told = self.apart and bool(layout.told)
         same = [number for number, cell in enumerate(self.cells) if cell.told == told]
-        for number in [n for n in same if self.cells[n].has_image == layout.has_image] or same:
+        pictured = [n for n in same if self.cells[n].has_image == layout.has_image] or same
+        for number in [n for n in pictured if self.cells[n].answered in (None, layout.answered)] or pictured:
             most = self.cells[number].most_tokens
             if most is None or layout.tokens <= most:
                 return number
         raise AssertionError("the last cell takes any length")
 
     def _scales_of(self, layout: Layout) -> tuple[list[Scale], Scale]:
-        """Those of a prompt's cell: one for each number that is read of it, and one for the most unusual of them."""
+        """Those of a prompt's cell: one for each number that is read of it, and one for all of them."""
         number = self.cell(layout)
         *own, both = self._scales[number]
         return own[: self.width + self.cells[number].told], both
 
     @cached_property
     def _scales(self) -> list[list[Scale]]:
-        """Of each cell: one for each number of a prompt, and one for the most unusual of them."""
+        """Of each cell: one for each number of a prompt, and one for all of them."""
         knots, heights, slopes = (each.cpu().numpy() for each in (self.knots, self.heights, self.slopes))
         return [[Scale(*of) for of in zip(*cell, strict=True)] for cell in zip(knots, heights, slopes, strict=True)]
 

@@ -64,6 +64,11 @@ def most_unusual(scales: Sequence[Scale], values: Sequence[float]) -> float:
     return float(np.max([scale(value) for scale, value in zip(scales, values, strict=True)]))
 
 
+def unusual_together(scales: Sequence[Scale], values: Sequence[float]) -> float:
+    """The sum of `-log p` of values, each on its own scale (after Fisher); NaN where one is no number."""
+    return float(np.sum([scale(value) for scale, value in zip(scales, values, strict=True)]))
+
+
 def logistic(value: float, slope: float, shift: float) -> float:
     """`sigmoid(slope * value + shift)`, in [0, 1]."""
     exponent = slope * value + shift

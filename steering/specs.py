@@ -46,20 +46,24 @@ class Threshold(Frozen):
 class CellSpec(Frozen):
     """Prompts that were calibrated together, and how many harmless ones.
 
-    `told`: those in which a tool or a system message tells something.
+    `told`: those in which a tool or a system message tells something; `answered`: those in which an answer stands, past
+    or begun.
     """
 
     has_image: bool
     most_tokens: int | None  # None: any number
     samples: int = Field(ge=0)
     told: bool = False
+    answered: bool | None = None  # None: with and without
 
     @model_serializer(mode="wrap")
     def _as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As older formats have it where nothing is told, so that a bundle's id stays what it was."""
+        """Without what older formats do not have, so that a bundle's id stays what it was."""
         data: dict[str, Any] = serialize(self)
         if not self.told:
             del data["told"]
+        if self.answered is None:
+            del data["answered"]
         return data
 
 
@@ -68,17 +72,32 @@ class ConversationSpec(Frozen):
 
     window: int = Field(gt=0)
     cells: list[CellSpec] = Field(min_length=1)
+    together: bool = False  # all numbers of a prompt count, and not the most unusual one alone
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what older formats do not have, so that a bundle's id stays what it was."""
+        data: dict[str, Any] = serialize(self)
+        if not self.together:
+            del data["together"]
+        return data
 
     @property
     def apart(self) -> bool:
         """Whether what tools and system messages tell is measured by itself."""
         return any(cell.told for cell in self.cells)
 
+    @property
+    def of_format_5(self) -> bool:
+        """Whether it has what format 5 brought."""
+        return self.together or self.apart or any(cell.answered is not None for cell in self.cells)
+
     @model_validator(mode="after")
     def _check_cells(self) -> Self:
         """Each kind of prompt ends with a cell that takes any length, and there are some in which nothing is told."""
-        for kind in dict.fromkeys((cell.has_image, cell.told) for cell in self.cells):
-            lengths = [cell.most_tokens for cell in self.cells if (cell.has_image, cell.told) == kind]
+        kinds = [(cell.has_image, cell.told, cell.answered) for cell in self.cells]
+        for kind in dict.fromkeys(kinds):
+            lengths = [cell.most_tokens for cell, own in zip(self.cells, kinds, strict=True) if own == kind]
             *bounded, last = lengths
             if last is not None or None in bounded or bounded != sorted(set(map(int, filter(None, bounded)))):
                 of = f"{'with' if kind[0] else 'without'} images{' of told prompts' if kind[1] else ''}"

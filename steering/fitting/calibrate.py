@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.layout import Layout
 from steering.readers import Cell, Conversation
-from steering.scale import Scale, most_unusual
+from steering.scale import Scale
 
 CELL = 250  # harmless prompts that a cell has at least, if there are as many
 STRETCH = 1.5  # how much longer the longest prompt of a cell is than its shortest, at least
@@ -22,19 +22,28 @@ Array = NDArray[np.float64]
 
 
 def make_cells(layouts: Sequence[Layout]) -> list[Cell]:
-    """Cells of harmless prompts with these layouts: with images and without, by length.
+    """Cells of harmless prompts with these layouts: with images and without, answered and not, by length.
 
     Most prompts are short, and what is read rises with the length: cells of equally many prompts would measure all long
     ones against the shortest of them. So each cell spans like ratios of lengths. Prompts in which a tool or a system
-    message tells something have cells of their own where there are enough of them.
+    message tells something have cells of their own where there are enough of them, and so have those in which an answer
+    stands, since each ends one turn more, and the highest end counts.
     """
     apart = sum(bool(layout.told) for layout in layouts) >= CELL
     found = []
     for told, has_image in product((False, True), repeat=2):
         alike = [each for each in layouts if (apart and bool(each.told), each.has_image) == (told, has_image)]
         if alike and (not told or len(alike) >= CELL):  # few told ones are measured with the others
-            found += _by_length([layout.tokens for layout in alike], Cell(has_image, None, 0, told))
+            found += _by_answers(alike, Cell(has_image, None, 0, told))
     return found
+
+
+def _by_answers(layouts: Sequence[Layout], kind: Cell) -> list[Cell]:
+    apart = [[layout.tokens for layout in layouts if layout.answered == answered] for answered in (False, True)]
+    if min(map(len, apart)) < CELL:
+        return _by_length([layout.tokens for layout in layouts], kind)
+    plain, answered = apart
+    return [*_by_length(plain, kind._replace(answered=False)), *_by_length(answered, kind._replace(answered=True))]
 
 
 def _by_length(tokens: Sequence[int], kind: Cell) -> list[Cell]:
@@ -61,7 +70,7 @@ def calibrate(reader: Conversation, raw: Array, layouts: Sequence[Layout], label
         numbers = raw[:, : reader.width + reader.cells[cell].told]
         own = [Scale.of(of) for of in numbers[harmless & (cells == cell)].T]
         at = np.flatnonzero(cells == cell)
-        joint[at] = [most_unusual(own, numbers[row]) for row in at]
+        joint[at] = [reader.joint(own, numbers[row]) for row in at]
         unused = own[-1:] * (raw.shape[1] - len(own))
         scales.append([*own, *unused, Scale.of(joint[harmless & (cells == cell)])])
     unusual = [scales[cell][-1](value) for cell, value in zip(cells, joint, strict=True)]

@@ -26,13 +26,15 @@ from steering.fitting.categories import Kinds
 from steering.fitting.collect import CHUNK, Bar, check_finite, share_chunks, stopping_after
 from steering.fitting.dataset import Dataset
 from steering.fitting.offline import batches, prompt_of
-from steering.fitting.probes import STEPS, fit_ends, fit_windows, weights_of
-from steering.fitting.stages import Chunks, save_state
-from steering.fitting.surround import Row
+from steering.fitting.own_words import COUNT, own_words
+from steering.fitting.probes import fit_gaussians, fit_highest, weights_of
+from steering.fitting.stages import Chunks, save_json, save_state
+from steering.fitting.surround import ALONE, Row
 from steering.prober import Prober
 from steering.readers import WINDOW, Conversation, LastToken, highest_windows, said_and_told
 from steering.shadow import Beside
 
+WORDS = "words.json"
 STRIDE = WINDOW // 2  # between the windows that are fitted on
 SPREAD = 8  # layers that are read side by side lie an 8th of the depth apart
 
@@ -48,6 +50,10 @@ class ConversationSteps:
 
     def __init__(self, backbones: Sequence[Backbone], dataset: Dataset, layers: Sequence[int], bar: Bar) -> None:
         self._backbones, self._dataset, self._layers, self._bar = backbones, dataset, list(layers), bar
+
+    def words(self, seed: int, folder: Path) -> None:
+        """Keep what the model says in a user's place."""
+        save_json(folder / WORDS, own_words(self._backbones[0], seed, self._bar("words", COUNT)))
 
     def collect(self, rows: Sequence[Row], folder: Path) -> None:
         """Keep the states of rows at every turn's end, and their means over windows."""
@@ -88,20 +94,9 @@ class ConversationSteps:
         """Fit both probes on the collected rows."""
         places = [row.place for row in rows]
         labels, hard = self._dataset.labels[places], self._dataset.hard(places)
-        ends: list[Tensor] = []
-        windows: list[Tensor] = []
-        for chunk in Chunks(collected).tensors():
-            of_ends, of_windows = chunk["counts"].T.tolist()
-            ends += torch.split(chunk["ends"].flatten(1).float(), of_ends)
-            windows += torch.split(chunk["windows"].flatten(1), of_windows)
-        owners = torch.repeat_interleave(torch.arange(len(ends)), torch.tensor([len(each) for each in ends]))
-        at_ends = fit_ends(torch.cat(ends), labels[owners], weights_of(labels[owners], hard[owners]))
-        in_windows = fit_windows(windows, labels, weights_of(labels, hard), self._bar("windows", STEPS))
-        weight = torch.stack([at_ends.weight, in_windows.weight])
-        bias = torch.stack([at_ends.bias.reshape(()), in_windows.bias.reshape(())])
-        if not (weight.isfinite().all() and bias.isfinite().all()):
-            raise FitError("the reader of conversations is no number: it did not converge")
-        save_state(folder / "probes.safetensors", {"weight": weight, "bias": bias})
+        alone = torch.tensor([row.surrounding == ALONE for row in rows])
+        probes = fit_both(*collected_states(collected), labels, hard, alone)
+        save_state(folder / "probes.safetensors", probes)
 
     def fit_categories(self, rows: Sequence[Row], kinds: Kinds, collected: Path, folder: Path) -> None:
         """Fit the reader of categories on the ends of the collected rows."""
@@ -125,8 +120,8 @@ class ConversationSteps:
     ) -> None:
         """Keep what a server would read of rows, and the logit of the prober at the last token of `layer` beside it.
 
-        `raw` `[R, 8]`: the highest end, the highest windows, the prober's logit; tokens, whether there is an image, and
-        whether anything is told; the highest windows of what is said, and of what is told.
+        `raw` `[R, 9]`: the highest end, the highest windows, the prober's logit; tokens, whether there is an image,
+        whether anything is told, and answered; the highest windows of what is said, and of what is told.
         """
         backbone = self._backbones[0]
         own = _Served([reader, *([] if categories is None else [categories])], self._layers)
@@ -138,11 +133,11 @@ class ConversationSteps:
         try:
             for places in batches(order, backbone.max_rows):
                 prompts = [self._prompt(backbone, rows[at]) for at in places]
-                for at, prompt, notes in zip(places, prompts, _notes(backbone, prompts), strict=True):
+                for at, prompt, notes in zip(places, prompts, notes_of(backbone, prompts), strict=True):
                     layout = backbone.inputs.layout(prompt.ids)
                     raw = reader.raw(notes[:, : reader.width], layout)
                     parts = [highest_windows(notes[:, 1], runs, reader.window) for runs in said_and_told(layout)]
-                    about = layout.tokens, layout.has_image, bool(layout.told)
+                    about = layout.tokens, layout.has_image, bool(layout.told), layout.answered
                     found[at] = [*raw, float(notes[-1, -1]), *about, *parts]
                     if categories is not None:
                         kinds[at] = categories.raw(notes[list(layout.ends), reader.width : -1])
@@ -163,6 +158,33 @@ class ConversationSteps:
             return prompt_of(backbone, self._dataset.questions[row.place])
 
 
+def collected_states(folder: Path) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each row that was collected: its states at ends, and means over windows, `[n, D]` each."""
+    ends: list[Tensor] = []
+    windows: list[Tensor] = []
+    for chunk in Chunks(folder).tensors():
+        of_ends, of_windows = chunk["counts"].T.tolist()
+        ends += torch.split(chunk["ends"].flatten(1), of_ends)
+        windows += torch.split(chunk["windows"].flatten(1), of_windows)
+    return ends, windows
+
+
+def fit_both(
+    ends: Sequence[Tensor], windows: Sequence[Tensor], labels: Tensor, hard: Tensor, alone: Tensor
+) -> dict[str, Tensor]:
+    """The probes of ends and of windows, as `weight` `[2, D]` and `bias` `[2]`, of what `collected_states` gives.
+
+    Labels `[N]`, 1 harmful; `hard` and `alone` `[N]`, bool. Raises FitError.
+    """
+    owners = torch.repeat_interleave(torch.arange(len(ends)), torch.tensor([len(each) for each in ends]))
+    at_ends = fit_gaussians(torch.cat([*ends]), labels[owners], weights_of(labels[owners], hard[owners]))
+    both = at_ends, fit_highest(windows, labels, hard, alone)
+    weight, bias = torch.stack([each.weight for each in both]), torch.stack([each.bias.reshape(()) for each in both])
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        raise FitError("the reader of conversations is no number: it did not converge")
+    return {"weight": weight, "bias": bias}
+
+
 @dataclass(frozen=True)
 class _Served:
     """Readers of the same layers, side by side, as a backbone takes them."""
@@ -178,8 +200,8 @@ class _Served:
         return torch.cat([reader.read(states) for reader in self.readers], dim=1)
 
 
-def _notes(backbone: Backbone, prompts: Sequence[Prompt]) -> list[NDArray[np.float64]]:
-    """What is read of prompts by the backbone's reader, `[T, width]` each."""
+def notes_of(backbone: Backbone, prompts: Sequence[Prompt]) -> list[NDArray[np.float64]]:
+    """What the backbone's reader reads of prompts, through the cache, as a server does: `[T, width]` each."""
     with ExitStack() as opened:
         rows = []
         for prompt in prompts:

@@ -116,7 +116,7 @@ def _kinds(dataset: Dataset, settings: Settings) -> Kinds:
 
 def stages_of(settings: Settings, answers: AnswersWanted | None, *, categories: bool) -> int:
     """How many stages a fit has."""
-    found = 8 + (settings.head_kind != "trained") + (3 + categories if settings.reader == "conversation" else 0)
+    found = 8 + (settings.head_kind != "trained") + (4 + categories if settings.reader == "conversation" else 0)
     if answers is not None:
         found += 3 + (0 if answers.label is None else 2) + (1 if answers.responses else 0)
     return found

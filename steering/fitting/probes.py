@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
-SHRINKAGE = 0.3  # towards independent coordinates
+from steering.readers import HIGHEST
+
+SHRINKAGE = 0.3  # of the categories' covariance towards independent coordinates
+GUARD_SHRINKAGE = 0.1  # of the guard's
+ROUNDS = 2  # in which the windows of harmful prompts in surroundings are chosen
+AT_ONCE = 8192  # states
 STEPS = 150
 HARD_SHARE = 0.3  # of the weight of a class, which its hard negatives have
 
@@ -46,18 +51,56 @@ def weights_of(y: Tensor, hard: Tensor, share: float = HARD_SHARE) -> Tensor:
     return found
 
 
-def fit_ends(x: Tensor, y: Tensor, weights: Tensor, shrinkage: float = SHRINKAGE) -> Linear:
+def fit_gaussians(x: Tensor, y: Tensor, weights: Tensor, shrinkage: float = GUARD_SHRINKAGE) -> Linear:
     """How much nearer a state is to harmful prompts than to harmless ones, under one shrunk covariance.
 
-    States `[N, D]`, labels `[N]`, 1 harmful, weights `[N]` (see `weights_of`). With one covariance the difference of
-    the two Mahalanobis distances is linear (after RCS, arXiv 2512.12069, which has one for each class).
+    States `[N, D]`, labels `[N]`, 1 harmful, weights `[N]` (see `weights_of`: those of each class are a half). With one
+    covariance the difference of the two Mahalanobis distances is linear (after RCS, arXiv 2512.12069, which has one for
+    each class).
     """
-    mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
-    z = (x - mean) / scale
-    harmful, harmless = (2 * (weights * (y == label)) @ z for label in (1, 0))
-    rest = torch.where(y[:, None] == 1, z - harmful, z - harmless)
-    weight = torch.linalg.solve(shrunk_covariance(rest, weights, shrinkage), harmful - harmless)
+    sample = x[:: max(1, len(x) // AT_ONCE)].float()
+    mean, scale = sample.mean(0), sample.std(0).clamp_min(1e-6)
+    sums, covariance = torch.zeros(2, x.shape[1]), torch.zeros(x.shape[1], x.shape[1])
+    for begin in range(0, len(x), AT_ONCE):
+        some = slice(begin, begin + AT_ONCE)
+        z = (x[some].float() - mean) / scale
+        weighted = weights[some, None] * z
+        sums.index_add_(0, y[some], weighted)
+        covariance.addmm_(weighted.T, z)
+    harmless, harmful = 2 * sums
+    covariance -= (torch.outer(harmless, harmless) + torch.outer(harmful, harmful)) / 2
+    between = shrinkage * float(covariance.diagonal().mean())
+    covariance *= 1 - shrinkage
+    covariance.diagonal().add_(between)
+    weight = torch.linalg.solve(covariance, harmful - harmless)
     return Linear.folded(weight, -(harmful + harmless) @ weight / 2, mean, scale)
+
+
+def fit_highest(windows: Sequence[Tensor], y: Tensor, hard: Tensor, alone: Tensor, rounds: int = ROUNDS) -> Linear:
+    """A probe over windows: how much nearer they are to those of harmful prompts than to those of harmless ones.
+
+    `windows`: of each prompt `[W, D]`; labels `[N]`, 1 harmful; `hard` and `alone` `[N]`, bool. Of a harmful prompt
+    that stands alone all windows are harmful. Of one in a surrounding it is not known which are: those that a probe of
+    the others finds highest are taken for harmful in the next round.
+    """
+    counts = torch.tensor([len(each) for each in windows])
+    owners = torch.repeat_interleave(torch.arange(len(windows)), counts)
+    x = torch.cat([*windows])
+    certain = ((y == 0) | alone)[owners]
+    probe = _of_windows(x, y[owners], hard[owners], certain)
+    for _ in range(rounds if bool((~certain).any()) else 0):
+        found = certain.clone()
+        begin = 0
+        for row, count in enumerate(counts.tolist()):
+            if not certain[begin]:
+                found[begin + probe(windows[row]).topk(min(HIGHEST, count)).indices] = True
+            begin += count
+        probe = _of_windows(x, y[owners], hard[owners], found)
+    return probe
+
+
+def _of_windows(x: Tensor, y: Tensor, hard: Tensor, kept: Tensor) -> Linear:
+    return fit_gaussians(x[kept], y[kept], weights_of(y[kept], hard[kept]))
 
 
 def shrunk_covariance(rest: Tensor, weights: Tensor, shrinkage: float) -> Tensor:

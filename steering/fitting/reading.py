@@ -17,11 +17,12 @@ from steering.categories import CategoryReader
 from steering.files import digest
 from steering.fitting.calibrate import calibrate, make_cells, scores
 from steering.fitting.categories import CategoriesRead, FreshRows, Kinds, calibrated
-from steering.fitting.conversation import STRIDE, ConversationSteps
+from steering.fitting.conversation import STRIDE, WORDS, ConversationSteps
 from steering.fitting.dataset import Dataset
 from steering.fitting.figures import share_flagged
-from steering.fitting.probes import HARD_SHARE, SHRINKAGE, STEPS, Linear
-from steering.fitting.stages import Stages, load_state
+from steering.fitting.own_words import COUNT, MOST_TOKENS
+from steering.fitting.probes import GUARD_SHRINKAGE, HARD_SHARE, ROUNDS, SHRINKAGE, Linear
+from steering.fitting.stages import Stages, load_json, load_state
 from steering.fitting.surround import ALONE, Row, surrounded
 from steering.prober import Prober
 from steering.readers import WINDOW, Conversation, LastToken
@@ -47,7 +48,7 @@ class Reading:
         if isinstance(self.reader, LastToken):
             return None
         cells = [CellSpec(**cell._asdict()) for cell in self.reader.cells]
-        return ConversationSpec(window=self.reader.window, cells=cells)
+        return ConversationSpec(window=self.reader.window, cells=cells, together=self.reader.together)
 
     @property
     def category_reader(self) -> CategoryReader | None:
@@ -84,17 +85,21 @@ def read_conversations(
     kinds: Kinds,
 ) -> Reading:
     """Fit and calibrate a reader of whole conversations."""
-    train, fresh = (surrounded(dataset, parts, seed) for parts in (("train",), ("validation", "calibration")))
+    saying = {**inputs, "seed": seed, "texts": COUNT, "tokens": MOST_TOKENS}
+    own = load_json(stages.run("words", saying, lambda to: steps.words(seed, to)) / WORDS)
+    train, fresh = (surrounded(dataset, parts, seed, own) for parts in (("train",), ("validation", "calibration")))
     about = {**inputs, "layers": list(layers)}
     collected = stages.run(
         "conversations", {**about, "rows": _digest(train), "stride": STRIDE}, lambda to: steps.collect(train, to)
     )
     hard = dataset.hard(dataset.places("train")).nonzero().flatten().tolist()
-    fitting = {"conversations": collected.name, "shrinkage": SHRINKAGE, "steps": STEPS, "hard": [HARD_SHARE, *hard]}
+    fitting = {
+        "conversations": collected.name, "shrinkage": GUARD_SHRINKAGE, "rounds": ROUNDS, "hard": [HARD_SHARE, *hard]
+    }  # fmt: skip
     fitted = stages.run("probes", fitting, lambda to: steps.fit(train, collected, to))
     probes = load_state(fitted / "probes.safetensors")
     reader = _with_probes(probes, [])
-    reading: dict[str, Any] = {"probes": fitted.name, "prober": prober_at[1].name, "rows": _digest(fresh), "columns": 8}
+    reading: dict[str, Any] = {"probes": fitted.name, "prober": prober_at[1].name, "rows": _digest(fresh), "columns": 9}
     linear = None
     if kinds:
         telling = {"conversations": collected.name, "kinds": [kinds.names, kinds.of.tolist()], "shrinkage": SHRINKAGE}
@@ -124,11 +129,11 @@ def _fresh_rows(raw: Tensor, kinds: Kinds, dataset: Dataset, rows: Sequence[Row]
 def _calibrated(
     probes: Mapping[str, Tensor], raw: Tensor, dataset: Dataset, rows: Sequence[Row], layers: Sequence[int]
 ) -> Reading:
-    """`raw` `[R, 8]`, see `ConversationSteps.read`."""
+    """`raw` `[R, 9]`, see `ConversationSteps.read`."""
     labels = dataset.labels[[row.place for row in rows]]
-    layouts = [_of_kind(*kind) for kind in raw[:, 3:6].int().tolist()]
+    layouts = [_of_kind(*kind) for kind in raw[:, 3:7].int().tolist()]
     reader = _with_probes(probes, make_cells([layouts[at] for at in (labels == 0).nonzero().flatten().tolist()]))
-    numbers = raw[:, [0, 6, 7] if reader.apart else [0, 1]].numpy()
+    numbers = raw[:, [0, 7, 8] if reader.apart else [0, 1]].numpy()
     calibrate(reader, numbers, layouts, labels)
     found = scores(reader, numbers, layouts)
     alone = torch.full((len(dataset.questions),), torch.nan, dtype=found.dtype)
@@ -147,13 +152,13 @@ def _calibrated(
     )
 
 
-def _of_kind(tokens: int, has_image: int, told: int) -> Layout:
+def _of_kind(tokens: int, has_image: int, told: int, answered: int) -> Layout:
     """A layout of which no more is known than what its cell depends on."""
-    return Layout(tokens, (), (), bool(has_image), told=((0, tokens),) * told)
+    return Layout(tokens, range(1 + answered), (), bool(has_image), told=((0, tokens),) * told)
 
 
 def _with_probes(probes: Mapping[str, Tensor], cells: Sequence[Any]) -> Conversation:
-    reader = Conversation(probes["weight"].shape[1], cells, WINDOW)
+    reader = Conversation(probes["weight"].shape[1], cells, WINDOW, together=True)
     reader.weight.copy_(probes["weight"])
     reader.bias.copy_(probes["bias"])
     return reader

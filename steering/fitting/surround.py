@@ -61,9 +61,9 @@ class Words:
     prose: Sequence[str]
 
     @classmethod
-    def of(cls, dataset: Dataset, part: Part) -> Words:
-        """Those of a part."""
-        lines = PROSE.read_text().splitlines()
+    def of(cls, dataset: Dataset, part: Part, own: Sequence[str] = ()) -> Words:
+        """Those of a part. `own`: words of the model's own, of which each part has its share as well."""
+        lines = [*PROSE.read_text().splitlines(), *own]
         prose = [line for number, line in enumerate(lines) if number % 5 in _SHARES[part]]
         return cls([dataset.questions[place].text for place in dataset.places(part, 0)], prose)
 
@@ -92,8 +92,10 @@ class Row:
         return sum(turn.role in ("assistant", "tool") for turn in turns)
 
 
-def surrounded(dataset: Dataset, parts: Sequence[Part], seed: int) -> list[Row]:
+def surrounded(dataset: Dataset, parts: Sequence[Part], seed: int, own: Sequence[str] = ()) -> list[Row]:
     """The rows of these parts alone, and each in as many surroundings as its part has COPIES.
+
+    `own`: words of the model's own, which pad rows beside the prose.
 
     Half of the harmless rows that calibrate are padded once more: thresholds promise nothing for lengths of which there
     are few.
@@ -101,7 +103,7 @@ def surrounded(dataset: Dataset, parts: Sequence[Part], seed: int) -> list[Row]:
     chance = Random(seed)  # noqa: S311
     rows: list[Row] = []
     for part in parts:
-        words = Words.of(dataset, part)
+        words = Words.of(dataset, part, own)
         for place in dataset.places(part):
             asked = dataset.questions[place]
             rows.append(Row(asked, place, ALONE))

@@ -87,6 +87,29 @@ def test_a_prompt_is_measured_against_its_own_cell() -> None:
     assert reader.score(np.full((20, 2), 3.0), pictured) == short
 
 
+def test_a_prompt_with_an_answer_in_it_is_measured_against_others_that_have_one() -> None:
+    reader = Conversation(16, [Cell(False, None, 50, answered=answered) for answered in (False, True)])
+    assert [reader.cell(layout) for layout in (layout_of(20), layout_of(20, 9))] == [0, 1]
+    assert reader.cell(layout_of(20, 9, has_image=True)) == 1  # no cell has pictures
+
+
+def test_taken_together_both_numbers_raise_the_score(tmp_path: Path) -> None:
+    alone, together = conversation(48), conversation(48)
+    together.together = True
+    scores = {}
+    for name, reader in (("most", alone), ("all", together)):
+        scores[name] = [reader.score_of(raw, layout_of(9)) for raw in ((2.0, -3.0), (-3.0, 2.0), (2.0, 2.0))]
+    assert scores["most"][0] == scores["most"][1] == scores["most"][2]
+    assert scores["all"][0] == scores["all"][1] < scores["all"][2]
+    assert math.isnan(together.score_of((2.0, math.nan), layout_of(9)))
+    cells = [CellSpec(**cell._asdict()) for cell in CELLS]
+    spec = ConversationSpec(window=8, cells=cells, together=True).model_dump()
+    about = whole(format_version=5, conversation=spec, probe_layers=[1, 2, 3])
+    save_bundle(tmp_path, about, together, RefusalHead(16), {})
+    notes = np.random.default_rng(4).normal(size=(30, 2))
+    assert load_guard(tmp_path, INFO).score(torch.from_numpy(notes), TOLD) == together.score(notes, TOLD)
+
+
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("place", [0, 9, 29])
 def test_a_number_that_is_missing_is_flagged_where_it_counts(number: int, place: int) -> None:

@@ -16,10 +16,10 @@ from steering.readers import Conversation
 from tests.layouts import layout_of
 
 
-def layouts(tokens: Sequence[int], pictures: int = 0, told: int = 0) -> list[Layout]:
-    """The first have pictures, or are told."""
+def layouts(tokens: Sequence[int], pictures: int = 0, told: int = 0, answers: int = 0) -> list[Layout]:
+    """The first have pictures, are told, or have an answer in them."""
     return [
-        replace(layout_of(count, has_image=n < pictures), told=[(0, count)] * (n < told))
+        replace(layout_of(count, *[0] * (n < answers), has_image=n < pictures), told=[(0, count)] * (n < told))
         for n, count in enumerate(tokens)
     ]
 
@@ -61,6 +61,14 @@ def test_told_prompts_have_cells_of_their_own_where_there_are_enough_of_them() -
         made = make_cells(layouts([7] * 4 * CELL, told=told))
         assert [(cell.told, cell.samples) for cell in made] == found
         assert all(cell.most_tokens is None for cell in made)
+
+
+def test_prompts_with_an_answer_in_them_have_cells_of_their_own_where_there_are_enough() -> None:
+    tokens = [20 + n % 7 for n in range(3 * CELL)]
+    found = make_cells(layouts(tokens, answers=CELL))
+    assert [(cell.answered, cell.samples) for cell in found] == [(False, 2 * CELL), (True, CELL)]
+    (few,) = make_cells(layouts(tokens, answers=CELL - 1))
+    assert few.answered is None
 
 
 def test_each_number_of_a_told_prompt_is_put_on_the_scale_of_told_ones() -> None:

@@ -282,7 +282,7 @@ def test_bad_rows_are_listed_before_the_model_runs(tmp_path: Path) -> None:
 
 STAGES = (
     *("lengths", "data", "states", "layers", "prober"),
-    *("conversations", "probes", "categories", "read"),
+    *("words", "conversations", "probes", "categories", "read"),
     *("refusals", "head", "eps"),
 )
 

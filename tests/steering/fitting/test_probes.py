@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steering.fitting.probes import fit_ends, fit_windows, weights_of
+from steering.fitting.probes import fit_gaussians, fit_highest, fit_windows, weights_of
 
 ROWS, HARD = 400, 12
 
@@ -37,14 +37,41 @@ def test_hard_negatives_weigh_their_share_of_each_class() -> None:
     assert weights_of(y, y == 1) == pytest.approx(torch.full((ROWS,), 1 / ROWS))
 
 
-@pytest.mark.parametrize("where", ["ends", "windows"])
+@pytest.mark.parametrize("where", ["ends", "windows", "answers"])
 def test_a_few_hard_negatives_teach_the_meaning(where: str) -> None:
     def right(hard: Tensor) -> float:
         weights = weights_of(y, hard)
-        probe = fit_ends(x, y, weights) if where == "ends" else fit_windows([*x[:, None]], y, weights)
+        if where == "windows":
+            probe = fit_highest([*x[:, None]], y, hard, torch.ones_like(hard))
+        else:
+            probe = fit_gaussians(x, y, weights) if where == "ends" else fit_windows([*x[:, None]], y, weights)
         fresh, labels, few = rows(1)
         return float(((probe(fresh) > 0) == labels)[few].float().mean())
 
     x, y, hard = rows(0)
     assert right(torch.zeros_like(hard)) <= 0.5
     assert right(hard) >= 0.8
+
+
+def test_of_harmful_prompts_in_surroundings_the_highest_windows_teach() -> None:
+    """In a surrounding harm looks another way: a probe of prompts alone tells it less well."""
+    generator = torch.Generator().manual_seed(2)
+
+    def windows(harmful: bool, padded: bool) -> Tensor:
+        found = torch.randn(12 if padded else 3, 6, generator=generator)
+        if harmful:  # three of a padded prompt's are
+            found[:3, :2] += torch.tensor([1.2, 4.0] if padded else [4.0, 0.0])
+        return found
+
+    y, padded = torch.arange(400) % 2, torch.arange(400) // 2 % 2 == 1
+    rows = [windows(bool(label), bool(pad)) for label, pad in zip(y, padded, strict=True)]
+    none = torch.zeros(400, dtype=torch.bool)
+    fresh = [windows(bool(label), padded=True) for label in y]
+
+    def told_apart(rounds: int) -> float:
+        probe = fit_highest(rows, y, none, ~padded, rounds=rounds)
+        highest = torch.stack([probe(each).max() for each in fresh])
+        return float((highest[y == 1] > highest[y == 0].quantile(0.95)).float().mean())
+
+    assert told_apart(0) <= 0.5
+    assert told_apart(2) >= 0.9

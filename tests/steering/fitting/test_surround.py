@@ -90,6 +90,16 @@ def test_no_part_sees_the_words_of_another(dataset: Dataset) -> None:
     assert sum(map(len, seen.values())) == len(set().union(*seen.values()))
 
 
+def test_the_model_s_own_words_pad_rows_and_no_part_sees_those_of_another(dataset: Dataset) -> None:
+    own = [f"own{number}" for number in range(200)]
+    seen = {
+        part: {word for row in surrounded(dataset, (part,), 2, own) for word in words_of(row) if word in own}
+        for part in PARTS
+    }
+    assert all(len(words) >= 5 for words in seen.values())
+    assert sum(map(len, seen.values())) == len(set().union(*seen.values()))
+
+
 def test_the_evaluations_words_are_in_no_surrounding_of_a_fit() -> None:
     asked = Question("")
     evaluated = " ".join(each.put(asked).transcript for each in SURROUNDINGS.values())
