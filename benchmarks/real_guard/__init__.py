@@ -1,0 +1,1 @@
+"""What a guard of a real model is worth on public sets."""
