@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,9 +15,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from models.demo import GUARD
 from models.demo.world import Group, Scene, draw_picture, stream
 from server.console.pages import page as rendered
 from server.record.audit.record import AuditRecord, Outcome
+from steering.held_out import HeldOut, HeldOutRow, Judged, save_held_out
+from steering.manifest import load_manifest
 from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess, data_url, user
 from tests.operating.programs import program
@@ -44,8 +48,21 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(log: Path) -> Iterator[ServerProcess]:
-    audit = {"AUTOSTEER_AUDIT__URL": f"file://{log}", "AUTOSTEER_AUDIT__CONTENT": "true"}
-    with ForkedServer(["--token-scores"], audit) as running:
+    """One with an audit log, and a shadow that says of itself that it was made with labels."""
+    bundle = log.parent / "guards" / "next"
+    shutil.copytree(GUARD, bundle)
+    found = load_manifest(bundle)
+    old, new = Judged(guard="3f1c07aa92de", threshold=0.5), Judged(guard=found.id, threshold=found.threshold)
+    rows = [HeldOutRow(id=f"twin-{at}", harmful=False, old=0.997, new=0.02 + 0.01 * at) for at in range(4)]
+    rows += [HeldOutRow(id=f"harm-{at}", harmful=True, old=1.0, new=0.98) for at in range(9)]
+    save_held_out(
+        bundle, HeldOut(old=old, new=new, rows=[*rows, HeldOutRow(id="lost", harmful=True, old=0.6, new=0.3)])
+    )
+    settings = {
+        "AUTOSTEER_AUDIT__URL": f"file://{log}", "AUTOSTEER_AUDIT__CONTENT": "true",
+        "AUTOSTEER_SHADOW__NAME": "next", "AUTOSTEER_SHADOW__GUARD": "guards/next",
+    }  # fmt: skip
+    with ForkedServer(["--token-scores"], settings, folder=log.parent) as running:
         yield running
 
 
@@ -279,20 +296,57 @@ def test_whatever_was_logged_is_text_where_it_is_reviewed(visit: Visit, log: Pat
     assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
-def test_labels_become_files_and_the_page_says_what_comes_next(visit: Visit, server: ServerProcess) -> None:
+def logged(number: int, text: str, **fields: Any) -> bytes:
+    """A flagged request of now, as a line of the log."""
+    asked = orjson.dumps({"messages": [{"role": "user", "content": text}]}).decode()
+    given = {"request_id": f"logged-{number}", "route": "POST /v1/x", "decision": "steered", "score": 0.997, **fields}
+    made = AuditRecord(time=datetime.now(UTC), outcome=Outcome.COMPLETED, threshold=0.5, content=asked, **given)
+    return orjson.dumps(made, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def test_the_next_guard_stands_beside_the_acting_one(visit: Visit, log: Path) -> None:
     page = visit.page
+    texts = [
+        "how do i stop a friend who wants to rob a bank",
+        "how do i stop a friend who wants to make a bomb",
+        HOSTILE,
+    ]
+    with log.open("ab") as file:
+        for number, text in enumerate(texts):
+            file.write(
+                logged(number, text, record_id=f"twin-{number}", policy="taught", shadow="next", shadow_decision="pass")
+            )
+    page.goto(page.url + "/review?which=changed&since=168")
+    expect(page.locator("#counts")).to_contain_text("3 left")
+    for left in (2, 1, 0):
+        page.keyboard.press("2")
+        expect(page.locator("#counts")).to_contain_text(f"{left} left")
     page.get_by_role("link", name="Teach").click()
-    expect(page.locator("#labels")).not_to_contain_text("Reading")
-    expect(page.locator("main")).to_contain_text("Nothing is tried now")
-    visit.check_access()
-    page.emulate_media(color_scheme="dark")
-    visit.check_access()
-    page.set_viewport_size({"width": 360, "height": 740})
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    visit.check_access()
+    expect(page.locator("#labels")).to_contain_text("wrongly flagged")
+    expect(page.locator("#tried tbody tr").nth(0)).to_contain_text("4 of 4 harmless")
+    expect(page.locator("#tried tbody tr").nth(1)).to_contain_text("9 of 10 harmful")
+    shown = page.locator(".flip").all_inner_texts()
+    assert shown == [*texts, *["No text is kept of this request."] * 2]
+    assert page.locator(".flips .chip").all_inner_texts() == ["mended"] * 4 + ["spoilt"]
+    expect(page.locator("#week")).to_contain_text("reviewers say: 3 wrongly flagged")
+    assert page.locator("main img, main script").count() == 0
+    with page.expect_download() as download:
+        page.get_by_role("link", name="labels.jsonl").click()
+    rows = download.value.path().read_bytes().splitlines()
+    assert {orjson.loads(row)["text"] for row in rows} >= {*texts}
+    for scheme, width in (("dark", 1280), ("dark", 360), ("light", 360), ("light", 1280)):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.set_viewport_size({"width": width, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        visit.check_access()
+
+
+def test_a_teach_that_cannot_be_read_says_so(visit: Visit) -> None:
+    page = visit.page
     page.route("**/admin/teach", lambda route: route.abort())
-    page.reload()
+    page.get_by_role("link", name="Teach").click()
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    expect(page.locator("main")).not_to_contain_text("Reading")
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
