@@ -318,6 +318,7 @@ def test_the_next_guard_stands_beside_the_acting_one(visit: Visit, log: Path) ->
             )
     page.goto(page.url + "/review?which=changed&since=168")
     expect(page.locator("#counts")).to_contain_text("3 left")
+    expect(page.locator("#item")).to_be_focused()
     for left in (2, 1, 0):
         page.keyboard.press("2")
         expect(page.locator("#counts")).to_contain_text(f"{left} left")
