@@ -23,8 +23,12 @@ LEAST_WORDS = 5  # fewer say nothing
 
 
 def own_words(backbone: Backbone, seed: int, tick: Tick, count: int = COUNT) -> list[str]:
-    """What the model says in a user's place, at temperature 1; fewer texts where some have too few words."""
-    header = _header(backbone)
+    """What the model says in a user's place, at temperature 1; fewer texts where some have too few words.
+
+    None where the template puts nothing before a user's words.
+    """
+    if not (header := _header(backbone)):
+        return []
     backbone.forget_prompts()  # what earlier prompts left would round otherwise where a fit is started again
     chance = torch.Generator().manual_seed(seed)
     found: list[str] = []
