@@ -21,7 +21,7 @@ from steering.fitting.offline import batches, prompt_of
 from steering.fitting.surround import ALONE, Row
 from steering.fitting.training import States, fit_prober
 from steering.prober import Prober
-from steering.readers import Conversation, project
+from steering.readers import Conversation, highest_windows, project, said_and_told
 
 LAYER = 16  # the one that `make real-guard` chooses
 
@@ -80,8 +80,11 @@ def fit_all(
 def read_all(
     backbone: Backbone, asked: Sequence[Asked], fits: Sequence[Fit], layers: Sequence[int], tick: Tick
 ) -> tuple[Array, list[Layout]]:
-    """What each fit's readers read of prompts `[N, fits, 3]`, and their layouts."""
-    found, layouts = np.empty((len(asked), len(fits), 3)), [Layout(1, (0,), (), has_image=False)] * len(asked)
+    """What each fit's readers read of prompts `[N, fits, 5]`, and their layouts.
+
+    The highest end, the highest windows of all, of what is said and of what is told, and the prober's logit.
+    """
+    found, layouts = np.empty((len(asked), len(fits), 5)), [Layout(1, (0,), (), has_image=False)] * len(asked)
     prompts = [prompt_of(backbone, each.question) for each in asked]
     reader = Conversation(1, [])
     backbone.read_prompts(Several(fits, layers))
@@ -89,8 +92,10 @@ def read_all(
         for at, notes in zip(places, notes_of(backbone, [prompts[at] for at in places]), strict=True):
             layouts[at] = backbone.inputs.layout(prompts[at].ids)
             for number in range(len(fits)):
-                found[at, number, :2] = reader.raw(notes[:, 2 * number : 2 * number + 2], layouts[at])
-            found[at, :, 2] = notes[-1, 2 * len(fits) :]
+                own = notes[:, 2 * number : 2 * number + 2]
+                parts = [highest_windows(own[:, 1], runs, reader.window) for runs in said_and_told(layouts[at])]
+                found[at, number, :4] = *reader.raw(own, layouts[at]), *parts
+            found[at, :, 4] = notes[-1, 2 * len(fits) :]
         tick(len(places))
     backbone.read_prompts(None)
     return found, layouts

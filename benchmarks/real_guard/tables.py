@@ -44,7 +44,7 @@ class Study:
     """What was asked, and what each fit's readers read of it."""
 
     asked: Sequence[Asked]
-    raw: Array  # `[N, fits, 3]`
+    raw: Array  # `[N, fits, 5]`, see `read_all`
     layouts: Sequence[Layout]
     fits: Sequence[str]
     calibration: Sequence[bool]  # which of the fresh rows are of that part; they come first
@@ -74,9 +74,10 @@ class Study:
         harmless = [at for at in kept if labels[at] == 0]
         cells = make_cells([self.layouts[at] for at in scaled if labels[at] == 0])
         reader = Conversation(1, cells, together=True)
-        calibrate(reader, raw[[*scaled], :2], [self.layouts[at] for at in scaled], labels[[*scaled]])
-        own = scores(reader, raw[:, :2], self.layouts)
-        last = torch.sigmoid(torch.from_numpy(raw[:, 2]))
+        numbers = raw[:, [0, 2, 3] if reader.apart else [0, 1]]
+        calibrate(reader, numbers[[*scaled]], [self.layouts[at] for at in scaled], labels[[*scaled]])
+        own = scores(reader, numbers, self.layouts)
+        last = torch.sigmoid(torch.from_numpy(raw[:, 4]))
         alone = [at for at in harmless if self.asked[at].kind == ALONE]
         found = {READ[0]: (own, own[harmless]), READ[1]: (last, last[alone])}
         thresholds = {(name, rate): conformal_threshold(of, rate) for name, (_, of) in found.items() for rate in RATES}
