@@ -121,7 +121,7 @@ def whole(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> 
         assert result.exit_code == 0, result.output
         shown = [(int(number), int(total)) for number, total in re.findall(r"stage (\d+) of (\d+): ", result.output)]
         assert shown == sorted(shown)
-        assert shown[-1] == (16 + 2 * (family in OWN) + (family in HEAD_OF),) * 2
+        assert shown[-1] == (17 + 2 * (family in OWN) + (family in HEAD_OF),) * 2
         return done
 
     return made
