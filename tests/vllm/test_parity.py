@@ -39,7 +39,11 @@ FAMILIES = (
     "llava_onevision",
     "mistral",
     "qwen2",
+    "qwen2_5_vl",
+    "qwen2_vl",
     "qwen3",
+    "qwen3_vl",
+    "smolvlm",
 )
 TWINS = 63  # of each of four kinds: 504 prompts
 

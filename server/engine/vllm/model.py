@@ -26,7 +26,8 @@ class Kind(NamedTuple):
     blocks: bool = False
 
 
-# Families that were shown to be right, by the model type of their config. vLLM has Gemma's decoder tell no states.
+# Families that were shown to be right, by the model type of their config. vLLM has Gemma's decoder tell no states, and
+# Qwen3-VL's only with what the tower adds to them after a block.
 FAMILIES = {
     "llama": Kind("llama", "LlamaForCausalLM"),
     "mistral": Kind("mistral", "MistralForCausalLM"),
@@ -36,7 +37,11 @@ FAMILIES = {
     "llava": Kind("llava", "LlavaForConditionalGeneration"),
     "llava_next": Kind("llava_next", "LlavaNextForConditionalGeneration"),
     "llava_onevision": Kind("llava_onevision", "LlavaOnevisionForConditionalGeneration"),
+    "qwen2_vl": Kind("qwen2_vl", "Qwen2VLForConditionalGeneration"),
+    "qwen2_5_vl": Kind("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl": Kind("qwen3_vl", "Qwen3VLForConditionalGeneration", blocks=True),
     "idefics3": Kind("idefics3", "Idefics3ForConditionalGeneration"),
+    "smolvlm": Kind("smolvlm", "SmolVLMForConditionalGeneration"),
     "internvl": Kind("interns1", "InternS1ForConditionalGeneration"),
 }
 
