@@ -21,7 +21,7 @@ from models.families import Family
 from models.image_tokens import image_numbers, place_pictures, unseen
 from models.info import BackboneInfo
 from models.inputs import InputBuilder
-from models.passes import Passes
+from models.passes import Keep, Passes
 from models.positions import Positions
 from models.prompt import Prompt
 from models.reading import PromptReader, Reading
@@ -83,10 +83,10 @@ class Backbone:
 
     # rows ------------------------------------------------------------------------------------------------------
 
-    def open_row(self, prompt: Prompt, max_tokens: int, generated: Sequence[int] = ()) -> Row:
+    def open_row(self, prompt: Prompt, max_tokens: int, generated: Sequence[int] = (), anew: bool = False) -> Row:
         """A row for a prompt and up to `max_tokens` tokens after it, some of which may have been `generated` before.
 
-        What the cache knows of the prompt is not computed again, but for its last token. Raises OutOfRows.
+        What the cache knows of it is not computed again but for its last token, unless `anew`. Raises OutOfRows.
         """
         assert prompt.ids, "a prompt without tokens"
         needed = len(prompt.ids) + max_tokens
@@ -104,7 +104,7 @@ class Backbone:
         pictures = place_pictures(prompt, self._image_token_id)
         marks = [(each.places[0], each.picture.digest) for each in pictures if each.places]
         keys = block_keys(prompt.ids, marks, self.cache.block_size)
-        known = min(self.cache.pool.known(keys), (len(prompt.ids) - 1) // self.cache.block_size)
+        known = 0 if anew else min(self.cache.pool.known(keys), (len(prompt.ids) - 1) // self.cache.block_size)
         try:
             row = Row(prompt, tokens, self.cache.open(keys, known))
         except OutOfBlocks as error:
@@ -194,18 +194,20 @@ class Backbone:
     # passes ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def forward(self, rows: Sequence[Row], counts: Sequence[int], *, watched: bool = False) -> Tensor:
+    def forward(
+        self, rows: Sequence[Row], counts: Sequence[int], *, watched: bool = False, keep: Keep | None = None
+    ) -> Tensor:
         """Compute the next `counts` tokens of each row, all in one pass -> hidden state `[B, d]` of each one's last.
 
-        The state is that after the last norm. `watched`: keep what `watch_answers` has named for `answer_states`.
-        Raises OutOfRows before anything is computed.
+        States are those after the last norm. `watched`: keep what `watch_answers` has named for `answer_states`. `keep`
+        gets those of every token of its rows. Raises OutOfRows before anything is computed.
         """
         assert len(rows) == len(counts) > 0, f"{len(rows)} rows, {len(counts)} counts"
         for row, count in zip(rows, counts, strict=True):
             self.reserve(row, count)
         reading = self._reading if any(row.prompt is not None for row in rows) else None
         taps = [*self._taps, self._watching] if watched else self._taps
-        hidden = self._passes.run(rows, counts, taps, reading)
+        hidden = self._passes.run(rows, counts, taps, reading, keep)
         for row, count in zip(rows, counts, strict=True):
             row.length += count
             if row.prompt is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -24,6 +24,8 @@ from models.tap import Tap
 from models.vision import VisionEncoder
 
 LEAST_STEP = 16  # tokens, between the sizes of passes
+
+Keep = Mapping[Row, MutableSequence[Tensor]]  # where the states of all of a row's tokens are put, pass by pass
 
 
 class Passes:
@@ -60,17 +62,27 @@ class Passes:
         self._graphs.capture()
 
     def run(
-        self, rows: Sequence[Row], counts: Sequence[int], taps: Sequence[Tap], reading: Reading | None = None
+        self,
+        rows: Sequence[Row],
+        counts: Sequence[int],
+        taps: Sequence[Tap],
+        reading: Reading | None = None,
+        keep: Keep | None = None,
     ) -> Tensor:
         """One pass over the next `counts` tokens of each row -> hidden state `[B, d]` of each one's last.
 
-        `taps` read the states of the same tokens, `reading` those of all tokens.
+        `taps` read the states of the same tokens, `reading` those of all tokens; `keep` gets `[count, d]` of its rows.
         """
         if self._cache.compact():
             self._steps = None
-        if all(count == 1 and row.length for row, count in zip(rows, counts, strict=True)):
-            return self._decode_rows(rows, taps, reading)
-        return self._mix(rows, counts, taps, reading)
+        if not all(count == 1 and row.length for row, count in zip(rows, counts, strict=True)):
+            return self._mix(rows, counts, taps, reading, keep or {})
+        hidden = self._decode_rows(rows, taps, reading)
+        if keep:
+            for row, state in zip(rows, hidden, strict=True):
+                if row in keep:
+                    keep[row].append(state[None].clone())
+        return hidden
 
     def _decode_rows(self, rows: Sequence[Row], taps: Sequence[Tap], reading: Reading | None) -> Tensor:
         """A pass over one token of each row."""
@@ -93,7 +105,9 @@ class Passes:
     def _decode_pass(self, ids: Tensor, positions: Tensor, paged: Pass, taps: Sequence[Tap]) -> Tensor:
         return self._decode(self._embed(ids), positions, paged, taps=taps)
 
-    def _mix(self, rows: Sequence[Row], counts: Sequence[int], taps: Sequence[Tap], reading: Reading | None) -> Tensor:
+    def _mix(
+        self, rows: Sequence[Row], counts: Sequence[int], taps: Sequence[Tap], reading: Reading | None, keep: Keep
+    ) -> Tensor:
         """A pass over any tokens: rows that add one come first, then chunks, equally long ones side by side."""
         spans = spans_of(rows, counts)
         order = sorted(range(len(rows)), key=lambda at: (not spans[at].decodes, spans[at].start > 0, spans[at].count))
@@ -110,7 +124,12 @@ class Passes:
         positions = pad(self._positions.of_spans(rows, ordered), (0, spare))
         slots = self._slots(ordered)
         with self._read(reading, slots):
-            return self._decode(embedded, positions, self._mixed(ordered, slots, spare), torch.tensor(last), deep, taps)
+            paged, places = self._mixed(ordered, slots, spare), torch.tensor(last, device=self._info.device)
+            hidden = self._decode(embedded, positions, paged, places, deep, taps)
+        for place, row in zip(order, rows, strict=True):
+            if row in keep:
+                keep[row].append(hidden[last[place] + 1 - counts[place] : last[place] + 1].clone())
+        return hidden[places]
 
     def _spare(self, tokens: int) -> int:
         """Tokens of nobody, with which a pass is of one of few sizes.
@@ -152,9 +171,7 @@ class Passes:
         deep: Mapping[str, Any] | None = None,
         taps: Sequence[Tap] = (),
     ) -> Tensor:
-        """The decoder on embeddings `[1, N, d]`; the states at the places `last`, or at all."""
-        if last is not None:
-            last = last.to(self._info.device)
+        """The decoder on embeddings `[1, N, d]` -> states `[N, d]`; `taps` read those at `last`, or all."""
         options = dict(deep or {})
         kept_by_itself = taps if self._keeps and last is None else ()
         if kept_by_itself:
@@ -174,4 +191,4 @@ class Passes:
         for tap in kept_by_itself:
             tap.take(output.kept)
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden if last is None else hidden[last]
+        return hidden

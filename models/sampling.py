@@ -62,9 +62,17 @@ def sample(logits: Tensor, samplers: Sequence[RowSampler]) -> Sample:
     return Sample(ids, dict(zip(asking, found, strict=True)))
 
 
+def logprobs_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[Logprobs]:
+    """Of each row `[V]` of logits: its token's log-probability, and its `count` likeliest tokens."""
+    return _told(logits.float().log_softmax(-1), tokens, [count] * len(tokens))
+
+
 def _logprobs(probabilities: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[Logprobs]:
     """Of each row `[V]` of probabilities, up to a factor: its token's, and its `count` likeliest tokens."""
-    logs = probabilities.log() - probabilities.sum(-1, keepdim=True).log()
+    return _told(probabilities.log() - probabilities.sum(-1, keepdim=True).log(), tokens, counts)
+
+
+def _told(logs: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[Logprobs]:
     own = logs.gather(-1, torch.tensor(tokens, device=logs.device)[:, None])[:, 0].tolist()
     values, places = logs.topk(min(max(counts), logs.shape[-1]), dim=-1)
     tops = [

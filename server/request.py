@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from time import monotonic
@@ -98,6 +99,7 @@ class Ask:
     leader: str | None = None
     tenant: int = 0
     scores: bool = False  # whether the score at each token is wanted
+    prompt_logprobs: int | None = None  # those of the prompt's tokens are wanted, and of so many of the likeliest
     arrived: float = field(default_factory=monotonic)  # seconds of the monotonic clock
 
 
@@ -115,6 +117,7 @@ class Request:
     shadow_answer: AnswerDecision | None = None  # from when it has ended, or the guard has acted on it
     answer: AnswerDecision | None = None  # from when its answer is flagged, or has ended; None where nobody watches it
     token_scores: TokenScores | None = None  # of the prompt, where its ask wants them and it was scored
+    prompt_logprobs: Sequence[Logprobs] | None = None  # of all tokens but the first, where wanted and not blocked
     answer_scores: list[float] = field(default_factory=list)  # of tokens read since its last event, where wanted
     cached_tokens: int | None = None  # of the prompt, which the engine knew when the request first ran
     timings: Timings = field(init=False)

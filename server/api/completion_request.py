@@ -42,6 +42,7 @@ class CompletionRequest(AnswerFields):
             custom_error_message="must be a string, a list of strings, a list of token ids or a list of such lists",
         ),
     ]
+    max_tokens: Annotated[Integer, Field(ge=0, lt=INT64)] | None = None
     echo: bool | None = None
     logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: Positive | None = None
@@ -60,6 +61,11 @@ class CompletionRequest(AnswerFields):
         """How many of the likeliest tokens are reported beside each one's log-probability; None: not even that."""
         return self.logprobs
 
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """The same of the prompt's tokens, which are told where they are echoed."""
+        return self.logprobs if self.echo else None
+
 
 def parse_completion_request(data: object) -> CompletionRequest:
     """A decoded JSON body as a request; raises BadRequest naming the first field that is wrong."""
@@ -70,6 +76,4 @@ def parse_completion_request(data: object) -> CompletionRequest:
             f"'best_of' is {completion.best_of}, but only as many as 'n' ({completion.choices}) are generated.",
             param="best_of",
         )
-    if completion.echo and completion.logprobs is not None:
-        raise BadRequest("'echo' is not supported with 'logprobs': the prompt's own are not computed.", param="echo")
     return completion

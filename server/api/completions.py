@@ -17,7 +17,7 @@ from server.api.job import Intake
 from server.api.prepare import answer_limit, asks_of, sampling_params
 from server.api.prompts import text_prompt
 from server.api.served import Served
-from server.errors import Forbidden
+from server.errors import BadRequest, Forbidden
 from server.media.images import RequestImages
 from server.request import Ask
 from server.settings.schema import Settings
@@ -66,34 +66,51 @@ class CompletionJob:
         return PlainText(Kind.TEXT)
 
     def check(self, intake: Intake) -> None:
-        """Raise Forbidden where the client's policy has no completions, or none of token ids.
-
-        Ids can spell what no text can: the special tokens that begin an assistant's turn. A prompt that forges one is
-        none that the guard was fitted on, so under a guard ids have to be allowed by the settings.
-        """
-        allowed = intake.terms.completions or ("on" if intake.served.layer is None else "text")
-        where = f"the setting 'completions' of the policy {intake.policy.name!r} is {allowed!r}"
-        if allowed == "off":
-            raise Forbidden(f"This server offers no completions here: {where}.", code="completions_off")
-        if allowed == "text" and not all(isinstance(prompt, str) for prompt in self.completion.prompts):
-            raise Forbidden(
-                f"A prompt of token ids is not accepted here, only text: {where}.", param="prompt", code="token_ids_off"
-            )
+        """Raise Forbidden where the client's policy has no completions, BadRequest for what the engine lacks."""
+        if _allowed(intake) == "off":
+            raise Forbidden(f"This server offers no completions here: {_where(intake)}.", code="completions_off")
+        if self.completion.prompt_logprobs is not None and intake.settings.engine != "own":
+            raise BadRequest("'echo' is not supported with 'logprobs' by the vllm engine.", param="echo")
 
     def images(self, served: Served, settings: Settings) -> Mapping[str, str]:  # noqa: ARG002  as every job
         """A completion has none."""
         return {}
 
     def prepare(self, intake: Intake, images: RequestImages) -> list[Ask]:  # noqa: ARG002
-        """The choices of the first prompt, then those of the next. Raises BadRequest naming the field and the limit."""
+        """The choices of the first prompt, then those of the next. Raises BadRequest naming the field and the limit.
+
+        Raises Forbidden for token ids, where only texts are taken, that are not the tokens of a text: ids can be the
+        special tokens that begin an assistant's turn, or cut words as no tokenizer does, and a guard was fitted on
+        neither.
+        """
         completion, served = self.completion, intake.served
         sampling = sampling_params(completion, served)
         prompts: list[tuple[Prompt, int]] = []
         for each in completion.prompts:
             prompt = text_prompt(each, served, intake.settings)
+            if not isinstance(each, str) and _allowed(intake) == "text" and not _is_text(prompt.ids, intake):
+                raise Forbidden(
+                    f"A prompt of token ids that are not those of a text is not accepted here: {_where(intake)}.",
+                    param="prompt",
+                    code="token_ids_off",
+                )
             prompts.append((prompt, answer_limit(completion, prompt, served, DEFAULT_TOKENS, "prompt")))
-        return asks_of(intake, prompts, completion.choices, sampling)
+        return asks_of(intake, prompts, completion.choices, sampling, prompt_logprobs=completion.prompt_logprobs)
 
     def answer(self, intake: Intake, choices: Choices) -> CompletionAnswer:
         """As a `text_completion`, or several of them."""
         return CompletionAnswer(intake.answer_id, choices, self.completion, intake.served, self.ignored)
+
+
+def _allowed(intake: Intake) -> str:
+    return intake.terms.completions or ("on" if intake.served.layer is None else "text")
+
+
+def _where(intake: Intake) -> str:
+    return f"the setting 'completions' of the policy {intake.policy.name!r} is {_allowed(intake)!r}"
+
+
+def _is_text(ids: Sequence[int], intake: Intake) -> bool:
+    """Whether a text's tokens are these, with those that the tokenizer puts before every text or without."""
+    text = text_prompt(intake.served.decoder.decode(ids), intake.served, intake.settings).ids
+    return ids in (text, text[len(text) - len(ids) :])

@@ -26,10 +26,11 @@ def asks_of(
     sampling: SamplingParams,
     *,
     scores: bool = False,
+    prompt_logprobs: int | None = None,
 ) -> list[Ask]:
     """The choices of every prompt, each with its limit of tokens; those of one share it, and the decision on it.
 
-    `scores`: whether the score at each token is wanted.
+    `scores`: whether the score at each token is wanted; `prompt_logprobs`: as of an Ask, once for each prompt.
     """
     asks: list[Ask] = []
     for prompt, max_tokens in prompts:
@@ -46,6 +47,7 @@ def asks_of(
                 leader=leader,
                 tenant=intake.tenant,
                 scores=scores,
+                prompt_logprobs=prompt_logprobs if leader is None else None,
                 arrived=intake.arrived,
             )
             leader = leader or ask.id

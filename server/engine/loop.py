@@ -283,4 +283,5 @@ def _state(request: Request) -> State:
         request.cached_tokens,
         request.token_scores,
         request.shadow_answer,
+        request.prompt_logprobs,
     )

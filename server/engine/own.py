@@ -19,6 +19,7 @@ from server.engine.answers import Answers, final
 from server.engine.grammars import Grammars
 from server.engine.judge import Judge
 from server.engine.own_request import OwnRequest
+from server.engine.prompt_logprobs import PromptLogprobs
 from server.engine.protocol import Effort, Facts, Load
 from server.engine.rows import BackboneRows, row_of
 from server.engine.scheduler import Scheduler, Work
@@ -72,6 +73,7 @@ class OwnEngine:
         self.scheduler = scheduler
         self.failure: EngineFailed | None = None
         self._judge: Judge[OwnRequest] = Judge(guard, shadow)
+        self._prompt_logprobs = PromptLogprobs(backbone, self._judge)
         self._answers = Answers(None if guard is None else guard.answers, backbone.inputs.layout, shadow)
         self.read_prompts()
         self._rows = BackboneRows(backbone)
@@ -210,7 +212,7 @@ class OwnEngine:
         requests = [each.request for each in work]
         rows, counts = [row_of(request) for request in requests], [each.tokens for each in work]
         watched = self._answers.watched(requests)
-        hidden = self.backbone.forward(rows, counts, watched=watched)
+        hidden = self.backbone.forward(rows, counts, watched=watched, keep=self._prompt_logprobs.keep(requests))
         return Computed(requests, hidden, self._answers.read(self.backbone.answer_states) if watched else None)
 
     def _judged(self, computed: Computed, events: list[Event], spent: float) -> Computed:
@@ -219,6 +221,7 @@ class OwnEngine:
         if not new.requests:
             return computed
         self._judge.judge(new.requests, self._read, spent)
+        self._prompt_logprobs.tell(new.requests)
         for request in new.requests:
             self._lead(request, events)
         ends = {request: end for request in new.requests if (end := _end_of_judged(request)) is not None}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from server.engine.judged import JudgedRequest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from models.backbone import Row
     from models.row_sampler import RowSampler
 
@@ -22,6 +24,11 @@ class OwnRequest(JudgedRequest):
     sampler: RowSampler = field(kw_only=True)
     row: Row | None = field(default=None, init=False)
     turn: int = field(default=0, init=False)  # prompt tokens that the engine had computed when this came
+    states: list[Tensor] | None = field(default=None, init=False)  # of its prompt, until its log-probabilities are told
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.states = None if self.ask.prompt_logprobs is None else []
 
     def be_refused(self) -> None:
         """Its answer is to be a refusal."""

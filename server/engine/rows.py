@@ -28,7 +28,8 @@ class BackboneRows:
             if source is not None and source.has_prompt:
                 request.row = self._backbone.copy_row(row_of(source), request.prompt, request.output_ids)
             else:
-                request.row = self._backbone.open_row(request.prompt, request.max_tokens, request.output_ids)
+                anew = request.states is not None
+                request.row = self._backbone.open_row(request.prompt, request.max_tokens, request.output_ids, anew)
         except OutOfRows as error:
             if alone:
                 raise
@@ -46,6 +47,8 @@ class BackboneRows:
         request.row = self._backbone.take_over(row_of(request), request.prompt)
 
     def _begin(self, request: OwnRequest, row: Row) -> None:
+        if request.states is not None:
+            request.states.clear()  # of what was computed before its row was taken back
         if request.timings.scheduled is None:
             request.timings.scheduled = monotonic()
         if request.cached_tokens is None:

@@ -177,6 +177,7 @@ class State(NamedTuple):
     cached_tokens: int | None
     token_scores: TokenScores | None = None
     shadow_answer: AnswerDecision | None = None
+    prompt_logprobs: Sequence[Logprobs] | None = None
 
 
 class Update(NamedTuple):

@@ -79,7 +79,7 @@ class FakeBackbone:
     def cache_usage(self) -> float:
         return sum(self.held.values()) / self.room
 
-    def open_row(self, prompt: Prompt, max_tokens: int, generated: Sequence[int] = ()) -> FakeRow:
+    def open_row(self, prompt: Prompt, max_tokens: int, generated: Sequence[int] = (), anew: bool = False) -> FakeRow:
         if len(prompt.ids) + max_tokens > self.room:
             raise OutOfRows(f"{len(prompt.ids)} and {max_tokens} tokens pass {self.room}")
         if len(self.rows) >= self.max_rows:
@@ -124,7 +124,9 @@ class FakeBackbone:
             self.rows.remove(row)
             self.held.pop(row, None)
 
-    def forward(self, rows: Sequence[FakeRow], counts: Sequence[int], *, watched: bool = False) -> Tensor:
+    def forward(
+        self, rows: Sequence[FakeRow], counts: Sequence[int], *, watched: bool = False, keep: object = None
+    ) -> Tensor:
         assert all(row.open and 0 < count <= row.pending for row, count in zip(rows, counts, strict=True))
         assert all(self.held[row] >= row.length + count for row, count in zip(rows, counts, strict=True))
         new = sum(row.length == 0 or count > 1 for row, count in zip(rows, counts, strict=True))

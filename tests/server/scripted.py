@@ -102,6 +102,10 @@ def logprobs_of(request: Request, token: int) -> Logprobs | None:
     count = request.ask.params.logprobs
     if count is None:
         return None
+    return logprobs_of_token(token, count)
+
+
+def logprobs_of_token(token: int, count: int) -> Logprobs:
     return Logprobs(-token / 256, [(other % 256, -(other % 256) / 256) for other in range(token, token + count)])
 
 
@@ -311,6 +315,8 @@ class ScriptedRunner:
         if request.ask.scores and request.policy.mode is not Mode.OFF:
             last = len(request.prompt.ids) - 1
             request.token_scores = TokenScores([0.125] * last + [script.score or 0.0], [last], [(last, last + 1)])
+        if (count := request.ask.prompt_logprobs) is not None and script.verdict is not Verdict.BLOCKED:
+            request.prompt_logprobs = [logprobs_of_token(token, count) for token in request.prompt.ids[1:]]
         if request.max_tokens == 0:
             script = replace(script, tokens=())
         for token in list(script.tokens)[: request.max_tokens]:

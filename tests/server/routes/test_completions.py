@@ -128,6 +128,72 @@ async def test_log_probabilities_in_the_legacy_shape(top: int) -> None:
     assert {name: [each for part in parts for each in part[name]] for name in whole} == whole
 
 
+def told(answer: httpx.Response, stream: bool) -> list[dict[str, Any]]:
+    """Text, log-probabilities and end of each choice, in order."""
+    objects = events_of(answer.text) if stream else [answer.json()]
+    found: dict[int, dict[str, Any]] = {}
+    for choice in (choice for each in objects for choice in each["choices"]):
+        of = found.setdefault(choice["index"], {"text": "", "finish_reason": None})
+        of["text"] += choice["text"]
+        of["finish_reason"] = choice["finish_reason"] or of["finish_reason"]
+        for name, values in choice["logprobs"].items():
+            of[name] = of.get(name, []) + values
+    return [found[index] for index in sorted(found)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tokens", [0, 1])
+async def test_log_probabilities_of_prompts_as_harnesses_ask_for_them(tokens: int, stream: bool) -> None:
+    async with serving(ScriptedRunner(answer=lambda _: Script.saying("!?")), completions="on") as client:
+        answer = await complete(
+            client, [[97, 98, 99], [100, 98]], echo=True, logprobs=1, max_tokens=tokens, temperature=0, stream=stream
+        )
+    first, second = told(answer, stream)
+    end = "!" if tokens else ""
+    assert (first["text"], second["text"]) == ("abc" + end, "db" + end)
+    assert (first["tokens"], second["tokens"]) == ([*"abc", *end], [*"db", *end])
+    assert first["token_logprobs"][:3] == [None, -98 / 256, -99 / 256]
+    assert first["top_logprobs"][:3] == [None, {"b": -98 / 256}, {"c": -99 / 256}]
+    assert first["text_offset"] == [*range(3 + tokens)]
+    assert (first["finish_reason"], second["finish_reason"]) == ("length", "length")
+
+
+async def test_an_answer_that_ends_before_its_first_token_is_one_token_beside_an_echo() -> None:
+    """lm-eval asks for one token after the prompt, and cuts the last one off."""
+    async with serving(ScriptedRunner(answer=lambda _: Script())) as client:
+        choice = (await complete(client, "ab", echo=True, logprobs=1, max_tokens=1)).json()["choices"][0]
+        without = (await complete(client, "ab", logprobs=1, max_tokens=1)).json()["choices"][0]
+    assert choice["logprobs"]["tokens"] == ["a", "b", ""]
+    assert choice["logprobs"]["token_logprobs"][2] is None
+    assert without["logprobs"]["tokens"] == []
+
+
+async def test_every_choice_of_a_prompt_echoes_its_log_probabilities_which_are_asked_for_once() -> None:
+    runner = ScriptedRunner(answer=lambda _: Script.saying("!"))
+    async with serving(runner) as client:
+        choices = (await complete(client, ["ab", "cd"], n=2, echo=True, logprobs=0, max_tokens=0)).json()["choices"]
+    assert [choice["logprobs"]["tokens"] for choice in choices] == [["a", "b"]] * 2 + [["c", "d"]] * 2
+    assert [each.ask.prompt_logprobs for each in runner.requests] == [0, None, 0, None]
+
+
+@pytest.mark.parametrize("verdict", [Verdict.STEERED, Verdict.BLOCKED])
+async def test_of_a_blocked_prompt_there_are_no_log_probabilities(verdict: Verdict) -> None:
+    bad = Script(verdict=verdict, score=0.9, finish=Finish.CONTENT_FILTER)
+    async with serving(ScriptedRunner(answer=lambda _: bad)) as client:
+        choice = (await complete(client, "bad", echo=True, logprobs=1, max_tokens=1)).json()["choices"][0]
+    assert choice["text"] == "bad" + (REFUSAL if verdict is Verdict.BLOCKED else "")
+    assert choice["finish_reason"] == "content_filter"
+    assert choice["logprobs"]["tokens"] == [*"bad", ""]
+    logprobs = choice["logprobs"]["token_logprobs"]
+    assert logprobs == ([None] * 4 if verdict is Verdict.BLOCKED else [None, -97 / 256, -100 / 256, None])
+
+
+async def test_a_completion_of_no_tokens_is_empty() -> None:
+    async with serving(ScriptedRunner()) as client:
+        choice = (await complete(client, "ab", max_tokens=0)).json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("", "length")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("verdict", [Verdict.STEERED, Verdict.BLOCKED])
 async def test_a_flagged_prompt_is_refused_as_in_a_chat(verdict: Verdict, stream: bool) -> None:
@@ -169,7 +235,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "best_of less than n": ({"best_of": 1, "n": 2}, "best_of"),
     "too many log-probabilities": ({"logprobs": 6}, "logprobs"),
     "log-probabilities as of a chat": ({"logprobs": True}, "logprobs"),
-    "echo with log-probabilities": ({"echo": True, "logprobs": 1}, "echo"),
+    "fewer tokens than none": ({"max_tokens": -1}, "max_tokens"),
     "messages": ({"messages": []}, "messages"),
     "tools": ({"tools": []}, "tools"),
 }
@@ -214,6 +280,11 @@ async def test_a_setting_says_whether_texts_or_ids_are_completed(
         refused = sum(code is not None for code in (text, ids, ids))
         assert await metric(client, "autosteer_admission_rejections_total", reason="forbidden") == refused
         assert (await chat(client)).status_code == 200  # chats go on
+
+
+async def test_ids_that_are_a_text_s_are_taken_where_only_texts_are() -> None:
+    async with serving(ScriptedRunner(), completions="text") as client:
+        assert texts(await complete(client, [[97, 98], [99]])) == ["ab", "c"]
 
 
 async def test_a_policy_says_it_for_its_keys() -> None:
