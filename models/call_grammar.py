@@ -10,6 +10,7 @@ from typing import Any
 from llguidance import LLMatcher
 
 from models.calls import COMPACT, CallSyntax, split_at_marks
+from models.loosened import loosened
 from models.narrowed import narrowed
 from models.schema import OPTIONS, check_schema, check_size
 from models.tidied import tidied
@@ -19,7 +20,8 @@ from models.tidied import tidied
 class CallGrammar:
     """An answer that calls functions, in the syntax of a family.
 
-    `functions`: the schema of each one's arguments, by its name. `several`: a call may follow another. `forced`: the
+    `functions`: the schema of each one's arguments, by its name; `strict`: those that are followed to the letter or not
+    at all. `several`: a call may follow another. `forced`: the
     answer is calls and nothing else. Otherwise it is any text, which calls may end, or, where there is a schema for the
     `answer`, JSON or calls.
     """
@@ -29,6 +31,7 @@ class CallGrammar:
     several: bool = True
     forced: bool = False
     answer: Mapping[str, Any] | None = None
+    strict: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         assert self.answer is None or "" not in self.syntax.triggers, "a call and an answer in JSON begin differently"
@@ -46,6 +49,11 @@ class CallGrammar:
         functions = {name: narrowed(schema, longest) for name, schema in self.functions.items()}
         answer = None if self.answer is None else narrowed(self.answer, longest)
         return replace(self, functions=functions, answer=answer)
+
+    def loosened(self) -> CallGrammar:
+        """The same without what no grammar is made of, of functions that are not strict."""
+        loose = {name: schema if name in self.strict else loosened(schema) for name, schema in self.functions.items()}
+        return replace(self, functions=loose)
 
     def source(self) -> str:
         """As the library's compiler reads it. Raises SchemaError where a schema is too large or known to be dear."""

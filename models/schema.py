@@ -138,7 +138,7 @@ def _check_value(schema: Mapping[str, Any], key: str, value: Any) -> None:  # no
         patterns = [*value]
     for pattern in patterns:
         try:
-            _check_pattern(PATTERNS.get(pattern, pattern))
+            check_pattern(PATTERNS.get(pattern, pattern))
         except SchemaError as error:
             raise SchemaError(f"{error}: {pattern[:80]!r} in {_place_of(schema, value)}") from None
     if isinstance(value, dict):
@@ -195,7 +195,8 @@ def _states(number: float) -> int:
     return max(digits, 1)
 
 
-def _check_pattern(pattern: str) -> None:
+def check_pattern(pattern: str) -> None:
+    """Raise SchemaError for a pattern that no grammar is made of, or a dear one."""
     if len(pattern) > MAX_PATTERN_CHARACTERS:
         raise SchemaError(f"a pattern has more than {MAX_PATTERN_CHARACTERS} characters")
     if _SPECIAL_GROUP.search(pattern):

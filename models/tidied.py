@@ -11,6 +11,8 @@ from typing import Any, TypeGuard
 FAR = 10**18  # bounds beyond it, as of 64-bit integers, are drawn in: no grammar is made of them
 BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 VALUES = frozenset({"const", "enum", "default", "examples"})
+# Formats of OpenAPI that say how a program holds a value, and nothing of its text.
+_HELD_AS = frozenset({"binary", "byte", "double", "float", "int32", "int64", "password"})
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 
 # Patterns that look ahead, which grammars cannot, and others that the same texts match.
@@ -49,7 +51,7 @@ def _keyword(key: str, value: Any) -> Any:  # noqa: ANN401
 def _always_true(key: str, value: object) -> bool:
     if key == "propertyNames":
         return value is True or value in ({}, {"type": "string"})
-    return key == "uniqueItems" and value is False
+    return (key == "uniqueItems" and value is False) or (key == "format" and value in _HELD_AS)
 
 
 def _draw_in(schema: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ def documented(
     kind: str = "application/json",
     body: type[Strict] | None = None,
     streamed: Any = None,  # noqa: ANN401
+    done: bool = True,
     error: Any = ErrorObject,  # noqa: ANN401
     parameter: str | None = None,
     query: type[Strict] | None = None,
@@ -37,12 +38,13 @@ def documented(
 ) -> dict[str, Any]:
     """Arguments of a route's decorator.
 
-    `answer`, `streamed`, `error`: types of what it answers with, whole or by event. `parameter`: the one in its path;
-    `query`: those of its query. `errors`: statuses that a route without a body may have.
+    `answer`, `streamed`, `error`: types of what it answers with, whole or by event; `done`: whether a stream ends with
+    `[DONE]`. `parameter`: the one in its path; `query`: those of its query. `errors`: statuses that a route without a
+    body may have.
     """
     content: dict[str, Any] = {kind: {"schema": _schema(answer)}}
     if streamed is not None:
-        content["text/event-stream"] = {"itemSchema": _event(_schema(streamed), _schema(error))}
+        content["text/event-stream"] = {"itemSchema": _event(_schema(streamed), _schema(error), done=done)}
     statuses = ERRORS if body else {status: ERRORS[status] for status in errors}
     failures = {
         str(status): {"description": text, "content": {"application/json": {"schema": _schema(error)}}}
@@ -63,12 +65,12 @@ def documented(
     return {"openapi_extra": extra, "response_model": None}
 
 
-def _event(data: Any, error: Any) -> dict[str, Any]:  # noqa: ANN401
+def _event(data: Any, error: Any, *, done: bool) -> dict[str, Any]:  # noqa: ANN401
     """A server-sent event as OpenAPI 3.2 describes one, which earlier readers skip: a chunk, a failure, or the end."""
     content = {"anyOf": [data, error]}
     text = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
     either = {"anyOf": [text, {"type": "string", "const": "[DONE]"}]}
-    return {"type": "object", "properties": {"data": either}, "required": ["data"]}
+    return {"type": "object", "properties": {"data": either if done else text}, "required": ["data"]}
 
 
 # Once for each type in a process: most errors of all routes are of one, and every application has the same routes.

@@ -48,10 +48,10 @@ class ToolUse:
             return None
         if tools.forced:
             syntax = syntax or (ARGUMENTS if len(tools.functions) == 1 else ENVELOPE)
-            return CallGrammar(syntax, tools.functions, tools.several, forced=True)
+            return CallGrammar(syntax, tools.functions, tools.several, forced=True, strict=tools.strict)
         if syntax is None or (self.json is not None and "" in syntax.triggers):
             return None  # or a call and JSON would begin alike
-        return CallGrammar(syntax, tools.functions, tools.several, answer=self.json)
+        return CallGrammar(syntax, tools.functions, tools.several, answer=self.json, strict=tools.strict)
 
     def check(self, answer: AnswerFields, served: Served, settings: Settings) -> None:
         """Raise BadRequest for what does not go together, and for tools that are ignored, where the settings say so."""
@@ -81,4 +81,5 @@ class ToolUse:
             return ()
         if self.grammar(served) is None:
             return ("tools",)
-        return () if served.inputs.reads.tools else ("tools.function.description",)
+        schemas = ["tools.function.parameters"] if self.tools.hinted else []
+        return schemas if served.inputs.reads.tools else [*schemas, "tools.function.description"]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag
 
+from models.loosened import says_unfollowed
 from server.api.fields import HintValue, Strict, Text
 from server.errors import BadRequest
 
@@ -17,7 +18,7 @@ FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class Function(Strict):
-    """A function that the model may call; a call follows `parameters`, whether or not `strict` is asked for."""
+    """A function that the model may call; unless `strict`, what no grammar is made of in `parameters` is a hint."""
 
     name: FunctionName
     description: Text | None = None
@@ -104,6 +105,16 @@ class Tools:
     def functions(self) -> dict[str, dict[str, JsonValue]]:
         """What each accepts, by its name."""
         return {tool.function.name: tool.function.accepts for tool in self.tools}
+
+    @property
+    def strict(self) -> list[str]:
+        """Those whose schemas are followed to the letter, or not at all."""
+        return [tool.function.name for tool in self.tools if tool.function.strict]
+
+    @property
+    def hinted(self) -> bool:
+        """Whether something of their schemas is a hint."""
+        return any(says_unfollowed(tool.function.accepts) for tool in self.tools if not tool.function.strict)
 
     def for_template(self) -> Iterator[dict[str, Any]]:
         """As chat templates expect them."""

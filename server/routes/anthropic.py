@@ -20,7 +20,7 @@ from server.service import Service
 def routes(service: Service) -> APIRouter:
     """The routes of messages."""
     router = APIRouter()
-    shapes = documented(MessageObject, body=MessagesRequest, streamed=MessageEvent, error=AnthropicError)
+    shapes = documented(MessageObject, body=MessagesRequest, streamed=MessageEvent, done=False, error=AnthropicError)
 
     @router.post(ROUTE, **shapes)
     async def messages(http: HttpRequest) -> Response:

@@ -17,7 +17,7 @@ from server.service import Service
 def routes(service: Service) -> APIRouter:
     """The route of responses."""
     router = APIRouter()
-    shapes = documented(ResponseObject, body=ResponsesRequest, streamed=ResponseEvent)
+    shapes = documented(ResponseObject, body=ResponsesRequest, streamed=ResponseEvent, done=False)
 
     @router.post("/v1/responses", **shapes)
     async def responses(http: HttpRequest) -> Response:

@@ -12,7 +12,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from enum import IntEnum
 from functools import partial
@@ -81,11 +81,28 @@ def described(wanted: Wanted, longest: int | None) -> str:
 
 
 def _compiled(vocabulary: LLTokenizer, wanted: Wanted, longest: int | None) -> str:
-    """What was compiled of it, made narrower unless nothing can be made of that. Raises SchemaError."""
-    if longest is not None:
+    """What was compiled of it: narrower if that can be, looser if it must and may be. Raises SchemaError."""
+    *tries, last = _tries(wanted, longest)
+    for each in tries:
         with suppress(SchemaError):
-            narrower = wanted.narrowed(longest) if isinstance(wanted, CallGrammar) else narrowed(wanted, longest)
-            return _compiled(vocabulary, narrower, None)
+            return _compiled_alone(vocabulary, each)
+    return _compiled_alone(vocabulary, last)
+
+
+def _tries(wanted: Wanted, longest: int | None) -> Iterator[Wanted]:
+    if not isinstance(wanted, CallGrammar):
+        if longest is not None:
+            yield narrowed(wanted, longest)
+        yield wanted
+        return
+    loose = wanted.loosened()
+    for each in [wanted] if loose == wanted else [wanted, loose]:
+        if longest is not None:
+            yield each.narrowed(longest)
+        yield each
+
+
+def _compiled_alone(vocabulary: LLTokenizer, wanted: Wanted) -> str:
     if isinstance(wanted, CallGrammar):
         source = wanted.source()
     else:

@@ -151,9 +151,33 @@ async def test_tools_that_the_model_cannot_choose_to_call_are_ignored_and_named_
 
 
 async def test_a_schema_of_a_tool_that_cannot_be_followed_is_refused() -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"not": {}}}}}}
+    tool = {"name": "f", "parameters": {"properties": {"a": {"not": {}}}}, "strict": True}
     async with serving(ScriptedRunner()) as client:
-        assert error_of(await chat(client, tools=[tool], tool_choice="required"), 400)["param"] == "tools"
+        answer = await chat(client, tools=[{"type": "function", "function": tool}], tool_choice="required")
+    assert error_of(answer, 400)["param"] == "tools"
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+async def test_what_of_a_tool_s_schema_cannot_be_followed_is_a_hint_unless_it_is_strict(choice: str) -> None:
+    """As servers of tools list them, written for other readers than grammars."""
+    parameters = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "properties": {
+            "place": {"oneOf": [{"type": "string", "pattern": "^(?!x)"}, {"type": "integer", "format": "int32"}]},
+            "unit": {"enum": ["C", "F"]},
+        },
+        "required": ["unit"],
+        "not": {"required": ["place", "nothing"]},
+    }
+    said = '<tool_call>\n{"name": "f", "arguments": {"place": "Rome", "unit": "C"}}\n</tool_call>'
+    runner = saying(said)
+    runner.inputs.reads = Reads(tools=True, turns=True, calls=FAMILIES["hermes"])
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    async with serving(runner) as client:
+        answer = await chat(client, tools=[tool, CLOCK], tool_choice=choice)
+    assert answer.headers["x-autosteer-ignored"] == "tools.function.parameters"
+    [call] = answer.json()["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"place": "Rome", "unit": "C"}
 
 
 async def test_a_schema_does_not_grow_with_what_is_named_of_the_tools() -> None:
