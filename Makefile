@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-chance test-vllm check format lint types bench bench-vllm demo-model demo-guard demo-table real-model real-guard data-is-given clean
+.PHONY: help serve test test-slow test-chance test-vllm test-clients check format lint types bench bench-vllm demo-model demo-guard demo-table real-model real-guard data-is-given clean
 
 help:
 	@echo "make serve       set up once, then serve the bundled demo model; or MODEL=... GUARD=... HOST=... PORT=..."
@@ -12,6 +12,7 @@ help:
 	@echo "make test-slow   also the tests that take minutes"
 	@echo "make test-chance tests that wait for others, again and again beside full cores; or TURNS=50 WITHIN=3600"
 	@echo "make test-vllm   the engine on vLLM, in an environment of its own (some GB); VLLM=folder that is or will be it"
+	@echo "make test-clients clients that people use, each in an environment of its own (some GB); CLIENTS=folder for them"
 	@echo "make check       format, lint, strict types, tests"
 	@echo "make bench       benchmarks, each figure a ratio within one run"
 	@echo "make bench-vllm  the guard on vLLM beside plain vllm serve; VLLM=folder as above"
@@ -68,6 +69,11 @@ SERVED_BY_VLLM := official_clients.py anthropic_client.py documented_requests.py
 test-vllm: $(VLLM)/.made
 	$(VLLM)/bin/python -m pytest -q -m vllm tests/vllm
 	$(VLLM)/bin/python -m pytest -q --served-by vllm $(addprefix tests/end_to_end/test_,$(SERVED_BY_VLLM))
+
+CLIENTS ?= .cache/clients
+
+test-clients: $(VENV)/.dev
+	CLIENTS=$(CLIENTS) $(BIN)/python -m tests.clients
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

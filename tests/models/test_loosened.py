@@ -17,7 +17,10 @@ OBJECT: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string
 LISTED: dict[str, tuple[dict[str, Any], object]] = {
     "not": ({**OBJECT, "not": {"required": ["b"]}}, {"a": "x"}),
     "one of": ({"oneOf": [{"type": "string"}, {"type": "integer"}, {"const": 7}]}, 8),
-    "one of beside any of": ({"oneOf": [{"const": 7}], "anyOf": [{"type": "integer"}, {"type": "null"}]}, 7),
+    "one of beside any of": (
+        {"oneOf": [{"const": 7}, {"type": "integer"}], "anyOf": [{"type": "integer"}, {"type": "null"}]},
+        7,
+    ),
     "if": ({**OBJECT, "if": {"properties": {"a": {"const": "x"}}}, "then": {"required": ["b"]}}, {"a": "y"}),
     "distinct items": ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, [1, 2]),
     "contains": ({"type": "array", "contains": {"const": 1}, "minContains": 1}, [1]),

@@ -306,7 +306,7 @@ class ScriptedRunner:
             running[1]([Event(request, finish=Finish.ABORT)])
 
     async def _play(self, request: Request, deliver: Deliver) -> None:
-        text = bytes(i for i in request.prompt.ids if i < 256).decode()
+        text = bytes(i for i in request.prompt.ids if i < 256).decode(errors="replace")
         script = self.answer(text)
         await (self.gate.wait() if self.gate else asyncio.sleep(0))
         request.timings.scheduled = request.timings.arrived

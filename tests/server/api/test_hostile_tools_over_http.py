@@ -20,7 +20,7 @@ from tests.server.scripted import MODEL, Script, ScriptedGuard, ScriptedRunner, 
 from tests.tiny import TinyModels
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/messages")
-COUNTS = [60, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+COUNTS = [40, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 DEEP: Any = {}
 for _ in range(60):
     DEEP = {"type": "object", "properties": {"a": DEEP}}
