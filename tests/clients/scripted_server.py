@@ -80,7 +80,7 @@ async def _read_again() -> None:
 
 def main() -> None:
     """Serve on a port of the system's choice, told in one line, until a signal comes."""
-    settings, engine = Settings(default_max_tokens=4000, model_aliases=["*"]), Engine()
+    settings, engine = Settings(default_max_tokens=4000, model_aliases=("*",)), Engine()
     application = create_app(settings, as_any(engine), name=MODEL)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]

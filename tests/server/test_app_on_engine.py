@@ -67,9 +67,9 @@ class Backbone(FakeBackbone):
         self.tokenizer = byte_tokenizer()
         self.before: Callable[[str], object] = lambda what: None
 
-    def forward(self, rows: Sequence[FakeRow], counts: Sequence[int], *, watched: bool = False) -> Tensor:
+    def forward(self, rows: Sequence[FakeRow], counts: Sequence[int], **options: Any) -> Tensor:
         self.before("decode" if any(row.length for row in rows) else "prefill")
-        return super().forward(rows, counts, watched=watched)
+        return super().forward(rows, counts, **options)
 
     def logits(self, hidden: Tensor) -> Tensor:
         self.before("logits")

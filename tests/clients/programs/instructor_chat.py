@@ -46,7 +46,8 @@ def refusal() -> str:
     try:
         found = made(tasks.ASK_HARM)
     except Exception as error:  # noqa: BLE001  how it shows a refusal
-        return tasks.refused_in(error)
+        shown: str = tasks.refused_in(error)
+        return shown
     raise AssertionError(found)
 
 

@@ -14,10 +14,12 @@ RESPONSES = sys.argv[1:] == ["responses"]
 model = ChatOpenAI(base_url=f"{tasks.URL}/v1", api_key="none", model=tasks.MODEL, use_responses_api=RESPONSES or None)
 
 
-@tool
-def weather(city: str) -> str:
+def forecast(city: str) -> str:
     """Tell the weather."""
     return f"sunny in {city}"
+
+
+weather = tool("weather")(forecast)
 
 
 def text_of(message: Any) -> str:

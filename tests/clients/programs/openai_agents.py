@@ -70,7 +70,7 @@ async def refusal() -> str:
     try:
         found = (await Runner.run(agent(), tasks.ASK_HARM)).final_output
     except Exception as error:  # noqa: BLE001  how it shows a refusal
-        shown = tasks.refused_in(error)
+        shown: str = tasks.refused_in(error)
         tasks.expect("with its text" in shown, shown)
         return shown
     tasks.expect(found == tasks.REFUSAL, found)

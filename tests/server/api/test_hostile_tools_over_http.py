@@ -10,7 +10,7 @@ import pytest
 
 from models.grammar import plain_json
 from models.inputs import InputBuilder
-from server.engine.host import Inputs, Model
+from server.engine.host import Inputs
 from server.engine.protocol import Facts
 from tests.models import test_tools
 from tests.models.test_hostile_tools import schema, words
@@ -38,7 +38,7 @@ def running(builder: InputBuilder) -> ScriptedRunner:
     tokenizer = builder._tokenizer
     info = backbone_info(vocab_size=len(tokenizer), eos_ids=frozenset({tokenizer.eos_token_id or 0}))
     facts = Facts(as_any(info), as_any(ScriptedGuard()), 3, ())
-    runner.model = Model(facts, Inputs(builder, tokenizer, plain_json(tokenizer)))
+    runner.model = facts, Inputs(builder, tokenizer, plain_json(tokenizer))
     return runner
 
 

@@ -159,7 +159,7 @@ def test_choices_are_what_they_are_alone(keep: bool, backbone: Backbone, monkeyp
     policy = Policy("default", Mode.MONITOR, 0.5, 1.0, "No.")
     forward, computed = backbone.forward, [0]
 
-    def count(rows: Any, counts: Sequence[int], **options: bool) -> torch.Tensor:
+    def count(rows: Any, counts: Sequence[int], **options: Any) -> torch.Tensor:
         computed[0] += sum(counts)
         return forward(rows, counts, **options)
 
