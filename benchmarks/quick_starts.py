@@ -59,7 +59,8 @@ def main() -> None:
             seconds = time.perf_counter() - begun
             ended = answer.choices[0].finish_reason
             print(f"{name}: {answer.usage.completion_tokens} tokens, {seconds:.1f} s, ended by {ended}")
-            print(f"    {(answer.choices[0].message.content or '')[:160]!r}")
+            message = answer.choices[0].message
+            print(f"    {(message.content or '')[:160]!r}, refusal: {message.refusal!r}")
 
 
 if __name__ == "__main__":
