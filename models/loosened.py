@@ -50,7 +50,7 @@ def _keyword(key: str, value: Any) -> Any:  # noqa: ANN401
 def _is_followed(key: str, value: object) -> bool:
     match key:
         case "format":
-            return value in FORMATS
+            return isinstance(value, str) and value in FORMATS
         case "pattern":
             return _is_pattern(value)
         case "$ref":

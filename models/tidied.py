@@ -51,7 +51,9 @@ def _keyword(key: str, value: Any) -> Any:  # noqa: ANN401
 def _always_true(key: str, value: object) -> bool:
     if key == "propertyNames":
         return value is True or value in ({}, {"type": "string"})
-    return (key == "uniqueItems" and value is False) or (key == "format" and value in _HELD_AS)
+    if key == "format":
+        return isinstance(value, str) and value in _HELD_AS
+    return key == "uniqueItems" and value is False
 
 
 def _draw_in(schema: dict[str, Any]) -> None:

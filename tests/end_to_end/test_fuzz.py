@@ -18,7 +18,7 @@ from tests import plain_http
 from tests.end_to_end.forked import ForkedServer
 from tests.end_to_end.processes import ServerProcess
 
-ROUTES = 17
+ROUTES = 19
 
 
 @pytest.fixture(scope="module")

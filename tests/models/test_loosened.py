@@ -11,6 +11,7 @@ from llguidance import LLTokenizer
 from models.grammar import plain_json
 from models.loosened import loosened, says_unfollowed
 from models.schema import SchemaError, check_schema, compile_source, source_of
+from models.tidied import tidied
 from tests.server.scripted import EOS, byte_tokenizer
 
 OBJECT: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
@@ -80,3 +81,8 @@ def test_it_is_known_which_say_what_is_left_out(which: str) -> None:
     assert says_unfollowed(schema)
     assert not says_unfollowed(loosened(schema))
     assert not says_unfollowed({"properties": {"not": {"enum": [schema]}}, "patternProperties": {"^oneOf": {}}})
+
+
+def test_a_format_that_is_no_text_is_left_out_or_no_schema() -> None:
+    assert loosened({"format": [], "type": "string"}) == {"type": "string"}
+    assert tidied({"format": []}) == {"format": []}

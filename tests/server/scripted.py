@@ -62,7 +62,6 @@ def byte_characters() -> dict[int, str]:
     return table | {byte: chr(256 + number) for number, byte in enumerate(rest)}
 
 
-@cache
 def byte_tokenizer() -> Any:
     """One token per byte, id = byte value, as byte-level BPE without merges; then two special tokens."""
     vocabulary = {character: byte for byte, character in byte_characters().items()}

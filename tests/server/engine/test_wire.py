@@ -72,7 +72,8 @@ def test_facts_and_failures() -> None:
     methods = dict.fromkeys(("read_prompts", "watch_answers"), lambda _: None)
     backbone = SimpleNamespace(info=info, tokenizer=None, inputs=SimpleNamespace(layout=None), **methods)
     facts = OwnEngine(as_any(backbone), guard, Scheduler(1, 1)).facts
-    assert facts == Facts(info, guard.manifest, guard.layer, guard.calibration_scores)
+    known = guard.calibration_scores, guard.answer_calibration_scores
+    assert facts == Facts(info, guard.manifest, guard.layer, *known)
     ((_, body),) = Frames().feed(wire.loaded(facts))
     assert wire.read_loaded(body) == facts
     ((_, body),) = Frames().feed(wire.not_loaded(OSError("no\ncheckpoint \udc80")))

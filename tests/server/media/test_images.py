@@ -225,9 +225,11 @@ async def test_the_images_of_one_key_make_anothers_wait_for_one_request_at_most(
             return asyncio.create_task(request)
 
         asked = [ask("many", data) for data in theirs]
-        await until(lambda: decoding.begun and lane.waiting == 3, "one request to be decoded, and the others to wait")
+        await until(
+            lambda: decoding.begun and len(lane._turns) == 3, "one request to be decoded, and the others to wait"
+        )
         asked += [ask("one", data) for data in mine]
-        await until(lambda: lane.waiting == 5, "all others to wait")
+        await until(lambda: len(lane._turns) == 5, "all others to wait")
         decoding.go_on(6)
         assert {(await each).status_code for each in asked} == {200}
     assert [data in mine for data in decoding.begun] == [False, True, False, True, False, False]
