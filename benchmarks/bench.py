@@ -105,6 +105,18 @@ class Bench:
             self.progress.advance(task)
         self.progress.remove_task(task)
 
+    def by_turns(
+        self, what: str, servers: Sequence[Endpoint], load: Callable[[Endpoint, int], Load]
+    ) -> dict[str, list[Load]]:
+        """Load every server in every round, each round the other way about, after a warm-up of number -1."""
+        loads: dict[str, list[Load]] = {server.name: [] for server in servers}
+        for server in servers:
+            load(server, -1)
+        for number in self.each(range(self.effort.rounds), what):
+            for server in servers if number % 2 else reversed(servers):
+                loads[server.name].append(load(server, number))
+        return loads
+
     @cached_property
     def ceiling(self) -> Ceiling:
         """The load generator's, measured once a run."""

@@ -48,7 +48,6 @@ def run(bench: Bench) -> Report:
 
 
 def _rounds(bench: Bench, servers: Sequence[Endpoint], clients: int) -> dict[str, list[Load]]:
-    loads: dict[str, list[Load]] = {server.name: [] for server in servers}
     count = max(8, 2 * clients)
 
     def load(server: Endpoint, number: int) -> Load:
@@ -57,12 +56,7 @@ def _rounds(bench: Bench, servers: Sequence[Endpoint], clients: int) -> dict[str
         )
         return server.load(bodies, clients=clients, count=count)
 
-    for server in servers:
-        load(server, -1)  # warm-up
-    for number in bench.each(range(bench.effort.rounds), f"guard-vllm, {clients} clients"):
-        for server in servers if number % 2 else reversed(servers):
-            loads[server.name].append(load(server, number))
-    return loads
+    return bench.by_turns(f"guard-vllm, {clients} clients", servers, load)
 
 
 def _row(clients: int, server: str, loads: Sequence[Load]) -> tuple[str, ...]:

@@ -104,20 +104,12 @@ def _compare(bench: Bench, name: str, model: Checkpoint, cases: Sequence[Case], 
 
 
 def _rounds(bench: Bench, name: str, servers: Sequence[Endpoint], case: Case) -> dict[str, list[Load]]:
-    """Every server in every round, each round the other way about."""
-    loads: dict[str, list[Load]] = {server.name: [] for server in servers}
-
     def load(server: Endpoint, number: int) -> Load:
         bodies = case.bodies(bench.effort.answer, bench.seed(name, case, number))
         # A published model may end an answer earlier, and in bf16 two servers may not end it at the same token.
         return server.load(bodies, clients=case.clients, count=case.count, whole=bool(case.images))
 
-    for server in servers:
-        load(server, -1)  # warm-up
-    for number in bench.each(range(bench.effort.rounds), f"{name}, {case}"):
-        for server in servers if number % 2 else reversed(servers):
-            loads[server.name].append(load(server, number))
-    return loads
+    return bench.by_turns(f"{name}, {case}", servers, load)
 
 
 def _row(bench: Bench, shape: Shape, case: Case, server: str, loads: Sequence[Load]) -> tuple[str, ...]:

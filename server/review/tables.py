@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from server.record.audit.database import CONNECT_SECONDS, STATEMENT_SECONDS
 from server.record.audit.sink import SinkError
@@ -87,16 +87,37 @@ def _prepare(transaction: Transaction, number: str, time: str) -> None:
         transaction.run("INSERT INTO read VALUES ('index', :version)", {"version": INDEX})
 
 
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=_Closable)
+
+
+class _Connected(Generic[C]):
+    """One connection, opened when it is first needed, for one transaction at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: C | None = None
+
+    def close(self) -> None:
+        """See `Tables`."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+
 # SQLite ------------------------------------------------------------------------------------------------------------
 
 
-class SqliteTables:
+class SqliteTables(_Connected[sqlite3.Connection]):
     """The tables in a file. What a transaction has written is on the disk when it ends."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path = path
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -118,13 +139,6 @@ class SqliteTables:
             _prepare(_InSqlite(connection), "INTEGER PRIMARY KEY", "TEXT")
         return connection
 
-    def close(self) -> None:
-        """See `Tables`."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-
 
 class _InSqlite:
     """See `Transaction`."""
@@ -144,13 +158,12 @@ class _InSqlite:
 # PostgreSQL --------------------------------------------------------------------------------------------------------
 
 
-class PostgresTables:
+class PostgresTables(_Connected["psycopg.Connection[dict[str, Any]]"]):
     """The tables in a schema of their own, for all servers that write to the log beside it. `url`: the log's."""
 
     def __init__(self, url: str) -> None:
+        super().__init__()
         self._url = url
-        self._lock = threading.Lock()
-        self._connection: psycopg.Connection[dict[str, Any]] | None = None
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -185,13 +198,6 @@ class PostgresTables:
                 connection.execute(f"CREATE SCHEMA {SCHEMA}")
             _prepare(_InPostgres(connection), "BIGSERIAL PRIMARY KEY", 'TEXT COLLATE "C"')
         return connection
-
-    def close(self) -> None:
-        """See `Tables`."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
 
 
 class _InPostgres:
