@@ -139,7 +139,9 @@ async def run(profiler: cProfile.Profile | None) -> None:
     runner = SteadyRunner()
     listener = listen("127.0.0.1", 0)
     started = asyncio.Event()
-    http = HttpServer(application(runner), as_any(runner), Settings(), announce=started.set, reload=AsyncMock())
+    http = HttpServer(
+        application(runner), as_any(runner), Settings(), prepare=AsyncMock(), announce=started.set, reload=AsyncMock()
+    )
     serving = asyncio.create_task(http.serve(sockets=[listener]))
     await started.wait()
     port = listener.getsockname()[1]

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import orjson
 from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
 from starlette.datastructures import MutableHeaders
@@ -115,10 +116,26 @@ def add_middleware(app: FastAPI, service: Service) -> None:
     app.add_middleware(Paced)
 
 
+class Document:
+    """The body of `/openapi.json`, made once, in a thread: it takes some hundred milliseconds of Python."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._body: asyncio.Future[bytes] | None = None
+
+    async def body(self) -> bytes:
+        """The document as JSON. However many ask meanwhile, it is made once; also where who asked first has gone."""
+        if self._body is None:
+            self._body = asyncio.ensure_future(asyncio.to_thread(lambda: orjson.dumps(self._app.openapi())))
+        return await asyncio.shield(self._body)
+
+
 def _add_document(app: FastAPI) -> None:
+    app.state.document = document = Document(app)
+
     @app.get("/openapi.json", include_in_schema=False)
-    async def document() -> Response:
-        return as_json(await asyncio.to_thread(app.openapi))  # made when it is first asked for, which takes long
+    async def answer() -> Response:
+        return Response(await document.body(), media_type="application/json")
 
 
 # errors ------------------------------------------------------------------------------------------------------------

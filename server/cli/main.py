@@ -134,7 +134,14 @@ def _serve(
             announce_console(_url(listener), settings.log_format)
         service.start_processes()
 
-    server = HttpServer(application, client, settings, announce=ready, reload=lambda: reload(service, load))
+    server = HttpServer(
+        application,
+        client,
+        settings,
+        prepare=application.state.document.body,
+        announce=ready,
+        reload=lambda: reload(service, load),
+    )
     server.run(sockets=[listener])
     _exit_after(server)
 

@@ -51,7 +51,10 @@ class Loads(Protocol):
 
 
 class HttpServer(uvicorn.Server):
-    """Serves on sockets that listen already. `announce` is called once requests are accepted and answered."""
+    """Serves on sockets that listen already.
+
+    `prepare`: what may take long, while the engine loads. `announce` is called once requests are accepted and answered.
+    """
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class HttpServer(uvicorn.Server):
         engine: Loads,
         settings: Settings,
         *,
+        prepare: Callable[[], Awaitable[object]],
         announce: Callable[[], None],
         reload: Callable[[], Awaitable[None]],
     ) -> None:
@@ -86,6 +90,7 @@ class HttpServer(uvicorn.Server):
         self.engine_failure: BaseException | None = None
         self._engine = engine
         self._drain_seconds = settings.drain_seconds
+        self._prepare = prepare
         self._announce = announce
         self._reload = reload
         self._hangups = asyncio.Event()
@@ -99,6 +104,7 @@ class HttpServer(uvicorn.Server):
 
     async def _announce_when_loaded(self) -> None:
         try:
+            await self._prepare()
             await self._engine.loaded()
             self._announce()
         except Exception as error:  # noqa: BLE001  told to whoever started the server

@@ -86,7 +86,8 @@ def main() -> None:
     port = listener.getsockname()[1]
     announce = application.state.service.start_processes
     print(f"http://127.0.0.1:{port}", flush=True)
-    server = HttpServer(application, as_any(engine), settings, announce=announce, reload=_read_again)
+    prepare = application.state.document.body
+    server = HttpServer(application, as_any(engine), settings, prepare=prepare, announce=announce, reload=_read_again)
     server.run(sockets=[listener])
 
 

@@ -39,7 +39,9 @@ async def server(runner: ScriptedRunner, **options: Any) -> AsyncIterator[tuple[
     port = listener.getsockname()[1]
     started = asyncio.Event()
     app = application(runner, **options)
-    http = HttpServer(app, as_any(runner), Settings(**options), announce=started.set, reload=AsyncMock())
+    http = HttpServer(
+        app, as_any(runner), Settings(**options), prepare=AsyncMock(), announce=started.set, reload=AsyncMock()
+    )
     task = asyncio.create_task(http.serve(sockets=[listener]))
     await started.wait()
     try:
@@ -444,7 +446,9 @@ def test_without_uvloop_the_loop_is_asyncio_s_own(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delitem(sys.modules, "uvicorn.loops.auto", raising=False)
     monkeypatch.delitem(sys.modules, "uvicorn.loops.uvloop", raising=False)
     runner = ScriptedRunner()
-    http = HttpServer(application(runner), as_any(runner), Settings(), announce=lambda: None, reload=AsyncMock())
+    http = HttpServer(
+        application(runner), as_any(runner), Settings(), prepare=AsyncMock(), announce=lambda: None, reload=AsyncMock()
+    )
     factory = http.config.get_loop_factory()
     with asyncio.Runner(loop_factory=factory) as loops:
         assert type(loops.get_loop()).__module__.startswith("asyncio.")
