@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from statistics import median
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from playwright.sync_api import Browser, sync_playwright
@@ -26,6 +26,13 @@ from tests.end_to_end.processes import ServerProcess
 
 CLIENTS, CONSOLES = 16, 3
 TOKENS = 64  # of each answer, at most
+
+
+class Speeds(NamedTuple):
+    """Tokens in a second of the clock, and in one that the server's processes compute, which the browser does not."""
+
+    second: float
+    cpu_second: float
 
 
 @contextmanager
@@ -53,21 +60,29 @@ def main(
         bodies = [{**body, "model": server.model} for body in text_only(64, max_tokens=TOKENS)]
         requests = [request_bytes(server.url, body) for body in bodies]
 
-        def speed(url: str) -> float:
+        def speeds(url: str) -> Speeds:
             with pages(browser, url):
                 load = partial(closed_load, clients=CLIENTS, count=10**9, seconds=seconds)
-                return apart.submit(load, server.url, requests).result().tokens_per_second
+                before = server.computed_seconds
+                found = apart.submit(load, server.url, requests).result()
+                return Speeds(found.tokens_per_second, found.tokens / (server.computed_seconds - before))
 
         addresses = {"with": f"{server.url}/console/guard", "without": "about:blank"}
-        speed(addresses["without"])  # warm
-        ratios = []
+        speeds(addresses["without"])  # warm
+        ratios: list[Speeds] = []
         for number in range(rounds):
             order = list(addresses)[:: 1 if number % 2 else -1]
-            found = {name: speed(addresses[name]) for name in order}
-            ratios.append(found["with"] / found["without"])
-            print(f"with {found['with']:.0f}, without {found['without']:.0f} tokens/s: {ratios[-1]:.4f}", flush=True)
+            found = {name: speeds(addresses[name]) for name in order}
+            ratios.append(Speeds(*(one / other for one, other in zip(found["with"], found["without"], strict=True))))
+            print(
+                f"with {found['with'].second:.0f}, without {found['without'].second:.0f} tokens/s: "
+                f"{ratios[-1].second:.4f}; per CPU second of the server {ratios[-1].cpu_second:.4f}",
+                flush=True,
+            )
         browser.close()
-    print(f"median of {rounds}: {median(ratios):.4f}, from {min(ratios):.4f} to {max(ratios):.4f}")
+    for name, each in (("tokens/s", 0), ("tokens per CPU second of the server", 1)):
+        some = [ratio[each] for ratio in ratios]
+        print(f"{name}, median of {rounds}: {median(some):.4f}, from {min(some):.4f} to {max(some):.4f}")
 
 
 if __name__ == "__main__":

@@ -23,3 +23,10 @@ def cpu_seconds(process: psutil.Process) -> float:
     with suppress(psutil.NoSuchProcess):
         return float(sum(process.cpu_times()[:2]))
     return 0.0
+
+
+def resident_bytes(process: psutil.Process) -> int:
+    """Memory that a process has; 0 of one that has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return int(process.memory_info().rss)
+    return 0

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from PIL import Image
 
 from tests import plain_http
 from tests.exposition import metric_of
-from tests.living import cpu_seconds, living
+from tests.living import cpu_seconds, living, resident_bytes
 from tests.waiting import WAIT_SECONDS, wait_until
 
 # The last line of a server that has started tells its URL, or follows the one that does: as text and as JSON.
@@ -155,11 +154,18 @@ class ServerProcess:
     @property
     def rss_bytes(self) -> int:
         """Of the server and its processes; what they share counts for each."""
-        found, process = 0, psutil.Process(self.process.pid)
-        for each in (process, *process.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):  # some live for one question
-                found += int(each.memory_info().rss)
-        return found
+        return sum(resident_bytes(each) for each in self._family)
+
+    @property
+    def computed_seconds(self) -> float:
+        """CPU time of the server and its processes so far."""
+        return sum(cpu_seconds(each) for each in self._family)
+
+    @property
+    def _family(self) -> list[psutil.Process]:
+        """The server's own process, and all below it; some live for one question."""
+        process = psutil.Process(self.process.pid)
+        return [process, *process.children(recursive=True)]
 
     @property
     def _processes(self) -> list[psutil.Process]:
