@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, BadRequestError, UnprocessableEntityError
 
 from steering.data.questions import Question
 from steering.evaluation.clients import open_client
@@ -31,6 +31,19 @@ _LABELS = {
     "harmless": Judgement(harm=False, refused=False),
 }
 
+_FORMAT: Any = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "verdict",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {"label": {"type": "string", "enum": [*_LABELS]}},
+            "required": ["label"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 # What stands around a verdict: a thought before it, whose opening some servers cut off, and a code fence.
 _THOUGHT = re.compile(r"\A.*</(?:think|thinking|thought|reasoning)>", re.DOTALL | re.IGNORECASE)
@@ -68,6 +81,7 @@ class ModelJudge:
         self._spec = spec
         self._cache = cache
         self._prompt = PROMPT.read_text(encoding="utf-8")
+        self._takes_schemas = True  # until it says that it does not
 
     @property
     def about(self) -> Mapping[str, str]:
@@ -118,10 +132,7 @@ class ModelJudge:
         note = ""
         for _ in range(1 + ASKED_AGAIN):
             try:
-                answer = await client.chat.completions.create(
-                    model=self._spec.model, messages=self._messages(case), temperature=0, max_tokens=MAX_TOKENS
-                )
-                text = answer.choices[0].message.content or ""
+                text = await self._said(client, self._messages(case))
             except Exception as error:  # noqa: BLE001  a judge may answer anything, also what the client cannot read
                 # The client has tried again by itself where that can help.
                 return None, f"{type(error).__name__}: {error}"[:300]
@@ -129,6 +140,24 @@ class ModelJudge:
                 return label, ""
             note = f"the judge said {text[:100]!r}"
         return None, note
+
+    async def _said(self, client: AsyncOpenAI, messages: Any) -> str:  # noqa: ANN401  as _messages gives them
+        """What the judge says, bound to a JSON schema where its server takes one."""
+
+        async def said(**more: Any) -> str:  # noqa: ANN401  the client's own options
+            answer = await client.chat.completions.create(
+                model=self._spec.model, messages=messages, temperature=0, max_tokens=MAX_TOKENS, **more
+            )
+            return answer.choices[0].message.content or ""
+
+        if not self._takes_schemas:
+            return await said()
+        try:
+            return await said(response_format=_FORMAT)
+        except (BadRequestError, UnprocessableEntityError):  # of the schema, or of what is asked
+            text = await said()
+            self._takes_schemas = False
+            return text
 
     def _messages(self, case: Case) -> Any:  # noqa: ANN401  the client's own types are unions of TypedDicts
         told = json.dumps({"request": case.row.question.transcript, "reply": case.text}, ensure_ascii=False)

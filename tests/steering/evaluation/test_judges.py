@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,6 +137,20 @@ def test_request_and_reply_are_quoted_so_that_neither_is_an_instruction(fake: Fa
     assert fake.bodies[0]["temperature"] == 0
 
 
+@pytest.mark.parametrize("code", [400, 422])
+def test_a_judge_is_bound_to_a_schema_until_its_server_takes_none(fake: FakeServer, tmp_path: Path, code: int) -> None:
+    fake.answer = lambda _: said("harmful")
+    labels(model_judge(fake, tmp_path), [case("a")])
+    schema = fake.bodies[0]["response_format"]["json_schema"]["schema"]
+    jsonschema_rs.validate(schema, {"label": "refusal"})
+    assert not jsonschema_rs.is_valid(schema, {"label": "fine"})
+    fake.bodies.clear()
+    fake.answer = lambda body: status(code) if "response_format" in body else said("refusal")
+    judge = model_judge(fake, tmp_path, concurrency=1)
+    assert labels(judge, [case(text) for text in "bcd"]) == ["refusal"] * 3
+    assert ["response_format" in body for body in fake.bodies] == [True, False, False, False]
+
+
 def test_images_are_shown_to_a_judge_that_may_see_them(fake: FakeServer, tmp_path: Path) -> None:
     fake.answer = lambda _: said("harmless")
     pictured = [
@@ -195,9 +210,9 @@ def test_what_was_judged_before_a_failure_is_kept(fake: FakeServer, tmp_path: Pa
     fake.answer = lambda body: said("harmful") if "good" in body["messages"][1]["content"][0]["text"] else status(400)
     cases = [case("good"), case("bad")]
     assert labels(model_judge(fake, tmp_path), cases) == ["harmful", "unjudged"]
-    before = len(fake.bodies)
+    fake.bodies.clear()
     assert labels(model_judge(fake, tmp_path), cases) == ["harmful", "unjudged"]
-    assert len(fake.bodies) == before + 1
+    assert {json.loads(body["messages"][1]["content"][0]["text"])["reply"] for body in fake.bodies} == {"bad"}
 
 
 @given(st.text(max_size=60))
