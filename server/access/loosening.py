@@ -11,7 +11,7 @@ from server.settings.schema import Settings
 from server.settings.values import DEFAULT_POLICY
 from steering.policy import Calibrated
 
-PERMISSIONS = ("may_loosen", "expose_scores", "token_scores")
+PERMISSIONS = ("may_loosen", "expose_scores", "token_scores", "assistant_last")
 COMPLETIONS = ("off", "text", "on")  # from the strictest on
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
 

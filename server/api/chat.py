@@ -87,7 +87,8 @@ class ChatJob:
         return self.tool_use.parser(served)
 
     def check(self, intake: Intake) -> None:
-        """Raise BadRequest for what does not go with tools or JSON, Forbidden for scores where the settings say so."""
+        """Raise BadRequest for what does not go with tools or JSON, Forbidden for what the client's policy forbids."""
+        Conversation(self.chat.messages).check_last(intake)
         self.tool_use.check(self.chat, intake.served, intake.settings)
         if self.chat.wants_scores and not intake.terms.token_scores:
             raise Forbidden(

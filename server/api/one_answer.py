@@ -91,7 +91,8 @@ class OneAnswer(Generic[B]):
         return self.parts.tool_use.parser(served)
 
     def check(self, intake: Intake) -> None:
-        """Raise BadRequest for tools that are ignored, where the settings say so."""
+        """Raise BadRequest for tools that are ignored, Forbidden for the last turn, where the settings say so."""
+        self.parts.conversation.check_last(intake)
         self.parts.tool_use.check(self.asked.sampling, intake.served, intake.settings)
 
     def images(self, served: Served, settings: Settings) -> Mapping[str, str]:

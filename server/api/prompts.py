@@ -12,6 +12,7 @@ import orjson
 from models.errors import PromptError, PromptTooLong
 from models.pixels import ImageFile
 from models.prompt import Prompt
+from server.api.job import Intake
 from server.api.messages import (
     ImagePart,
     Part,
@@ -25,7 +26,7 @@ from server.api.messages import (
     parts_of,
 )
 from server.api.served import Served
-from server.errors import BadRequest, ContextLengthExceeded
+from server.errors import BadRequest, ContextLengthExceeded, Forbidden
 from server.media.images import RequestImages
 from server.settings.schema import Settings
 
@@ -59,6 +60,16 @@ class Conversation:
         if self.locate is not None:
             return self.locate(message, part)
         return f"messages.{message}.content.{part}" if self.field == "messages" else f"{self.field}.{part}"
+
+    def check_last(self, intake: Intake) -> None:
+        """Raise Forbidden where the last message is the assistant's, and the client's policy takes no such chats."""
+        if self.messages[-1].role == "assistant" and not intake.terms.assistant_last:
+            raise Forbidden(
+                f"The last of '{self.field}' must not be the assistant's: the setting 'assistant_last' of the policy "
+                f"{intake.policy.name!r} is off.",
+                param=self.field,
+                code="assistant_last_off",
+            )
 
     def image_urls(self, served: Served, settings: Settings) -> dict[str, str]:
         """The URL of each image by the path of its field, in order. Raises BadRequest for one that is too many."""

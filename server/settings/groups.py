@@ -155,6 +155,10 @@ class PolicySettings(_Frozen):
         default=False, description="Whether a request may ask for the score at each token of its prompt."
     )
     may_loosen: bool = Field(default=False, description="Whether a request may loosen its policy.")
+    assistant_last: bool = Field(
+        default=True,
+        description="Whether the last message of a chat may be the assistant's, as of an answer that the client began.",
+    )
     completions: Literal["on", "text", "off"] | None = Field(
         default=None,
         description="What `/v1/completions` takes: texts and token ids (`on`), only texts (`text`) or nothing (`off`); "

@@ -45,6 +45,7 @@ policies:
     target_fpr: 0.05
     refusal: Please ask the desk.
     tokens_per_minute: 9000
+    assistant_last: false
   research:
     mode: monitor
     threshold: 0.5
@@ -113,6 +114,7 @@ def at_least_as_strict(new: Client, old: Client) -> bool:
         and new.terms.may_loosen <= old.terms.may_loosen
         and new.terms.expose_scores <= old.terms.expose_scores
         and new.terms.token_scores <= old.terms.token_scores
+        and new.terms.assistant_last <= old.terms.assistant_last
     )
 
 
@@ -220,6 +222,7 @@ def put(value: object, *path: Any) -> Callable[[dict[str, Any]], None]:
         (put(True, "policies", "strict", "may_loosen"), "policies.strict: may_loosen false -> true"),
         (put(True, "policies", "strict", "expose_scores"), "policies.strict: expose_scores false -> true"),
         (put(True, "policies", "strict", "token_scores"), "policies.strict: token_scores false -> true"),
+        (put(True, "policies", "strict", "assistant_last"), "policies.strict: assistant_last false -> true"),
         (put("on", "completions"), "completions text -> on"),
         (put("off", "policies", "research", "mode"), "policies.research: mode monitor -> off"),
         (drop("metrics_key"), "metrics_key: true -> false"),
@@ -238,6 +241,7 @@ def test_a_key_that_moves_to_a_looser_policy(old: Settings) -> None:
         "keys: shop moves from the policy strict to research: threshold 0.4 -> 0.5",
         "keys: shop moves from the policy strict to research: may_loosen false -> true",
         "keys: shop moves from the policy strict to research: expose_scores false -> true",
+        "keys: shop moves from the policy strict to research: assistant_last false -> true",
         "keys: shop moves from the policy strict to research: requests_per_minute 600 -> unlimited",
         "keys: shop moves from the policy strict to research: tokens_per_minute 9000 -> unlimited",
     ]
