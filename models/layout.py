@@ -29,8 +29,9 @@ class Layout:
     """Of one prompt: its length, the last token of each turn's end, and the runs of text or image tokens.
 
     `ends` rise, and the last of them is the prompt's last token. A run `(begin, end)` holds no control token. `told`:
-    those of the runs that are the words of a tool or a system message. `begun`: whether it ends within an answer that
-    was begun for the model; `header`: how many tokens at its end are an answer's header.
+    those of the runs that are the words of a tool or a system message; `own`: those that the template puts into every
+    chat by itself. `begun`: whether it ends within an answer that was begun for the model; `header`: how many tokens at
+    its end are an answer's header.
     """
 
     tokens: int
@@ -40,6 +41,12 @@ class Layout:
     begun: bool = False
     header: int = 0
     told: Sequence[tuple[int, int]] = ()
+    own: Sequence[tuple[int, int]] = ()
+
+    @property
+    def spoken(self) -> Sequence[tuple[int, int]]:
+        """The runs that somebody says or tells, and those of images."""
+        return [run for run in self.runs if run not in self.own]
 
     @property
     def answered(self) -> bool:
@@ -71,7 +78,7 @@ class LayoutFinder:
     blanks: int  # tokens of white space that follow it
     kinds: NDArray[np.int8]  # of each token up to the last that is no text, and text
     openings: tuple[Opening, ...] = ()  # of what tools and system messages tell
-    own: frozenset[tuple[int, ...]] = frozenset()  # runs with such an opening that the template puts in by itself
+    own: Sequence[tuple[int, ...]] = ()  # runs that the template puts into every chat by itself
 
     @classmethod
     def learn(cls, ids: Ids, blank: Callable[[int], bool], control: Set[int], image: int) -> LayoutFinder:
@@ -84,11 +91,11 @@ class LayoutFinder:
         kinds[[*control]] = _CONTROL
         if image >= 0:
             kinds[image] = _IMAGE
-        short, turns = ids(_SHORT), ids(_TURNS)
-        header, blanks = _header(common_prefix(reversed(short), reversed(ids(_OTHER)))[::-1], turns, blank)
+        short, other, turns = ids(_SHORT), ids(_OTHER), ids(_TURNS)
+        header, blanks = _header(common_prefix(reversed(short), reversed(other))[::-1], turns, blank)
         finder = cls(header, blanks, kinds, _openings(ids, control))
-        own = frozenset(tuple(short[begin:end]) for begin, end in finder.of(short).told) if short else frozenset()
-        return replace(finder, own=own)
+        runs = ({tuple(chat[begin:end]) for begin, end in finder.of(chat).runs} for chat in (short, other) if chat)
+        return replace(finder, own=sorted(set.intersection(*runs)) if short and other else ())
 
     def of(self, ids: Sequence[int]) -> Layout:
         """The layout of a prompt of at least one token."""
@@ -100,6 +107,7 @@ class LayoutFinder:
         borders = [0, *(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist(), len(ids)]
         runs = [(begin, end) for begin, end in pairwise(borders) if kinds[begin] != _CONTROL]
         awaits = bool(behind) and behind[-1] >= last
+        own = [run for run in runs if self._is_own(ids, *run)]
         begun = bool(behind) and not awaits and bool(runs) and runs[-1][1] > last and runs[-1][0] <= behind[-1] + 1
         return Layout(
             len(ids),
@@ -108,12 +116,12 @@ class LayoutFinder:
             any(kinds[begin] == _IMAGE for begin, _ in runs),
             begun,
             len(ids) - headers[-1] if awaits else 0,
-            [run for run in runs if self._is_told(ids, *run)],
+            [run for run in runs if run not in own and any(opening.opens(ids, run[0]) for opening in self.openings)],
+            own,
         )
 
-    def _is_told(self, ids: Sequence[int], begin: int, end: int) -> bool:
-        opened = any(opening.opens(ids, begin) for opening in self.openings)
-        return opened and not (self.own and tuple(ids[begin:end]) in self.own)
+    def _is_own(self, ids: Sequence[int], begin: int, end: int) -> bool:
+        return any(end - begin == len(run) and tuple(ids[begin:end]) == run for run in self.own)
 
 
 def _header(suffix: Sequence[int], turns: Sequence[int], blank: Callable[[int], bool]) -> tuple[tuple[int, ...], int]:

@@ -77,17 +77,27 @@ class Conversation(nn.Module):
     Both are linear in the states of several layers. At the ends it is the difference of the distances to the means of
     harmless and harmful prompts under one covariance (class-conditional Gaussians); over windows of `window` tokens it
     is their mean, and the mean of the highest windows counts; where some cells are of told prompts, that of the words
-    of tools and system messages by itself. Each is put on the scale of harmless prompts of the same cell. Their sum
+    of tools and system messages by itself. Where what is `spoken` counts, windows of what the template says by itself,
+    which are alike in every prompt, do not. Each is put on the scale of harmless prompts of the same cell. Their sum
     counts, or where they are not taken `together` the most unusual one, and is put on such a scale again: the rate of
     false alarms is spent once.
     """
 
     width = 2
 
-    def __init__(self, inputs: int, cells: Sequence[Cell], window: int = WINDOW, *, together: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        cells: Sequence[Cell],
+        window: int = WINDOW,
+        *,
+        together: bool = False,
+        spoken: bool = False,
+    ) -> None:
         super().__init__()
         self.cells = tuple(cells)
         self.together = together
+        self.spoken = spoken
         self.window = window
         self.apart = any(cell.told for cell in self.cells)  # without such cells, what is told is read as what is said
         scales = len(self.cells), self.width + self.apart + 1
@@ -120,7 +130,8 @@ class Conversation(nn.Module):
 
     def _parts(self, layout: Layout) -> list[Sequence[Run]]:
         """The runs whose windows are measured together."""
-        return said_and_told(layout) if self.apart and layout.told else [layout.runs]
+        runs = layout.spoken if self.spoken else layout.runs
+        return said_and_told(runs, layout.told) if self.apart and layout.told else [runs]
 
     def score(self, notes: Notes, layout: Layout) -> float:
         """The score in [0, 1] of a prompt with these notes `[T, 2]`; NaN where one of them is no number."""
@@ -205,9 +216,9 @@ def project(states: Tensor, weight: Tensor) -> Tensor:
     return found
 
 
-def said_and_told(layout: Layout) -> list[Sequence[Run]]:
-    """The runs of what users and models say and of images, and those of what tools and system messages tell."""
-    return [[run for run in layout.runs if run not in layout.told], layout.told]
+def said_and_told(runs: Sequence[Run], told: Sequence[Run]) -> list[Sequence[Run]]:
+    """Those of the runs that tools and system messages did not tell, and what they told."""
+    return [[run for run in runs if run not in told], told]
 
 
 def highest_windows(values: NDArray[np.float64], runs: Sequence[Run], window: int) -> float:

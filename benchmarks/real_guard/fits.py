@@ -86,14 +86,15 @@ def read_all(
     """
     found, layouts = np.empty((len(asked), len(fits), 5)), [Layout(1, (0,), (), has_image=False)] * len(asked)
     prompts = [prompt_of(backbone, each.question) for each in asked]
-    reader = Conversation(1, [])
+    reader = Conversation(1, [], spoken=True)
     backbone.read_prompts(Several(fits, layers))
     for places in batches(sorted(range(len(asked)), key=lambda at: len(prompts[at].ids)), backbone.max_rows):
         for at, notes in zip(places, notes_of(backbone, [prompts[at] for at in places]), strict=True):
             layouts[at] = backbone.inputs.layout(prompts[at].ids)
             for number in range(len(fits)):
                 own = notes[:, 2 * number : 2 * number + 2]
-                parts = [highest_windows(own[:, 1], runs, reader.window) for runs in said_and_told(layouts[at])]
+                runs = said_and_told(layouts[at].spoken, layouts[at].told)
+                parts = [highest_windows(own[:, 1], part, reader.window) for part in runs]
                 found[at, number, :4] = *reader.raw(own, layouts[at]), *parts
             found[at, :, 4] = notes[-1, 2 * len(fits) :]
         tick(len(places))

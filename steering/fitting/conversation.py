@@ -136,7 +136,8 @@ class ConversationSteps:
                 for at, prompt, notes in zip(places, prompts, notes_of(backbone, prompts), strict=True):
                     layout = backbone.inputs.layout(prompt.ids)
                     raw = reader.raw(notes[:, : reader.width], layout)
-                    parts = [highest_windows(notes[:, 1], runs, reader.window) for runs in said_and_told(layout)]
+                    runs = said_and_told(layout.spoken, layout.told)
+                    parts = [highest_windows(notes[:, 1], part, reader.window) for part in runs]
                     about = layout.tokens, layout.has_image, bool(layout.told), layout.answered
                     found[at] = [*raw, float(notes[-1, -1]), *about, *parts]
                     if categories is not None:
@@ -213,9 +214,9 @@ def notes_of(backbone: Backbone, prompts: Sequence[Prompt]) -> list[NDArray[np.f
 
 
 def _strided_means(states: Tensor, layout: Layout) -> Tensor:
-    """Means of states `[T, layers, d]` over windows of every run, half a window apart, and the run's last."""
+    """Means of states `[T, layers, d]` over windows of every spoken run, half a window apart, and the run's last."""
     found = []
-    for begin, end in layout.runs or [(0, layout.tokens)]:
+    for begin, end in layout.spoken or [(0, layout.tokens)]:
         size = min(WINDOW, end - begin)
         starts = {*range(begin, end - size + 1, STRIDE), end - size}
         found += [states[start : start + size].float().mean(0) for start in sorted(starts)]

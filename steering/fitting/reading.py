@@ -48,7 +48,8 @@ class Reading:
         if isinstance(self.reader, LastToken):
             return None
         cells = [CellSpec(**cell._asdict()) for cell in self.reader.cells]
-        return ConversationSpec(window=self.reader.window, cells=cells, together=self.reader.together)
+        reader = self.reader
+        return ConversationSpec(window=reader.window, cells=cells, together=reader.together, spoken=reader.spoken)
 
     @property
     def category_reader(self) -> CategoryReader | None:
@@ -90,7 +91,9 @@ def read_conversations(
     train, fresh = (surrounded(dataset, parts, seed, own) for parts in (("train",), ("validation", "calibration")))
     about = {**inputs, "layers": list(layers)}
     collected = stages.run(
-        "conversations", {**about, "rows": _digest(train), "stride": STRIDE}, lambda to: steps.collect(train, to)
+        "conversations",
+        {**about, "rows": _digest(train), "stride": STRIDE, "spoken": True},
+        lambda to: steps.collect(train, to),
     )
     hard = dataset.hard(dataset.places("train")).nonzero().flatten().tolist()
     fitting = {
@@ -158,7 +161,7 @@ def _of_kind(tokens: int, has_image: int, told: int, answered: int) -> Layout:
 
 
 def _with_probes(probes: Mapping[str, Tensor], cells: Sequence[Any]) -> Conversation:
-    reader = Conversation(probes["weight"].shape[1], cells, WINDOW, together=True)
+    reader = Conversation(probes["weight"].shape[1], cells, WINDOW, together=True, spoken=True)
     reader.weight.copy_(probes["weight"])
     reader.bias.copy_(probes["bias"])
     return reader

@@ -159,6 +159,27 @@ def test_a_template_s_own_turns_for_tools_are_known_and_its_own_system_message_t
     assert told(builder, [user("<|im_start|>user\n<tool_response>\nx"), answer("y"), user("z")]) == ""
 
 
+def spoken(inputs: InputBuilder, chat: list[dict[str, Any]]) -> list[str]:
+    """The runs of a chat that its template does not put in by itself."""
+    ids = inputs.build(chat, []).ids
+    return [inputs._tokenizer.decode(ids[begin:end]) for begin, end in inputs.layout(ids).spoken]
+
+
+@every_family
+def test_what_is_said_is_spoken(backbone: Backbone) -> None:
+    said = "|".join(spoken(backbone.inputs, [user("circles"), answer("squares"), user("What is rain?")]))
+    assert all(words in said for words in ("circles", "squares", "What is rain?"))
+
+
+def test_what_a_template_says_by_itself_is_not_spoken(tiny_models: TinyModels) -> None:
+    inputs = tiny_models.backbone("qwen2").inputs
+    builder = InputBuilder(inputs._processor, inputs._family, TOOL_TURNS, inputs.image_token_id)
+    said = spoken(builder, [user("circles"), answer("squares"), user("signs")])
+    assert [text.split()[-1] for text in said] == ["circles", "squares", "signs"]
+    system, *_ = spoken(builder, [{"role": "system", "content": "You are a tiny poet."}, user("circles")])
+    assert system.strip().endswith("poet.")
+
+
 def test_a_template_that_cannot_be_learnt_leaves_the_last_token() -> None:
     finder = LayoutFinder.learn(lambda chat: [1, 2, len(chat)], lambda _: False, frozenset(), -1)
     assert finder.header == ()

@@ -169,6 +169,23 @@ APART = [*CELLS, Cell(False, None, 50, told=True)]
 TOLD = Layout(30, [29], [(0, 9), (11, 20), (21, 30)], has_image=False, told=[(11, 20)])
 
 
+def test_what_the_template_says_counts_in_no_window_of_a_reader_of_what_is_spoken(tmp_path: Path) -> None:
+    layout, notes = Layout(30, [29], [(0, 9), (11, 30)], has_image=False, own=[(0, 9)]), np.zeros((30, 2))
+    reader = conversation(48)
+    plain = reader.score(notes, layout)
+    notes[:9, 1] = 50.0
+    assert reader.score(notes, layout) > plain
+    reader.spoken = True
+    assert reader.score(notes, layout) == plain
+    spec = ConversationSpec(window=8, cells=[CellSpec(**cell._asdict()) for cell in CELLS], spoken=True).model_dump()
+    save_bundle(
+        tmp_path, whole(format_version=6, conversation=spec, probe_layers=[1, 2, 3]), reader, RefusalHead(16), {}
+    )
+    assert load_guard(tmp_path, INFO).score(torch.from_numpy(notes), layout) == plain
+    notes[20:28, 1] = 50.0
+    assert reader.score(notes, layout) > plain
+
+
 def apart() -> Conversation:
     """One in which windows that are told are a hundred times less unusual than others."""
     made = Conversation(16, APART)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -34,7 +35,7 @@ def words_of(row: Row) -> set[str]:
 
 
 def words_in(text: str) -> set[str]:
-    return {*text.replace('"', " ").split()}
+    return {*re.findall(r"\w+", text.lower())}
 
 
 def test_every_row_is_there_alone_and_in_surroundings(dataset: Dataset) -> None:
@@ -45,7 +46,7 @@ def test_every_row_is_there_alone_and_in_surroundings(dataset: Dataset) -> None:
         assert all(row.question is dataset.questions[row.place] for row in alone)
         counts = Counter(row.place for row in rows)
         assert {counts[place] for place in dataset.places(part, 1)} == {1 + COPIES[part]}
-        more = {0} if part == "train" else {0, 1}
+        more = {0} if part == "train" else {0, 1, 2}
         assert {counts[place] - 1 - COPIES[part] for place in dataset.places(part, 0)} == more
         for row in rows:
             assert dataset.questions[row.place].text in words_of(row)
@@ -55,7 +56,7 @@ def test_both_classes_are_surrounded_alike(dataset: Dataset) -> None:
     rows = surrounded(dataset, ("train",), seed=0)
     kinds = [Counter(row.surrounding for row in rows if dataset.labels[row.place] == label) for label in (0, 1)]
     assert {*kinds[0]} == {*kinds[1]}
-    assert len(kinds[0]) == 11
+    assert len(kinds[0]) == 13
     assert min(min(each.values()) for each in kinds) >= 5
 
 
@@ -69,7 +70,7 @@ def test_the_words_of_a_tool_or_a_system_message_are_the_row_s(dataset: Dataset)
             (turn,) = (*row.question.before, *row.question.after)
             assert turn.role == role
             assert asked in words_in(turn.text)
-            assert kind == "system text" or asked not in row.question.text
+            assert dataset.labels[row.place] == 0 or asked not in row.question.text
 
 
 def test_what_calibrates_is_of_all_lengths(dataset: Dataset) -> None:
