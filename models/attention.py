@@ -42,12 +42,12 @@ class Span:
 
     @property
     def end(self) -> int:
-        """Tokens after the pass."""
+        """How many tokens the row has after the pass."""
         return self.start + self.count
 
     @property
     def decodes(self) -> bool:
-        """One token after others."""
+        """Whether the row adds one token to those that it has."""
         return self.count == 1 and self.start > 0
 
 
@@ -86,11 +86,11 @@ class Pass(Cache):  # type: ignore[misc]
 
     @property
     def is_sliding(self) -> list[bool]:
-        """No layer drops old tokens: windows are the attention's business."""
+        """False for each layer: none drops old tokens, and attention itself keeps to windows."""
         return [False] * self._cache.shape.layers
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
-        """Never asked: positions are given."""
+        """Always 0: positions are given, so nothing asks for it."""
         return 0
 
     def update(
@@ -124,7 +124,7 @@ class Pass(Cache):  # type: ignore[misc]
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
-        """Of a layer's new tokens: query `[1, H, N, D]`, key and value `[1, kv_heads, N, D]` -> `[1, N, H, D]`."""
+        """Attention of new tokens: query `[1, H, N, D]`, key and value `[1, kv_heads, N, D]` -> `[1, N, H, D]`."""
         raise NotImplementedError
 
 
@@ -144,13 +144,13 @@ class DecodePass(Pass):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """See `Pass`."""
+        """Attention of the rows' new tokens, with the shapes of `Pass.attend`."""
         keys, values = self._cache.layers[module.layer_idx]  # type: ignore[index]
         return self._decode.attend(query, keys, values, scale, window)[None]
 
 
 class MixedPass(Pass):
-    """Rows that add one token each, if any, chunks of prompts after them, and so many `spare` tokens of nobody."""
+    """Rows that add one token each, if any, then chunks of prompts, then `spare` tokens that no row has."""
 
     def __init__(
         self, cache: PagedCache, slots: Tensor, decode: Decode | None, chunks: Sequence[Span], spare: int = 0
@@ -167,7 +167,7 @@ class MixedPass(Pass):
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
-        """See `Pass`."""
+        """Attention of the rows' and the chunks' new tokens, with the shapes of `Pass.attend`."""
         layer: int = module.layer_idx  # type: ignore[assignment]
         keys, values = self._cache.layers[layer]
         parts: list[Tensor] = []

@@ -115,7 +115,7 @@ class Backbone:
         return row
 
     def copy_row(self, source: Row, prompt: Prompt, generated: Sequence[int] = ()) -> Row:
-        """A row for the prompt that an open one has computed: of it, the last token alone is computed again.
+        """A row for the prompt that an open row has computed: only its last token is computed again.
 
         Raises OutOfRows.
         """
@@ -130,7 +130,7 @@ class Backbone:
         return source.like(prompt, tokens, table, known, place_pictures(prompt, self._image_token_id))
 
     def take_over(self, source: Row, prompt: Prompt) -> Row:
-        """A row for the prompt of an open one, which ends: what that has computed of it is not computed again."""
+        """A row for the prompt of an open row, which ends: what that row has computed of it is kept."""
         known = min(source.length, len(prompt.ids) - 1)
         table = source.close()
         assert table is not None, "the row is closed"
@@ -183,7 +183,7 @@ class Backbone:
         self._encoder.forget()
 
     def forget_prompts(self) -> None:
-        """Compute prompts anew that begin like earlier ones."""
+        """Keep no blocks of earlier prompts: prompts that begin like them are computed anew."""
         self.cache.pool.forget_all()
 
     def capture(self) -> None:
@@ -254,7 +254,7 @@ class Backbone:
 
     @property
     def reading_seconds(self) -> float:
-        """What reading has taken so far; on a GPU, launching it."""
+        """Seconds that reading has taken so far; on a GPU, to launch it."""
         return 0.0 if self._reading is None else self._reading.seconds
 
     def prefill_uncached(self, groups: Sequence[Sequence[Prompt]], last: int | None = 1) -> None:

@@ -61,13 +61,13 @@ class NumberSet:
         self._set.remove(number)
 
     def lowest(self) -> int:
-        """The lowest of at least one."""
+        """The lowest number of a set that has one at least."""
         while self._low[0] not in self._set:
             heappop(self._low)
         return self._low[0]
 
     def highest(self) -> int:
-        """The highest of at least one."""
+        """The highest number of a set that has one at least."""
         while -self._high[0] not in self._set:
             heappop(self._high)
         return -self._high[0]
@@ -104,7 +104,7 @@ class BlockPool:
         return len(self._free) + len(self._kept)
 
     def known(self, keys: Sequence[bytes]) -> int:
-        """How many of a prompt's first blocks are here."""
+        """How many of a prompt's first blocks are held or kept."""
         count = 0
         for key in keys:
             if key not in self._by_key:
@@ -168,7 +168,7 @@ class BlockPool:
             table.blocks.append(self._take())
 
     def name(self, table: Table, computed: int) -> None:
-        """The first `computed` blocks of a row are full: later prompts may use them."""
+        """Name the first `computed` blocks of a row, which are full, so that later prompts may use them."""
         if not self._keep:
             return
         for block, key in zip(table.blocks[:computed], table.keys, strict=False):
@@ -217,7 +217,7 @@ class BlockPool:
             self._free.add(source)
 
     def forget_all(self) -> None:
-        """Keep nothing any more."""
+        """Keep no block for later prompts."""
         for key in [*self._kept]:
             self._drop(self._by_key[key])
 

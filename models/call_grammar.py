@@ -37,7 +37,7 @@ class CallGrammar:
         assert self.answer is None or "" not in self.syntax.triggers, "a call and an answer in JSON begin differently"
 
     def described(self) -> dict[str, Any]:
-        """As JSON, which `described_calls` reads; the schemas are long to copy."""
+        """The grammar as JSON, which `described_calls` reads; copying the schemas takes long."""
         return {**vars(self), "syntax": asdict(self.syntax)}
 
     def check_size(self) -> None:
@@ -45,18 +45,18 @@ class CallGrammar:
         check_size({**self.functions, "": self.answer})
 
     def narrowed(self, longest: int) -> CallGrammar:
-        """The same of narrower schemas, as `models.narrowed` makes them."""
+        """The same grammar with narrower schemas, as `models.narrowed` makes them."""
         functions = {name: narrowed(schema, longest) for name, schema in self.functions.items()}
         answer = None if self.answer is None else narrowed(self.answer, longest)
         return replace(self, functions=functions, answer=answer)
 
     def loosened(self) -> CallGrammar:
-        """The same without what no grammar is made of, of functions that are not strict."""
+        """The same grammar without what no grammar is made of in schemas of functions that are not strict."""
         loose = {name: schema if name in self.strict else loosened(schema) for name, schema in self.functions.items()}
         return replace(self, functions=loose)
 
     def source(self) -> str:
-        """As the library's compiler reads it. Raises SchemaError where a schema is too large or known to be dear."""
+        """The grammar as the compiler reads it. Raises SchemaError where a schema is too large or known to be dear."""
         for schema in (*self.functions.values(), self.answer or {}):
             check_schema(schema)
         return LLMatcher.grammar_from_lark("\n".join(self._rules()))
@@ -129,5 +129,5 @@ def _json(schema: Mapping[str, Any], separators: Sequence[str]) -> str:
 
 
 def described_calls(described: Mapping[str, Any]) -> CallGrammar:
-    """What `CallGrammar.described` wrote."""
+    """The grammar that `CallGrammar.described` wrote as JSON."""
     return CallGrammar(**{**described, "syntax": CallSyntax(**described["syntax"])})

@@ -45,7 +45,7 @@ class CallSyntax:
         return [*self.triggers, self.opens, self.head, self.tail, self.between or "", self.closes]
 
     def over(self, added: Mapping[int, str], special: Collection[int]) -> CallSyntax:
-        """The same over a tokenizer: the texts of its added tokens, and which of them are special."""
+        """The same syntax over a tokenizer: the texts of its added tokens, and which of them are special."""
         marks = {text: token for token, text in added.items() if any(text in each for each in self._literals)}
         others = sorted(set(added) - set(special) - set(marks.values()))
         return replace(self, marks=marks, added=others)

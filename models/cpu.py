@@ -40,7 +40,7 @@ class CpuCapabilities:
 
 @cache
 def cpu_capabilities() -> CpuCapabilities:
-    """Those of the CPU that this runs on."""
+    """What the CPU that this process runs on computes well."""
     prepacked = frozenset(dtype for dtype in (torch.float32, torch.bfloat16) if _works(_prepacked_product, dtype))
     bf16_products = torch.bfloat16 in prepacked and _has_bf16_instructions()
     return CpuCapabilities(
@@ -91,11 +91,11 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def product_of_packed(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """`[..., in]` -> `[..., out]` with a weight of `pack`."""
+    """The product `[..., in]` -> `[..., out]` with a weight of `pack`."""
     output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
     return output
 
 
 def int8_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """`[B, in]` -> `[B, out]`, weights `int8 * scale`; only where `CpuCapabilities.int8_products`."""
+    """The product `[B, in]` -> `[B, out]` with weights `int8 * scale`; only where `CpuCapabilities.int8_products`."""
     return torch._weight_int8pack_mm(rows, weight, scale)

@@ -23,10 +23,10 @@ class Decode(Protocol):
     rows: int
 
     def advance(self) -> None:
-        """The next step of the same rows, none of which has got another block since."""
+        """Go on to the next step of the same rows, none of which has got another block since."""
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-        """Query `[1, H, B, D]`, a layer's storage -> `[B, H, D]`."""
+        """Attention of the rows' new tokens: query `[1, H, B, D]`, a layer's storage -> `[B, H, D]`."""
 
 
 class SingleDecode:
@@ -42,11 +42,11 @@ class SingleDecode:
         self._end = end
 
     def advance(self) -> None:
-        """See `Decode`."""
+        """Go on to the next step of the same row."""
         self._end += 1
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-        """See `Decode`; keys and values `[blocks, kv_heads, size, D]`."""
+        """Attention as of `Decode.attend`; keys and values `[blocks, kv_heads, size, D]`."""
         first = 0 if window is None else max(0, self._end - window)
         shape = (1, keys.shape[1], -1, keys.shape[-1])
         keys, values = (
@@ -87,12 +87,12 @@ class DenseDecode:
         self._masks: dict[int | None, Tensor] = {}
 
     def advance(self) -> None:
-        """See `Decode`."""
+        """Go on to the next step of the same rows."""
         self._ends += 1
         self._masks.clear()
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-        """See `Decode`; keys and values `[blocks, kv_heads, size, D]`."""
+        """Attention as of `Decode.attend`; keys and values `[blocks, kv_heads, size, D]`."""
         asking = query[0].transpose(0, 1) * scale
         heads, width = asking.shape[1:]
         entries = self._range * keys.shape[1]
@@ -144,11 +144,11 @@ class KernelDecode:
         self.ends = torch.tensor(ends, dtype=torch.int32).to(cache.shape.device, non_blocking=True)
 
     def advance(self) -> None:
-        """See `Decode`."""
+        """Go on to the next step of the same rows."""
         self.ends += 1
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-        """See `Decode`."""
+        """Attention as of `Decode.attend`, by the kernel."""
         return self._kernels.attend(
             query[0].transpose(0, 1), keys, values, self.table, self.ends, scale, window or 2**30
         )

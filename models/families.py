@@ -95,7 +95,7 @@ class Family:
 
     @property
     def sees(self) -> bool:
-        """Whether it reads images."""
+        """Whether the family reads images."""
         return bool(self.processor)
 
 

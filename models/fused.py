@@ -84,7 +84,7 @@ class Attention(nn.Module):
         paged: Pass | None = None,
         **_options: Any,  # noqa: ANN401  the cache by its names, which a pass is itself
     ) -> tuple[Tensor, None]:
-        """As the stock module: `[B, N, d]` -> `[B, N, d]`."""
+        """Self-attention as the stock module computes it: `[B, N, d]` -> `[B, N, d]`."""
         cos, sin = position_embeddings
         states = self.joined.forward(hidden_states).view(*hidden_states.shape[:-1], -1, self._width)
         if paged is None:
@@ -184,7 +184,7 @@ def _run_layers(decoder: Any) -> None:  # noqa: ANN401 - a transformers decoder 
 
 
 def change_linears(decoder: Any, change: Callable[[nn.Linear | Joined], nn.Module]) -> None:  # noqa: ANN401
-    """Put what `change` makes of each linear map of a decoder's layers in its place."""
+    """Replace each linear map of a decoder's layers by what `change` makes of it."""
     for parent in decoder.layers.modules():
         for name, child in [*parent.named_children()]:
             if isinstance(child, (nn.Linear, Joined)):
@@ -193,7 +193,7 @@ def change_linears(decoder: Any, change: Callable[[nn.Linear | Joined], nn.Modul
 
 @torch.no_grad()
 def fuse(decoder: Any) -> None:  # noqa: ANN401 - a transformers decoder
-    """Change a decoder in place."""
+    """Replace modules of a decoder by ones that do less work, in place."""
     for module in [*decoder.layers.modules(), decoder]:
         forward = type(module).forward
         if hasattr(forward, "__wrapped__"):

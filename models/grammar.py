@@ -29,7 +29,7 @@ class GrammarCompiler:
         return self.compile_source(source_of(schema))
 
     def compile_source(self, source: str) -> JsonGrammar:
-        """The same of what `source_of` made of a schema. Blocks, without the GIL.
+        """A grammar of what `source_of` made of a schema. Blocks, without the GIL.
 
         Nothing ends it: for schemas that were checked and compiled within limits before, or that are the caller's own.
         """
@@ -66,13 +66,13 @@ def plain_json(tokenizer: Any) -> str:  # noqa: ANN401  a fast tokenizer of tran
 
 
 class JsonGrammar:
-    """One row's way through a grammar. Not thread-safe."""
+    """A grammar, and how far one row has followed it. Not thread-safe."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
     def fresh(self) -> JsonGrammar:
-        """The same grammar from the same place, for another row."""
+        """A copy for another row, which goes on from the same place."""
         return JsonGrammar(self._matcher.deep_copy())
 
     def allowed(self) -> bytes:

@@ -68,13 +68,13 @@ class DecodeGraphs:
         self._tokens = torch.zeros(rows, dtype=torch.long, pin_memory=True)
 
     def capture(self) -> None:
-        """Record them all, the largest first, whose memory the others then use."""
+        """Record all graphs, the largest first, whose memory the others then use."""
         pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
             self._graphs[size] = self._captured(size, pool)
 
     def read(self, taps: Sequence[Tap]) -> bool:
-        """Whether all of these are read by the graphs."""
+        """Whether the graphs read for all of these taps."""
         return all(tap is self._tap for tap in taps)
 
     @torch.inference_mode()

@@ -41,7 +41,7 @@ class Part:
 
     @property
     def sizes(self) -> list[int]:
-        """How much it takes of each tensor."""
+        """How many entries the part takes of each tensor."""
         return [stop - start for start, stop in self.slices.values()]
 
 

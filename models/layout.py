@@ -26,7 +26,7 @@ MOST_CONTROLS = 3  # that an opening begins with
 
 @dataclass(frozen=True)
 class Layout:
-    """Of one prompt: its length, the last token of each turn's end, and the runs of text or image tokens.
+    """The layout of one prompt: its length, the last token of each turn's end, the runs of text or image tokens.
 
     `ends` rise, and the last of them is the prompt's last token. A run `(begin, end)` holds no control token. `told`:
     those of the runs that are the words of a tool or a system message; `own`: those that the template puts into every
@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def answered(self) -> bool:
-        """Whether an answer stands in it, of an earlier turn or begun."""
+        """Whether the prompt holds an answer, of an earlier turn or begun."""
         return len(self.ends) > 1
 
 

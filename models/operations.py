@@ -39,7 +39,7 @@ class ChunkKernels(Kernels, Protocol):
 
 @cache
 def kernels(device: str, dtype: torch.dtype, head_dim: int = 0) -> Kernels | None:
-    """Those for tensors of a type of device and a dtype, with heads of so many numbers; None where there are none.
+    """Kernels for tensors of a type of device and a dtype, with heads of so many numbers; None where there are none.
 
     On a GPU they are Triton's. On a CPU they were compiled when the package was installed, if a compiler was there.
     """
@@ -58,7 +58,7 @@ def kernels(device: str, dtype: torch.dtype, head_dim: int = 0) -> Kernels | Non
 
 @cache
 def chunk_kernels(device: str, dtype: torch.dtype, head_dim: int, group: int) -> ChunkKernels | None:
-    """Those for heads of so many numbers, `group` of which share keys and values; None where there are none.
+    """Kernels of chunks for heads of so many numbers, `group` of which share keys and values; None: there are none.
 
     They are for CPUs with a matrix unit.
     """
@@ -70,7 +70,7 @@ def chunk_kernels(device: str, dtype: torch.dtype, head_dim: int, group: int) ->
 
 
 def kernels_for(tensor: Tensor) -> Kernels | None:
-    """Those for a tensor and those like it; None where a gradient is wanted."""
+    """Kernels for a tensor and those like it; None where a gradient is wanted."""
     if tensor.requires_grad and torch.is_grad_enabled():
         return None
     return kernels(tensor.device.type, tensor.dtype)

@@ -42,7 +42,7 @@ class Packed:
 
     @property
     def ends(self) -> list[int]:
-        """Where in the row the tokens are that are read, prompt by prompt."""
+        """Places in the row of the tokens that are read, prompt by prompt."""
         ends: list[int] = []
         end = self.shared
         for tail in self._tails():

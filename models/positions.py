@@ -34,7 +34,7 @@ class Positions:
             row.positions, row.deltas = positions[:, 0], int(deltas[0, 0])
 
     def of_spans(self, rows: Sequence[Row], spans: Sequence[Span]) -> Tensor:
-        """Of a pass over spans of rows side by side: `[1, N]`, or with M-RoPE `[3, 1, N]`, on the device."""
+        """Positions of a pass over spans of rows side by side: `[1, N]`, or with M-RoPE `[3, 1, N]`, on the device."""
         if not self._mrope:
             numbers = [at for span in spans for at in range(span.start, span.end)]
             return torch.tensor([numbers], device=self._device)
@@ -49,7 +49,7 @@ class Positions:
         return torch.cat(parts, dim=1).to(self._device)[:, None]
 
     def of_padded(self, prompts: Sequence[Prompt], ids: Tensor, mask: Tensor) -> Tensor:
-        """Of whole prompts, one a row of `ids` `[B, T]` padded on the right: `[B, T]`, or with M-RoPE `[3, B, T]`."""
+        """Positions of prompts, rows of `ids` `[B, T]` padded on the right: `[B, T]`, or with M-RoPE `[3, B, T]`."""
         positions = torch.arange(ids.shape[1]).expand_as(ids)
         if not self._mrope:
             return positions

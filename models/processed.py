@@ -28,7 +28,7 @@ class Processed:
 
     @classmethod
     def of(cls, data: Mapping[str, Any], family: Family) -> Processed:
-        """Of what a family's image processor gives."""
+        """Keep what a family's image processor gives."""
         features = {name: data[name] for name in family.features if name in data}
         return cls(dict(data), features, parts_of(family, features))
 
@@ -73,7 +73,7 @@ class PromptImages:
 
     @property
     def key(self) -> Hashable:
-        """What is made of them is the same for the same key; None where an image is not known by its file."""
+        """A key under which the same is made of the images; None where an image is not known by its file."""
         digests = tuple(image.digest for image in self.images if isinstance(image, ImageFile))
         if not digests or len(digests) < len(self.images):
             return None

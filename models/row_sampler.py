@@ -63,7 +63,7 @@ class SamplingParams:
         return self.top_k > 0 or self.top_p < 1.0
 
     def of_choice(self, number: int) -> SamplingParams:
-        """Those of one of several answers to a prompt: the first has the seed itself, each other one its own."""
+        """Parameters of one of several answers to a prompt: the first has the seed itself, each other one its own."""
         if number == 0 or self.seed is None:
             return self
         digest = hashlib.blake2b(f"{self.seed}:{number}".encode(), digest_size=8).digest()

@@ -35,7 +35,7 @@ class Row:
 
     @property
     def table(self) -> Table:
-        """Its blocks."""
+        """The row's blocks."""
         assert self._table is not None, "the row is closed"
         return self._table
 
@@ -82,7 +82,7 @@ class PlacedPicture:
 
 
 class Steps:
-    """Steps of the same rows, one token each: most of what a step needs is that of the one before, and 1 more."""
+    """Steps of the same rows, one token each: what a step needs is mostly that of the one before, plus 1."""
 
     def __init__(self, cache: PagedCache, rows: Sequence[Row], positions: Tensor) -> None:
         tables = [row.table for row in rows]
@@ -109,7 +109,7 @@ class Steps:
         )
 
     def advance(self) -> None:
-        """To the next step."""
+        """Go on to the next step."""
         self._lengths = [length + 1 for length in self._lengths]
         self.positions = self.positions + 1
         self.slots += 1

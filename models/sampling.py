@@ -63,7 +63,7 @@ def sample(logits: Tensor, samplers: Sequence[RowSampler]) -> Sample:
 
 
 def logprobs_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[Logprobs]:
-    """Of each row `[V]` of logits: its token's log-probability, and its `count` likeliest tokens."""
+    """Of each row `[V]` of logits the log-probability of its token, and its `count` likeliest tokens."""
     return _told(logits.float().log_softmax(-1), tokens, [count] * len(tokens))
 
 
@@ -87,11 +87,11 @@ class Constrained(Protocol):
 
     @property
     def grammar(self) -> Grammar | None:
-        """What its text has to follow."""
+        """The grammar that the row's text has to follow, if any."""
 
 
 def constrained(logits: Tensor, followers: Sequence[Constrained]) -> Tensor:
-    """Nothing but what the grammars of the rows that have one allow. Returns `logits` itself where no row has any."""
+    """Leave only tokens that the rows' grammars allow. Returns `logits` itself where no row has a grammar."""
     rows = [row for row, each in enumerate(followers) if each.grammar is not None]
     if not rows:
         return logits

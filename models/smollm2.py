@@ -33,14 +33,14 @@ _NEEDED = ("accelerate", "gguf")
 
 @dataclass(frozen=True)
 class Pinned:
-    """A file as it must be."""
+    """A file with the size and the hash that it must have."""
 
     name: str
     size: int
     sha256: str
 
     def check(self, path: Path) -> None:
-        """Raises LoadError where the file at `path` is another."""
+        """Raise LoadError where the file at `path` is another."""
         size = path.stat().st_size
         if size != self.size:
             raise LoadError(f"{path.name} has {size:,} bytes, not {self.size:,}")

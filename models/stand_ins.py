@@ -33,7 +33,7 @@ class Text:
     in_json: bool = False
 
     def written(self, *, escaped: bool) -> str:
-        """Its words as a template writes them; `escaped`: as within the quotation marks of JSON, where it is there."""
+        """The words as a template writes them; `escaped`: as within quotation marks of JSON, where they are there."""
         return json.dumps(self.core, ensure_ascii=False)[1:-1] if escaped and self.in_json else self.core
 
 

@@ -35,7 +35,7 @@ class Tap:
 
     @property
     def layers(self) -> list[int]:
-        """What it reads, in the order of its states."""
+        """The layers that are read, in the order of the states."""
         return self._layers
 
     @property

@@ -36,7 +36,7 @@ class Encoded(NamedTuple):
     seconds: float = 0.0
 
     def since(self, before: Encoded) -> Encoded:
-        """What it has done since."""
+        """What has been encoded since an earlier count."""
         return Encoded(self.tokens - before.tokens, self.seconds - before.seconds)
 
 
@@ -61,7 +61,7 @@ class VisionEncoder:
         self.done = Encoded()
 
     def knows(self, picture: Picture) -> bool:
-        """Whether it has encoded the picture, and remembers it."""
+        """Whether a picture is encoded and remembered."""
         return picture.digest in self._known
 
     def encode(self, pictures: Sequence[tuple[Picture, Mapping[str, Tensor]]]) -> list[ImageFeatures]:
@@ -81,7 +81,7 @@ class VisionEncoder:
         return [known[picture.digest] for picture, _ in pictures]
 
     def forget(self) -> None:
-        """Remember nothing."""
+        """Remember no picture."""
         self._known.clear()
 
     def tensors(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ class Service:
 
     @property
     def settings(self) -> Settings:
-        """Those in effect."""
+        """The settings in effect."""
         return self.rules.settings
 
     def change(self, settings: Settings) -> list[str]:
@@ -143,7 +143,7 @@ class Service:
         self.engine.start()
 
     def start_processes(self) -> None:
-        """Start those that would be started when they are first needed, beside what is served: once it is ready."""
+        """Start the processes that would else be started when they are first needed, once the server is ready."""
         if self._schemas is not None:
             self._schemas.start()
         if self.require_served().inputs.sees:

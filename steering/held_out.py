@@ -33,7 +33,7 @@ class HeldOutRow(Frozen):
 
 
 class Figures(NamedTuple):
-    """Of labelled prompts, how many harmful ones are caught and how many harmless ones are flagged."""
+    """How many of the harmful prompts of some labels are caught, and how many of the harmless ones are flagged."""
 
     harmful: int
     caught: int
@@ -56,7 +56,7 @@ class HeldOut(Frozen):
 
     @property
     def figures(self) -> tuple[Figures, Figures]:
-        """Those of the old bundle and of the new one."""
+        """Figures of the old bundle and of the new one."""
         verdicts = [(row.harmful, self.flagged(row)) for row in self.rows]
         old, new = (_figures([(harmful, flagged[side]) for harmful, flagged in verdicts]) for side in (0, 1))
         return old, new

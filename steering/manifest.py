@@ -142,12 +142,12 @@ class Manifest(Frozen):
 
     @property
     def watches(self) -> bool:
-        """Whether it reads answers."""
+        """Whether the bundle reads answers."""
         return self.answers is not None
 
     @property
     def category_names(self) -> Sequence[str]:
-        """The categories of harm that it tells apart."""
+        """The categories of harm that the bundle tells apart."""
         return () if self.categories is None else self.categories.names
 
     @property

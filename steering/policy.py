@@ -110,7 +110,7 @@ class Policy:
 
     @property
     def modes(self) -> set[Mode]:
-        """Its mode, and those of its categories."""
+        """The policy's mode, and those of its categories."""
         return {self.mode, *(mode for _, mode in self.categories)}
 
     @property
@@ -158,7 +158,7 @@ class Calibrated(Protocol):
 
     @property
     def date(self) -> str:
-        """The day on which it was fitted."""
+        """The day on which the bundle was fitted."""
 
     @property
     def recall(self) -> float:
@@ -166,7 +166,7 @@ class Calibrated(Protocol):
 
     @property
     def watches(self) -> bool:
-        """Whether it has a reader of answers."""
+        """Whether the bundle has a reader of answers."""
 
     @property
     def category_names(self) -> Sequence[str]:
@@ -201,7 +201,7 @@ class Calibrated(Protocol):
         """How answers are judged, with the bundle's threshold where none is given. Raises ValueError."""
 
     def threshold_for(self, target_fpr: float) -> float:
-        """Raises ValueError naming the rates that there are."""
+        """The threshold for a target false-positive rate. Raises ValueError naming the rates that there are."""
 
 
 class Fallback(StrEnum):
@@ -286,7 +286,7 @@ def decide(
     policies: Sequence[Policy],
     categories: Sequence[Sequence[CategoryScore]] | None = None,
 ) -> list[Decision]:
-    """One decision per row, from its own score, its own policy, and how much it is of each category, if told."""
+    """One decision per row, from its own score and policy, and from how much it is of each category, if told."""
     told = [()] * len(scores) if categories is None else categories
     return [_decide(*row) for row in zip(scores, policies, told, strict=True)]
 

@@ -30,7 +30,7 @@ class Shadow:
 
     @property
     def answers(self) -> AnswerReader | None:
-        """What it reads answers with; None: it reads none."""
+        """The reader of answers; None where the shadow reads prompts alone."""
         return None if self.answer_threshold is None else self.guard.answers
 
     def judge(self, score: float) -> ShadowDecision:

@@ -92,7 +92,7 @@ class ConversationSpec(Frozen):
 
     @property
     def of_format_5(self) -> bool:
-        """Whether it has what format 5 brought."""
+        """Whether something is said that only format 5 has."""
         return self.together or self.apart or any(cell.answered is not None for cell in self.cells)
 
     @model_validator(mode="after")

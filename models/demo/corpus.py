@@ -106,7 +106,7 @@ class Conversation:
         return [image for turn in self.turns for image in turn.images]
 
     def messages(self) -> list[dict[str, Any]]:
-        """In the form that chat templates take."""
+        """The sample as chat messages, as chat templates take them."""
         made: list[dict[str, Any]] = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns:
             pictures: list[dict[str, str]] = [{"type": "image"} for _ in turn.images]

@@ -63,13 +63,13 @@ def plain(example: Example) -> Request:
 
 
 def after_system(example: Example) -> Request:
-    """After a system message."""
+    """The example after a system message."""
     asked = plain(example)
     return replace(asked, messages=[{"role": "system", "content": SYSTEM_MESSAGES[0]}, *asked.messages])
 
 
 def second_turn(example: Example) -> Request:
-    """After a greeting and its answer."""
+    """The example after a greeting and its answer."""
     asked = plain(example)
     answer = SMALL_TALK["hello"][1]
     greeting = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": answer}]
@@ -77,7 +77,7 @@ def second_turn(example: Example) -> Request:
 
 
 def resized(example: Example) -> Request:
-    """The picture as a file of another size."""
+    """The example with its picture as a file of another size."""
     asked = plain(example)
     return replace(asked, images=[image.resize((224, 224), Image.Resampling.BICUBIC) for image in asked.images])
 

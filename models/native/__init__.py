@@ -29,7 +29,7 @@ _ALONE = 2**19  # bytes that one thread goes through in less time than it takes 
 def attend(
     query: Tensor, keys: Tensor, values: Tensor, table: Tensor, ends: Tensor, scale: float, window: int
 ) -> Tensor:
-    """See `models.kernels.attend`."""
+    """Attention of rows that add one token each, with the arguments of `models.kernels.attend`."""
     rows, heads, width = query.shape
     kv_heads, size = keys.shape[1:3]
     if heads // kv_heads >= _TILES_PAY and size == _TILED_BLOCK and in_tiles(query.dtype, width, heads // kv_heads):
@@ -76,7 +76,7 @@ def in_tiles(dtype: torch.dtype, width: int, group: int) -> bool:
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-    """See `models.kernels.rotate`."""
+    """Turn queries and keys in place and store keys and values, with the arguments of `models.kernels.rotate`."""
     count, all_heads, width = states.shape
     kv_heads = len(slots) // count
     cos, sin = cos.contiguous(), sin.contiguous()
@@ -88,7 +88,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, keys: Tensor
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """See `models.kernels.rms_norm`."""
+    """`x / rms(x) * weight` of the last dimension, computed in fp32, as `models.kernels.rms_norm`."""
     hidden = hidden.contiguous()
     output, width = torch.empty_like(hidden), hidden.shape[-1]
     _kernels.rms_norm(
@@ -99,7 +99,7 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def gated_silu(joined: Tensor) -> Tensor:
-    """See `models.kernels.gated_silu`."""
+    """`silu(gate) * up` of `[..., gate and up]`, contiguous, as `models.kernels.gated_silu`."""
     joined, width = joined.contiguous(), joined.shape[-1] // 2
     output = torch.empty((*joined.shape[:-1], width), dtype=joined.dtype)
     _kernels.gated_silu(

@@ -40,7 +40,7 @@ class Seats:
         return seat
 
     def count(self, client: Client, more: int) -> None:
-        """Count more of them, or fewer."""
+        """Count more generations of a client, or fewer."""
         self._taken[client.name] += more
         if not self._taken[client.name]:
             del self._taken[client.name]
@@ -55,12 +55,12 @@ class Seat:
         self._held = 0
 
     def widen(self, generations: int) -> None:
-        """Hold as many. Raises ConcurrencyLimited, and holds no more."""
+        """Hold as many generations. Raises ConcurrencyLimited, and holds no more."""
         self._seats.check(self._client, generations - self._held)
         self._hold(generations)
 
     def release(self) -> None:
-        """Hold none; the same again changes nothing."""
+        """Hold no generation; the same again changes nothing."""
         self._hold(0)
 
     def _hold(self, generations: int) -> None:

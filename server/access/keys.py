@@ -43,7 +43,7 @@ class Client:
 
     @property
     def tenant(self) -> int:
-        """A number for it that tells nothing of its name, and is another one in each process."""
+        """A number for the client that tells nothing of its name, and is another one in each process."""
         return hash(self.name)
 
 
@@ -60,13 +60,13 @@ class Clients:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """All their names."""
+        """The names of all clients."""
         clients = [self._anonymous] if self._anonymous else self._by_hash.values()
         return frozenset(client.name for client in clients)
 
     @property
     def anonymous(self) -> Client | None:
-        """Everybody, where there are no keys."""
+        """The client that everybody is where there are no keys."""
         return self._anonymous
 
     def holders(self, scope: Scope) -> Mapping[str, Client]:
@@ -74,7 +74,7 @@ class Clients:
         return {kept: client for kept, client in self._by_hash.items() if client.scope == scope}
 
     def authenticate(self, authorizations: Sequence[str], api_keys: Sequence[str] = (), scope: Scope = "api") -> Client:
-        """Whose key the headers `Authorization` or `x-api-key` of a request hold, for what is within a scope.
+        """The client whose key `Authorization` or `x-api-key` holds, for what is within a scope.
 
         Raises BadRequest where there are several, Unauthorized, Forbidden where the key has another scope. Which of
         several counts is not agreed on: a gateway may have checked the one, and this server the other. Both headers

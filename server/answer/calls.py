@@ -48,7 +48,7 @@ class Calls:
         return self._say(text) if self._in_text and not self._forced else ()
 
     def apart(self) -> Sequence[Delta]:
-        """See `Parser`. A call has no place for it, and needs none."""
+        """An empty line where text was said; none within a call, which has no place for it."""
         return (Delta(Kind.TEXT, SEPARATOR),) if self._said and self._in_text else ()
 
     @property
@@ -102,7 +102,7 @@ class Calls:
 
 
 class JsonExtent:
-    """Where an object of JSON ends, which comes in pieces."""
+    """Finds where a JSON object ends that comes in pieces."""
 
     def __init__(self) -> None:
         self.over = False
@@ -111,7 +111,7 @@ class JsonExtent:
         self._escaped = False
 
     def within(self, text: str) -> int:
-        """How much of the next piece is of the object."""
+        """How many characters of the next piece belong to the object."""
         for place, character in enumerate(text):
             if self._in_string:
                 self._in_string = self._escaped or character != '"'

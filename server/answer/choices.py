@@ -94,7 +94,7 @@ class Choices:
 
     @property
     def failed_before_output(self) -> bool:
-        """Whether it failed before it had a token."""
+        """Whether the answer failed before it had a token."""
         return self.failure is not None and self.tokens == 0
 
     @property

@@ -28,7 +28,7 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds until then, below 0 after it."""
+        """Seconds until the deadline, below 0 after it."""
         return self.at - monotonic()
 
     @asynccontextmanager
@@ -43,7 +43,7 @@ class Deadline:
             raise self.exceeded() from None
 
     def exceeded(self) -> DeadlineExceeded:
-        """What the client is told after it."""
+        """What the client is told after the deadline."""
         return DeadlineExceeded(f"The answer was not complete within {self.seconds:g} seconds.")
 
 

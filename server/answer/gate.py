@@ -38,11 +38,11 @@ class OpenGate:
     held = 0
 
     def push(self, text: str) -> str:
-        """The text itself."""
+        """The text itself: nothing is held back."""
         return text
 
     def finish(self) -> str:
-        """Nothing was held."""
+        """No text: nothing was held back."""
         return ""
 
 
@@ -56,16 +56,16 @@ class TokenGate:
 
     @property
     def held(self) -> int:
-        """See `Gate`."""
+        """Tokens whose text is held back."""
         return len(self._texts)
 
     def push(self, text: str) -> str:
-        """See `Gate`."""
+        """Take the text of one more token; give that of tokens which `hold` later ones have cleared."""
         self._texts.append(text)
         return self._texts.popleft() if len(self._texts) > self._hold else ""
 
     def finish(self) -> str:
-        """See `Gate`."""
+        """All text that is held back: the last token has been cleared."""
         text = "".join(self._texts)
         self._texts.clear()
         return text
@@ -82,11 +82,11 @@ class SentenceGate:
 
     @property
     def held(self) -> int:
-        """See `Gate`."""
+        """Tokens whose text is held back."""
         return len(self._lengths)
 
     def push(self, text: str) -> str:
-        """See `Gate`."""
+        """Take the text of one more token; give the sentences that are over and cleared."""
         self._read += self._new
         self._new = text
         self._lengths.append(len(text))
@@ -98,7 +98,7 @@ class SentenceGate:
         return shown
 
     def finish(self) -> str:
-        """See `Gate`."""
+        """All text that is held back: the last token has been cleared."""
         text, self._read, self._new = self._read + self._new, "", ""
         self._lengths.clear()
         return text
@@ -133,11 +133,11 @@ class RefusalGate:
 
     @property
     def held(self) -> int:
-        """See `Gate`."""
+        """Tokens whose text is held back."""
         return self._gate.held if self.begun else self._tokens
 
     def push(self, text: str) -> str:
-        """See `Gate`."""
+        """Take the text of one more token; give what may be shown once a refusal has begun."""
         passed = self._gate.push(text)
         if self.begun:
             return passed
@@ -148,7 +148,7 @@ class RefusalGate:
         return self._passed if self.begun else ""
 
     def finish(self) -> str:
-        """See `Gate`; nothing of what has not begun."""
+        """The rest of a refusal that has begun; nothing of what has not."""
         return self._gate.finish() if self.begun else ""
 
 

@@ -45,7 +45,7 @@ class PlainText:
         return (Delta(self._kind, text, entries),)
 
     def finish(self) -> Sequence[Delta]:
-        """Nothing was held."""
+        """No deltas: no text was held."""
         return ()
 
     def apart(self) -> Sequence[Delta]:

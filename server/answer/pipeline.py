@@ -74,7 +74,7 @@ class Pipeline:
 
     @property
     def failed(self) -> bool:
-        """Whether it will not be one."""
+        """Whether what is to be a refusal will not be one."""
         return isinstance(self._gate, RefusalGate) and self._gate.failed
 
     @property
@@ -84,7 +84,7 @@ class Pipeline:
 
     @property
     def stop_string(self) -> str | None:
-        """Which one."""
+        """The stop string that was met, if one was."""
         return self._scan.met
 
     def push(self, token: int, logprobs: Logprobs | None) -> Sequence[Delta]:
@@ -112,7 +112,7 @@ class Pipeline:
         return [*deltas, *self._parser.push(text, ())]
 
     def drop(self) -> Sequence[Delta]:
-        """Nothing more comes, and nothing that is held back is shown."""
+        """End the answer, and show nothing that is held back."""
         self._gate = OpenGate()
         return self._cut()
 

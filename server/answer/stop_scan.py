@@ -18,7 +18,7 @@ class StopScan:
 
     @property
     def stopped(self) -> bool:
-        """Whether one has."""
+        """Whether a stop string has been met."""
         return self.met is not None
 
     def push(self, text: str) -> str:

@@ -28,7 +28,7 @@ class Tokenizer(Protocol):
 
     @property
     def backend_tokenizer(self) -> Any:  # noqa: ANN401  of the library `tokenizers`
-        """What does the work."""
+        """The tokenizer of the library `tokenizers` that does the work."""
 
     @property
     def added_tokens_decoder(self) -> dict[int, object]:

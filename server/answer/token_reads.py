@@ -27,7 +27,7 @@ class TokenReads:
         del self._scores[shown:]
 
     def take(self, shown: int) -> list[tuple[int, float]]:
-        """Those of the first `shown` tokens that have a score and were not taken yet, each with it."""
+        """Those of the first `shown` tokens, each with its score, that have one and were not taken yet."""
         found = list(zip(self._tokens[:shown], self._scores[:shown], strict=False))[self._told :]
         self._told += len(found)
         return found

@@ -43,7 +43,7 @@ class Answer(Protocol):
 
     @property
     def stream(self) -> Stream | None:
-        """How it is streamed; None where it is sent as a whole."""
+        """The framing of a streamed answer; None where it is sent as a whole."""
 
     @property
     def headers(self) -> dict[str, str]:

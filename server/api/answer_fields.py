@@ -169,7 +169,7 @@ class Sampling(AnswerFields):
 
     @property
     def likeliest(self) -> None:
-        """None are reported."""
+        """None: log-probabilities are not reported."""
         return
 
 

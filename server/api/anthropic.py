@@ -78,7 +78,7 @@ class AnthropicCount:
 
 
 class MessagesJob(OneAnswer[MessagesRequest]):
-    """A message."""
+    """A job that answers with a message."""
 
     prefix: ClassVar[str] = "msg_"
 
@@ -95,7 +95,7 @@ class MessagesJob(OneAnswer[MessagesRequest]):
         return self.asked.stop_sequences or ()
 
     def answer(self, intake: Intake, choices: Choices) -> AnthropicAnswer:
-        """As a `message`, or its events."""
+        """The answer as a `message`, or its events."""
         return AnthropicAnswer(
             intake.answer_id,
             choices,

@@ -51,7 +51,7 @@ class AnthropicAnswer:
 
     @property
     def stream(self) -> AnthropicAnswer | None:
-        """Itself, where events are asked for."""
+        """The answer itself, which frames its events; None where none are asked for."""
         return self if self._streams else None
 
     @property

@@ -24,7 +24,7 @@ def is_anthropic(path: str) -> bool:
 
 
 def anthropic_error(body: Mapping[str, Any], status: int, request_id: str | None) -> AnthropicError:
-    """The same as a body in OpenAI's shape; the message names the field, for which there is no other place."""
+    """Anthropic's body of an error in OpenAI's shape; the message names the field, which has no place of its own."""
     error, message = body["error"], body["error"]["message"]
     if error["param"] is not None and error["param"] not in message:
         message = f"'{error['param']}': {message}"

@@ -102,7 +102,7 @@ class ThinkingBlock(Strict):
 
 
 class RedactedThinkingBlock(Strict):
-    """The same, encrypted."""
+    """What an earlier answer thought, encrypted; no prompt has it."""
 
     type: Literal["redacted_thinking"]
     data: HintValue = None
@@ -241,7 +241,7 @@ class CountRequest(Strict):
 
     @property
     def chat_choice(self) -> ChoiceWord | NamedTool | None:
-        """The choice of them as a chat has it."""
+        """The choice of tools as a chat has it."""
         match self.tool_choice:
             case OneChoice(name=name):
                 return NamedTool(type="function", function=NamedFunction(name=name))

@@ -48,7 +48,7 @@ class Turns:
         return self.paths[message][part]
 
     def add(self, message: Turn, paths: Sequence[str]) -> None:
-        """One more message."""
+        """Add one more message."""
         self.messages.append(message)
         self.paths.append(paths)
 

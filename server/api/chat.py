@@ -28,7 +28,7 @@ from steering.policy import Mode, Policy
 
 @dataclass(frozen=True)
 class ChatJob:
-    """A chat completion."""
+    """A job that answers with a chat completion."""
 
     prefix: ClassVar[str] = "chatcmpl-"
     chat: ChatCompletionRequest
@@ -70,7 +70,7 @@ class ChatJob:
 
     @property
     def tool_use(self) -> ToolUse:
-        """The tools, beside `response_format`."""
+        """The tools, together with `response_format`."""
         wanted = self.chat.answer_schema
         if wanted is None:
             return ToolUse(self.tools)
@@ -112,7 +112,7 @@ class ChatJob:
         return asks_of(intake, [(prompt, limit)], chat.choices, sampling, scores=chat.wants_scores)
 
     def answer(self, intake: Intake, choices: Choices) -> ChatAnswer:
-        """As a `chat.completion`, or its chunks."""
+        """The answer as a `chat.completion`, or its chunks."""
         # What is long would stay in memory until the answer's end.
         bare = self.chat.model_copy(update={"messages": [], "tools": None})
         ignored = {*self.ignored, *self.tool_use.ignored(intake.served)}

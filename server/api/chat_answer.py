@@ -84,7 +84,7 @@ class ChatAnswer:
 
     @property
     def stream(self) -> ChatAnswer | None:
-        """Itself, where chunks are asked for."""
+        """The answer itself, which frames its chunks; None where none are asked for."""
         return self if self._chat.stream else None
 
     @property

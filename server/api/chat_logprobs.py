@@ -9,7 +9,7 @@ from server.api.objects import ChatLogprobs, OneLogprob, TokenLogprob
 
 
 def chat_logprobs(content: Sequence[Entry] | None, refusal: Sequence[Entry] | None) -> ChatLogprobs:
-    """Those of an answer's text, or of a refusal that stands apart from it."""
+    """Log-probabilities of an answer's text, or of a refusal that stands apart from it."""
     return {
         "content": None if content is None else [_token_logprob(entry) for entry in content],
         "refusal": None if refusal is None else [_token_logprob(entry) for entry in refusal],

@@ -27,7 +27,7 @@ class Token(NamedTuple):
 
     @classmethod
     def of(cls, data: bytes, logprob: float, top: Sequence[tuple[bytes, float]]) -> Token:
-        """With the likeliest tokens by their text, and the token itself wherever it is in their order."""
+        """A token with the likeliest ones by their text, itself among them wherever it is in their order."""
         text = data.decode(errors="replace")
         return cls(text, logprob, {token.decode(errors="replace"): log for token, log in top} | {text: logprob})
 
@@ -76,7 +76,7 @@ class CompletionAnswer:
 
     @property
     def stream(self) -> CompletionAnswer | None:
-        """Itself, where chunks are asked for."""
+        """The answer itself, which frames its chunks; None where none are asked for."""
         return self if self._completion.stream else None
 
     def whole(self) -> Completion:

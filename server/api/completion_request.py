@@ -63,7 +63,7 @@ class CompletionRequest(AnswerFields):
 
     @property
     def prompt_logprobs(self) -> int | None:
-        """The same of the prompt's tokens, which are told where they are echoed."""
+        """How many likeliest tokens are told beside each one of an echoed prompt; None: nor their log-probabilities."""
         return self.logprobs if self.echo else None
 
 

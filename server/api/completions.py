@@ -98,7 +98,7 @@ class CompletionJob:
         return asks_of(intake, prompts, completion.choices, sampling, prompt_logprobs=completion.prompt_logprobs)
 
     def answer(self, intake: Intake, choices: Choices) -> CompletionAnswer:
-        """As a `text_completion`, or several of them."""
+        """The answer as a `text_completion`, or several of them."""
         return CompletionAnswer(intake.answer_id, choices, self.completion, intake.served, self.ignored)
 
 

@@ -13,12 +13,12 @@ HOLE = "\0"  # no text that is served holds it
 
 
 def event(data: object) -> bytes:
-    """One event."""
+    """Encode one event."""
     return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
 def named_event(data: Mapping[str, Any]) -> bytes:
-    """One event that says its type twice: by its name, and in its data."""
+    """Encode one event that says its type twice: by its name, and in its data."""
     return b"event: %b\ndata: %b\n\n" % (data["type"].encode(), orjson.dumps(data))
 
 

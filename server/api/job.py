@@ -41,15 +41,15 @@ class Job(Protocol):
 
     @property
     def models(self) -> Mapping[str, str]:
-        """Every model that it names, by the path of the field."""
+        """Every model that the request names, by the path of the field."""
 
     @property
     def guard(self) -> GuardOptions | None:
-        """What it wishes its guard to be."""
+        """What the request wishes its guard to be."""
 
     @property
     def places(self) -> tuple[int, str]:
-        """How many generations it asks for, and the field that says so."""
+        """How many generations the request asks for, and the field that says so."""
 
     @property
     def stops(self) -> Sequence[str]:
@@ -59,7 +59,7 @@ class Job(Protocol):
         """What tells the meaning of one answer's text."""
 
     def schema(self, served: Served) -> WantedSchema | None:
-        """What its answers satisfy, if anything."""
+        """The schema that the request's answers satisfy, if any."""
 
     def check(self, intake: Intake) -> None:
         """Raise ApiError for what this server does not do, or not for this client."""
@@ -71,4 +71,4 @@ class Job(Protocol):
         """A request for each generation. Blocks: for worker threads. Raises BadRequest naming field and limit."""
 
     def answer(self, intake: Intake, choices: Choices) -> Answer:
-        """How the answer is said."""
+        """The answer in the shape of its API."""

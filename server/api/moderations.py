@@ -119,7 +119,7 @@ class ModerationJob:
 
     @property
     def places(self) -> tuple[int, str]:
-        """One for each input."""
+        """One generation for each input."""
         return len(self.moderation.inputs), "input"
 
     def schema(self, served: Served) -> None:
@@ -153,7 +153,7 @@ class ModerationJob:
         return asks_of(scored, prompts, 1, SamplingParams.GREEDY)
 
     def answer(self, intake: Intake, choices: Choices) -> ModerationAnswer:
-        """As OpenAI's moderations object."""
+        """The answer as OpenAI's moderations object."""
         return ModerationAnswer(intake.answer_id, choices, intake.served, self.ignored)
 
 

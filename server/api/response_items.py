@@ -141,7 +141,7 @@ class Turns:
         return f"{self.places[message]}.content.{part}"
 
     def add(self, message: Message, place: str) -> None:
-        """One more message."""
+        """Add one more message."""
         self.messages.append(message)
         self.places.append(place)
 

@@ -20,7 +20,7 @@ class ResponseOutput:
         self._open = False  # the last item, and the last part of it
 
     def push(self, delta: Delta) -> list[Event]:
-        """One more piece."""
+        """Take one more piece; give its events."""
         match delta.kind:
             case Kind.CALL:
                 return [*self._close("completed"), *self._begin_call(delta.text)]
@@ -33,7 +33,7 @@ class ResponseOutput:
         return self._say("output_text", delta.text)
 
     def finish(self, *, complete: bool) -> list[Event]:
-        """After the last piece. An answer without any is an empty message."""
+        """End after the last piece. An answer without any is an empty message."""
         empty = [] if self.items else self._say("output_text", "")
         return [*empty, *self._close("completed" if complete else "incomplete")]
 

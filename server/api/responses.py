@@ -19,7 +19,7 @@ from server.errors import BadRequest
 
 
 class ResponsesJob(OneAnswer[ResponsesRequest]):
-    """A response."""
+    """A job that answers with a response."""
 
     prefix: ClassVar[str] = "resp_"
     stops: ClassVar[Sequence[str]] = ()
@@ -40,6 +40,6 @@ class ResponsesJob(OneAnswer[ResponsesRequest]):
         return cls(bare, PromptParts(conversation, tool_use, {*asked.ignored()}))
 
     def answer(self, intake: Intake, choices: Choices) -> ResponsesAnswer:
-        """As a `response`, or its events."""
+        """The answer as a `response`, or its events."""
         ignored = self.parts.ignored_here(intake.served)
         return ResponsesAnswer(intake.answer_id, choices, self.asked, intake.served, ignored)

@@ -46,7 +46,7 @@ class ResponsesAnswer:
 
     @property
     def stream(self) -> ResponsesAnswer | None:
-        """Itself, where events are asked for."""
+        """The answer itself, which frames its events; None where none are asked for."""
         return self if self._asked.stream else None
 
     @property

@@ -182,7 +182,7 @@ class ResponsesRequest(Strict):
 
     @property
     def chat_choice(self) -> Any:  # noqa: ANN401  one of the kinds of a chat's choice
-        """The choice of them as a chat has it."""
+        """The choice of tools as a chat has it."""
         match self.tool_choice:
             case FlatName(name=name):
                 return _named(name)

@@ -49,7 +49,7 @@ class Served(Facts):
 
     @property
     def judge(self) -> Judge | None:
-        """Who judges its prompts."""
+        """The bundle that judges the model's prompts, and its layer."""
         return None if self.guard is None or self.layer is None else Judge(self.guard.id, self.layer)
 
     def facts(self, policy: Policy) -> dict[str, str]:

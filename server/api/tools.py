@@ -103,21 +103,21 @@ class Tools:
 
     @property
     def functions(self) -> dict[str, dict[str, JsonValue]]:
-        """What each accepts, by its name."""
+        """What each function accepts, by its name."""
         return {tool.function.name: tool.function.accepts for tool in self.tools}
 
     @property
     def strict(self) -> list[str]:
-        """Those whose schemas are followed to the letter, or not at all."""
+        """The functions whose schemas are followed to the letter, or not at all."""
         return [tool.function.name for tool in self.tools if tool.function.strict]
 
     @property
     def hinted(self) -> bool:
-        """Whether something of their schemas is a hint."""
+        """Whether something of the functions' schemas is a hint."""
         return any(says_unfollowed(tool.function.accepts) for tool in self.tools if not tool.function.strict)
 
     def for_template(self) -> Iterator[dict[str, Any]]:
-        """As chat templates expect them."""
+        """The functions as chat templates expect them."""
         for tool in self.tools:
             yield {"type": "function", "function": tool.function.model_dump(exclude_none=True, exclude={"strict"})}
 

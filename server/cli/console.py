@@ -25,7 +25,7 @@ Batch = Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")]
 
 
 def mistake(message: object) -> NoReturn:
-    """One line on stderr, exit code 2."""
+    """End the command with one line on stderr and exit code 2."""
     typer.echo("autosteer: " + " ".join(str(message).split()), err=True)
     raise typer.Exit(EXIT_MISTAKE)
 

@@ -99,7 +99,7 @@ def give_cookie(http: HttpRequest, response: Response, session: Session[Client])
 
 
 def cookie_name(http: HttpRequest) -> str:
-    """With the port: browsers give a cookie to all servers of a host, whatever their ports."""
+    """The name of the session's cookie. It has the port: browsers give a cookie to all servers of a host."""
     _, _, port = http.headers.get("host", "").rpartition(":")
     return f"autosteer_console_{port if port.isdecimal() else ''}"
 

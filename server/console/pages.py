@@ -37,7 +37,7 @@ class StaticFile(NamedTuple):
 
 @cache
 def static_files() -> dict[str, StaticFile]:
-    """All of them, by their paths; they are part of the package, and do not change."""
+    """All files that pages load, by their paths; they are part of the package, and do not change."""
     found = {}
     for path in sorted((HERE / "static").rglob("*")):
         if path.suffix in KINDS:

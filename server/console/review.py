@@ -85,7 +85,7 @@ class LabelBody(Strict):
 
 
 def routes(door: Door, reviews: Reviews) -> APIRouter:
-    """What the page asks, under `/admin` what only reads."""
+    """The routes that the page Review asks; those under `/admin` only read."""
     router = APIRouter()
 
     @router.get("/admin/review/next", **documented(NextItem, query=Query, errors=ERRORS))

@@ -30,7 +30,7 @@ ERRORS = (401, 403, 404, 500, 503)  # of `/admin`
 
 
 def routes(service: Service) -> APIRouter:
-    """All of them."""
+    """All routes of the console."""
     router, door = APIRouter(), Door(service)
     _add_pages(router, service, door)
     _add_sessions(router, door)

@@ -100,7 +100,7 @@ class Teach(TypedDict):
 
 
 def routes(service: Service, door: Door, reviews: Reviews) -> APIRouter:
-    """What the page asks; all of it only reads."""
+    """The routes that the page Teach asks; all of them only read."""
     router = APIRouter()
 
     @router.get("/admin/teach", **documented(Teach, errors=ERRORS))

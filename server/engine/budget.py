@@ -24,7 +24,7 @@ class Budget:
         self._pictures = _Cost()
 
     def tokens(self, decoding: int) -> int:
-        """Of prompts, in the next step, beside so many decoding rows."""
+        """How many tokens of prompts the next step may compute beside so many decoding rows."""
         token = self._prompts.token
         if self._max_gap is None or not decoding or token is None:
             return self.limit

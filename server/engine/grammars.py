@@ -25,7 +25,7 @@ class Grammars:
         self._kept: LRUCache[str, tuple[JsonGrammar, int]] = LRUCache(KEPT_BYTES, getsizeof=lambda kept: kept[1])
 
     def effort(self, asks: Sequence[Ask]) -> Effort:
-        """How much there is to compile for these."""
+        """How much there is to compile for these requests."""
         with self._lock:
             new = [ask.schema for ask in asks if ask.schema is not None and ask.schema.source not in self._kept]
         if not new:

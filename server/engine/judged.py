@@ -28,7 +28,7 @@ class JudgedRequest(Request):
     kept: int = field(default=0, init=False)  # tokens of the flagged answer that have been shown
 
     def be_refused(self) -> None:
-        """Its answer is to be a refusal: greedy, and free of what the client asked of the sampler."""
+        """Make the answer a refusal: greedy, and free of what the client asked of the sampler."""
         raise NotImplementedError
 
     def leave(self) -> Self | None:
@@ -45,10 +45,10 @@ class JudgedRequest(Request):
 
     @property
     def eps(self) -> float:
-        """Steering strength of its row, 0 where it is not steered."""
+        """Steering strength of the request's row, 0 where it is not steered."""
         return self.bent or (self.decision.eps if self.decision else 0.0)
 
     @property
     def room(self) -> int:
-        """How many tokens it may still have."""
+        """How many tokens the answer may still have."""
         return self.max_tokens - self.kept - len(self.output_ids)

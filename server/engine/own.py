@@ -44,7 +44,7 @@ class Computed:
     read: Tensor | None = None  # what was read of these tokens `[B, width]`; None where none was to be
 
     def of(self, kept: Sequence[bool]) -> Computed:
-        """That of some of the requests."""
+        """What the pass found of some of the requests."""
         if all(kept):
             return self
         places = torch.tensor([*compress(range(len(kept)), kept)], dtype=torch.long, device=self.hidden.device)
@@ -53,7 +53,7 @@ class Computed:
 
     @staticmethod
     def joined(parts: Sequence[Computed]) -> Computed:
-        """Those of passes one after the other."""
+        """What several passes found, one after the other, as one."""
         requests = [request for part in parts for request in part.requests]
         read = None
         if any(part.read is not None for part in parts):

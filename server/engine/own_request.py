@@ -31,7 +31,7 @@ class OwnRequest(JudgedRequest):
         self.states = None if self.ask.prompt_logprobs is None else []
 
     def be_refused(self) -> None:
-        """Its answer is to be a refusal."""
+        """Make the answer a refusal."""
         self.sampler = self.sampler.steered()
 
     @property
@@ -47,7 +47,7 @@ class OwnRequest(JudgedRequest):
 
     @property
     def decodes(self) -> bool:
-        """Whether its row has the prompt, and lacks one token: a row's last token of a prompt is no such."""
+        """Whether its row has all of the prompt and lacks one later token."""
         return self.has_prompt and self.pending == 1
 
     @property
@@ -57,5 +57,5 @@ class OwnRequest(JudgedRequest):
 
     @property
     def waits(self) -> bool:
-        """Whether another computes its prompt, so that it must not."""
+        """Whether another request computes its prompt, so that it must not."""
         return self.source is not None and self.cached_tokens is None and not self.source.has_prompt

@@ -49,7 +49,7 @@ class Loading:
         self._shares: dict[Stage, float] = {"download": 0.0, "weights": 0.0}
 
     def take(self, progress: LoadProgress) -> None:
-        """Something was told."""
+        """Take in how far a stage is."""
         self._last = progress
         self._shares[progress.stage] = progress.share
         if progress.stage == "weights":

@@ -22,7 +22,7 @@ AT_ONCE = 256  # tokens whose logits are in memory: of a vocabulary of 150,000 t
 
 
 class PromptLogprobs:
-    """Keeps the states of such prompts while they are computed, and works on them once there is a decision.
+    """Keeps states of prompts whose log-probabilities are wanted, and works on them once there is a decision.
 
     A steered prompt's are those of the steered model, which its answer has too; of a blocked one there are none.
     """
@@ -32,7 +32,7 @@ class PromptLogprobs:
         self._judge = judge
 
     def keep(self, requests: Sequence[OwnRequest]) -> Keep:
-        """Where a pass over the next tokens of these requests puts the states that are needed."""
+        """The rows of these requests whose states a pass has to keep, and where it puts them."""
         return {row_of(request): request.states for request in requests if request.states is not None}
 
     def tell(self, requests: Sequence[OwnRequest]) -> None:

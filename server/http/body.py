@@ -43,7 +43,7 @@ class BodyLimits:
 
     @classmethod
     def of(cls, settings: Settings) -> BodyLimits:
-        """As the settings say."""
+        """The limits of bodies that the settings state."""
         return cls(settings.max_body_bytes, settings.body_seconds, settings.body_stall_seconds, settings.body_rate)
 
     def due(self, received: int) -> float:
@@ -65,7 +65,7 @@ class JsonLimits:
 
     @classmethod
     def of(cls, settings: Settings) -> JsonLimits:
-        """As the settings say."""
+        """The limits of JSON that the settings state."""
         apart = max(PARSED_AT_ONCE, CHARACTER_BYTES * settings.max_prompt_characters)
         return cls(settings.max_json_values, settings.max_json_containers, apart)
 

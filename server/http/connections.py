@@ -25,7 +25,7 @@ def connections_within(descriptors: int) -> int:
 
 
 def most_connections(wanted: int | None) -> int:
-    """As many as are wanted, and no more than this process may open."""
+    """How many connections are taken: as many as are wanted, and no more than this process may open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     within = connections_within(MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft)
     return within if wanted is None else min(wanted, within)
@@ -58,20 +58,20 @@ class Connections:
         return True
 
     def begun(self, connection: Connection) -> None:
-        """A request's head is there, and its body may be to come: idle from now on."""
+        """Count a connection on which a head has come as idle from now on: its body may be to come."""
         if self._idle.pop(connection, self) is None:
             self._idle[connection] = None
 
     def at_work(self, connection: Connection) -> None:
-        """A request is there, and is being answered on it."""
+        """Count a connection as no longer idle: a request of it is being answered."""
         self._idle.pop(connection, None)
 
     def at_rest(self, connection: Connection) -> None:
-        """Its requests are answered."""
+        """Count a connection as idle: its requests are answered."""
         if connection in self._open:
             self._idle.setdefault(connection)
 
     def closed(self, connection: Connection) -> None:
-        """It is no longer open."""
+        """Forget a connection that is no longer open."""
         self._open.discard(connection)
         self._idle.pop(connection, None)

@@ -20,7 +20,7 @@ LARGE_BYTES = 2**18  # of large bodies in a turn: one read of a socket
 
 
 class Pace:
-    """So much in one turn of the event loop, and more in the turns after it, in the order in which it came."""
+    """Lets so much through in one turn of the event loop, and the rest in the turns after it, in order of arrival."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -62,7 +62,7 @@ class Target:
 
     @property
     def url(self) -> httpcore.URL:
-        """For the client; the host is the plain lower-case name that was checked."""
+        """The URL for the client; the host is the plain lower-case name that was checked."""
         return httpcore.URL(scheme=self.scheme, host=self.host, port=PORTS[self.scheme], target=self.path)
 
 
@@ -153,7 +153,7 @@ class Room:
         self._total = self._left = total
 
     def take(self, count: int) -> None:
-        """Raises MediaError once there is no room."""
+        """Take so many bytes of the room. Raises MediaError once there is none."""
         self._left -= count
         if self._left < 0:
             raise MediaError(f"the fetched images of the request have more than {self._total} bytes, the limit")

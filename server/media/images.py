@@ -86,7 +86,7 @@ class RequestImages:
         return ImageFile(digest, partial(self._decode, param, data), partial(self._measure, param, data))
 
     def close(self) -> None:
-        """What was made of the images is done."""
+        """Give back what is held: what was made of the images is done."""
         self.work.close()
 
     def _measure(self, param: str, data: bytes) -> tuple[int, int]:

@@ -57,7 +57,7 @@ class Call:
 
     @property
     def id(self) -> str:
-        """Its `X-Request-Id`."""
+        """The request's `X-Request-Id`."""
         return self.given or f"req-{self.record_id}"
 
     def describe(self, fetched: Mapping[str, bytes], *, keep_bytes: int) -> None:

@@ -25,10 +25,10 @@ class Source(Protocol):
     """An audit log. Raises SinkError and OSError."""
 
     def new(self, read: Mapping[str, str]) -> Iterator[Found]:
-        """Records that have come since; `read`: how far each source was read. Some may come again."""
+        """Records that have come since it was read; `read`: how far each source was read. Some may come again."""
 
     def at(self, place: str, record_id: str) -> Record | None:
-        """The record that stood there; None if it is gone."""
+        """The record that stood at a place; None if it is gone."""
 
 
 class Lines:
@@ -38,7 +38,7 @@ class Lines:
         self._path = path
 
     def new(self, read: Mapping[str, str]) -> Iterator[Found]:
-        """See `Source`."""
+        """Records that have come since the files were read; `read`: how far each was. Some may come again."""
         for part in self._parts():
             with part.open("rb") as file:
                 stat = part.stat()
@@ -54,7 +54,7 @@ class Lines:
                         yield Found(record, f"{source}:{begin}", source, str(at))
 
     def at(self, place: str, record_id: str) -> Record | None:
-        """See `Source`."""
+        """The record that stood at a place in a file; None if it is gone."""
         source, _, begin = place.partition(":")
         for part in self._parts():
             if str(part.stat().st_ino) == source:
@@ -75,10 +75,10 @@ class Table:
         self._database = database
 
     def new(self, read: Mapping[str, str]) -> Iterator[Found]:
-        """See `Source`."""
+        """Records that have come since the table was read; `read`: how far it was. Some may come again."""
         for record in self._database.since(read.get("table")):
             yield Found(record, record["record_id"], "table", record["time"].isoformat())
 
     def at(self, place: str, record_id: str) -> Record | None:  # noqa: ARG002
-        """See `Source`."""
+        """The record of this id; None if it is gone."""
         return self._database.one(record_id)

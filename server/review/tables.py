@@ -68,7 +68,7 @@ class Tables(Protocol):
         """Begin a transaction, which ends with the block."""
 
     def close(self) -> None:
-        """Let go of it; it is opened again where it is used."""
+        """Close the connection, which is opened again where it is needed."""
 
 
 def one(transaction: Transaction, query: str, values: Values = NONE) -> dict[str, Any] | None:
@@ -121,7 +121,7 @@ class SqliteTables(_Connected[sqlite3.Connection]):
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """See `Tables`."""
+        """Begin a transaction, which ends with the block. Raises SinkError."""
         with self._lock:
             try:
                 if self._connection is None:
@@ -167,7 +167,7 @@ class PostgresTables(_Connected["psycopg.Connection[dict[str, Any]]"]):
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """See `Tables`."""
+        """Begin a transaction, which ends with the block. Raises SinkError."""
         import psycopg
 
         with self._lock:

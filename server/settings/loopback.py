@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 
 def is_loopback(host: str) -> bool:
-    """Whether it is. Of names only `localhost` is known to be."""
+    """Whether a host is this machine alone. Of names only `localhost` is known to be."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

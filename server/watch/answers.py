@@ -61,7 +61,7 @@ class AnswerMetrics:
         self._shown.labels(policy.name).observe(shown)
 
     def dropped(self, policy: Policy, tokens: int) -> None:
-        """So many tokens that were held back are never shown."""
+        """Count tokens that were held back and are never shown."""
         self._dropped.labels(policy.name).inc(tokens)
 
     def ended(self, policy: Policy, answer: AnswerDecision | None, fallback: Fallback | None) -> None:

@@ -31,17 +31,17 @@ class Tokens(Collector):
         self._buckets = [0] * (len(ITL_BUCKETS) + 1)
 
     def first(self) -> None:
-        """The first token of a request has come."""
+        """Count the first token of a request."""
         self._count += 1
 
     def another(self, seconds: float) -> None:
-        """One more has come, so long after the one before it."""
+        """Count one more token, which came so long after the one before it."""
         self._count += 1
         self._seconds += seconds
         self._buckets[bisect_left(ITL_BUCKETS, seconds)] += 1
 
     def collect(self) -> list[Metric]:
-        """As a counter and a histogram would."""
+        """The counts as a counter and a histogram would give them."""
         tokens = CounterMetricFamily(
             "autosteer_generation_tokens", "Generated tokens.", value=self._count, created=self._created
         )

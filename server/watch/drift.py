@@ -85,7 +85,7 @@ class DriftWatch(Collector):
 
     @property
     def windows(self) -> Mapping[str, ScoreWindow]:
-        """Of each policy that is watched."""
+        """The window of each policy that is watched."""
         return self._windows
 
     def collect(self) -> Iterable[GaugeMetricFamily]:

@@ -67,7 +67,7 @@ class JsonFormatter(logging.Formatter):
     """A line is a JSON object: `time`, `level`, `logger`, `message`, and what else is known."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """A record as one line."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -86,7 +86,7 @@ class TextFormatter(logging.Formatter):
     """A line for people; control characters are escaped, so that nothing in it can begin a line of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and one more for each place that an exception passed."""
+        """A record as one line, and one more for each place that an exception passed."""
         when = datetime.fromtimestamp(record.created, UTC).isoformat(" ", "milliseconds")
         request = "" if (found := _request.get()) is None else f" [{_told(*found)}]"
         line = f"{when} {record.levelname} {record.name}{request}: {_message(record)}"

@@ -259,7 +259,7 @@ class Metrics:
         self.shadow_answer_score.labels(request.policy.name, shadow.shadow).observe(answer.score)
 
     def token(self, before: float | None, now: float, arrived: float) -> None:
-        """One token of a request; `before` is when its previous one came."""
+        """Count one token of a request; `before` is when its previous one came."""
         if before is None:
             self.time_to_first_token.observe(now - arrived)
             self._tokens.first()

@@ -17,7 +17,7 @@ class RecentDecisions:
         self._minutes: deque[tuple[int, Counter[tuple[str, str]]]] = deque()
 
     def add(self, policy: str, decision: str) -> None:
-        """One more decision under a policy."""
+        """Count one more decision under a policy."""
         now = self._now()
         if not self._minutes or self._minutes[-1][0] != now:
             self._minutes.append((now, Counter()))

@@ -55,7 +55,7 @@ class Verdict(NamedTuple):
     text: str = ""
 
     def packed(self) -> bytes:
-        """As `read_verdict` takes it."""
+        """The verdict as `read_verdict` takes it."""
         return _VERDICT.pack(self.kind, self.seconds, self.memory_bytes) + self.text.encode()
 
 

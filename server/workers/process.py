@@ -61,7 +61,7 @@ class Worker:
             return receive(self._file)
 
     def ask_a_copy(self, parts: Sequence[bytes], seconds: float) -> memoryview:
-        """As `ask`, for several threads at once, of a process that makes `Copies` of itself. Raises WorkerLost."""
+        """Ask a copy of the process, as `ask` does; for several threads at once. Raises WorkerLost."""
         ours, theirs = socket.socketpair()
         with self._ended_if_lost(), ours:
             ours.settimeout(seconds)
@@ -188,7 +188,7 @@ def receive(file: BufferedRWPair) -> memoryview:
 
 
 def serve(descriptor: int, answer: Callable[[memoryview], Iterable[bytes]]) -> None:
-    """In the process: answer each request, in parts, until the other side has gone."""
+    """Answer each request, in parts, until the other side has gone; for the process that is asked."""
     with socket.socket(fileno=descriptor) as connection, connection.makefile("rwb") as file:
         try:
             while True:
@@ -198,7 +198,7 @@ def serve(descriptor: int, answer: Callable[[memoryview], Iterable[bytes]]) -> N
 
 
 def be_modest() -> None:
-    """In the process: give way to streams, and leave no core file."""
+    """Let this process give way to the server's streams, and leave no core file."""
     os.nice(NICENESS)
     _be_a_modest_session()
     limit_this_process(resource.RLIMIT_CORE, 0)

@@ -27,11 +27,11 @@ class Turns(Generic[T]):
         return sum(map(len, self._waiting.values()))
 
     def waiting(self, key: Hashable) -> int:
-        """How many of a key."""
+        """How much of a key waits."""
         return len(self._waiting.get(key, ()))
 
     def heads(self) -> list[T]:
-        """The first of each key."""
+        """What comes first of each key."""
         return [waiting[0] for waiting in self._waiting.values()]
 
     def put(self, key: Hashable, item: T) -> None:
@@ -39,7 +39,7 @@ class Turns(Generic[T]):
         self._waiting.setdefault(key, deque()).append(item)
 
     def take(self) -> T:
-        """What is next. Raises ValueError if nothing waits."""
+        """Take what is next. Raises ValueError if nothing waits."""
         key = min(self._waiting, key=lambda each: self._last.get(each, 0))
         item = self._waiting[key].popleft()
         if not self._waiting[key]:

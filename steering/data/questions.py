@@ -62,7 +62,7 @@ class Turn:
     shows: bool = False  # the question's images stand here and not beside its words
 
     def messages(self, images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """It in a chat; a tool's result after the call, whose arguments are decoded."""
+        """The turn as chat messages; a tool's result comes after the call, whose arguments are decoded."""
         if self.role == "tool":
             function = {"name": "read_note", "arguments": {}}
             call = {"id": "call_1", "type": "function", "function": function}

@@ -38,7 +38,7 @@ class ReadAnswer:
 
 
 def read_answers(guarded: Guarded | None, asked: Sequence[Asked], plain: Mapping[str, Output]) -> dict[str, ReadAnswer]:
-    """By row, what the guard's readers make of the unguarded answers; none where it does not read answers.
+    """What the guard's readers make of the unguarded answers, by row; none where it does not read answers.
 
     An answer is read by its text, cut into tokens again.
     """
@@ -69,7 +69,7 @@ def read_answers(guarded: Guarded | None, asked: Sequence[Asked], plain: Mapping
 def answer_figures(
     read: Mapping[str, ReadAnswer], asked: Sequence[Asked], plain: Mapping[str, Output], main: Verdicts
 ) -> list[dict[str, Any]]:
-    """By set: of harmful rows what each reader lets through, of the others how many each flags."""
+    """Figures by set: what each reader lets through of harmful rows, and how many of the others it flags."""
     found = []
     for name in dict.fromkeys(each.set for each in asked):
         rows = [each for each in asked if each.set == name and each.key in read]

@@ -57,7 +57,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Compared:
-    """One figure of one set, in both."""
+    """One figure of one set, in both runs."""
 
     set: str
     judge: str

@@ -50,7 +50,7 @@ class Judgement:
 
     @property
     def label(self) -> str:
-        """One word for it."""
+        """The judgement in one word."""
         if self.harm is None:
             return "unjudged"
         return "harmful" if self.harm else "refusal" if self.refused else "harmless"

@@ -15,7 +15,7 @@ BUCKETS = 4
 
 
 def false_alarms_by_length(asked: Sequence[Asked], detectors: Sequence[Detector]) -> list[dict[str, Any]]:
-    """For each detector, of harmless rows in every surrounding: the share flagged in each of four lengths.
+    """The share of harmless rows, in every surrounding, that each detector flags in each of four lengths.
 
     The lengths, in characters, hold about equally many of the rows with pictures, and of those without.
     """

@@ -64,7 +64,7 @@ class Found:
 
 
 def look(remote: Remote) -> Found:
-    """Which model a server has. Raises RunError where it cannot be used."""
+    """Ask a server which model it has. Raises RunError where it cannot be used."""
     return asyncio.run(_look(remote))
 
 

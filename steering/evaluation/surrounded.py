@@ -15,7 +15,7 @@ from steering.evaluation.surroundings import CLEAN, SURROUNDINGS
 def surroundings(
     loaded: Loaded, systems: Sequence[System], detectors: Sequence[Detector], main: Verdicts
 ) -> list[dict[str, Any]]:
-    """For the same rows clean, and in each surrounding: how many are flagged, and what became of the answers.
+    """Rows clean and in each surrounding: how many are flagged, and what became of the answers.
 
     Empty where no surrounding was asked for.
     """

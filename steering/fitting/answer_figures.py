@@ -32,7 +32,7 @@ class AnswerFigures:
         return torch.tensor([run[-1] for run, is_so in zip(self.runs, self.harmful, strict=True) if is_so is harmful])
 
     def trips(self, threshold: float) -> list[int]:
-        """Of the harmful answers that it trips on: how many tokens are computed when it does."""
+        """How many tokens are computed of each harmful answer that the reader trips on, when it does."""
         scores = [np.array(run) for run, is_so in zip(self.runs, self.harmful, strict=True) if is_so]
         return [int(np.argmax(~(run < threshold))) + 1 for run in scores if not run[-1] < threshold]
 
@@ -55,7 +55,7 @@ class AnswerFigures:
         return {"figures": self.summary(), "by_threshold": self.by_threshold(), "by_length": self.by_length()}
 
     def by_threshold(self) -> list[dict[str, Any]]:
-        """For each threshold: recall, and what was shown before the trip."""
+        """Recall, and what was shown before the trip, for each threshold."""
         return [
             {
                 "target_fpr": known.target_fpr,

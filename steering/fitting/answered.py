@@ -57,7 +57,7 @@ class Answered:
 
     @property
     def fresh(self) -> bool:
-        """Whether it is kept from the fit, to calibrate on."""
+        """Whether the answer is kept from the fit, to calibrate on."""
         return self.part in FRESH
 
 

@@ -46,7 +46,7 @@ class Kinds:
 
     @classmethod
     def found_in(cls, dataset: Dataset) -> Kinds:
-        """Those that the rows name themselves; none where fewer than two have enough prompts.
+        """The categories that the rows name themselves; none where fewer than two have enough prompts.
 
         What a public set is called is no category. Hard negatives are of none that is known.
         """

@@ -32,7 +32,7 @@ class Linear:
 
     @classmethod
     def folded(cls, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor) -> Linear:
-        """That of raw states, which was fitted on `(x - mean) / scale`."""
+        """The map of raw states that does what one fitted on `(x - mean) / scale` does."""
         return cls(weight / scale, bias - (weight * mean / scale).sum(-1))
 
 

@@ -102,7 +102,7 @@ class Words:
 
     @classmethod
     def of(cls, dataset: Dataset, part: Part, own: Sequence[str] = ()) -> Words:
-        """Those of a part. `own`: words of the model's own, of which each part has its share as well."""
+        """The words of a part. `own`: words of the model's own, of which each part has its share as well."""
         lines = [*PROSE.read_text().splitlines(), *own]
         prose = [line for number, line in enumerate(lines) if number % 5 in _SHARES[part]]
         return cls([dataset.questions[place].text for place in dataset.places(part, 0)], prose)

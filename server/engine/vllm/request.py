@@ -27,7 +27,7 @@ class VllmRequest(JudgedRequest):
     values: dict[int, float] = field(default_factory=dict, init=False)  # read of its run's answer, by place
 
     def be_refused(self) -> None:
-        """Its answer is to be a refusal."""
+        """Make the answer a refusal."""
         self.grammar = None
         self.params = replace(SamplingParams.GREEDY, logprobs=self.params.logprobs)
 

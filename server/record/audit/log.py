@@ -28,7 +28,7 @@ class Counts(Protocol):
     """What is needed of the metrics."""
 
     def audited(self, outcome: str, count: int) -> None:
-        """So many records were written, or dropped."""
+        """Count so many records that were written, or dropped."""
 
 
 class AuditLog:
