@@ -18,6 +18,7 @@ from benchmarks.real_guard.fits import LAYER, fit_all, read_all
 from benchmarks.real_guard.rows import asked_of, dataset_of
 from benchmarks.real_guard.tables import Study, left_out, realised, surroundings
 from models.load import load_backbone
+from steering.fitting.choices import OWN_WORDS
 from steering.fitting.collect import Tick
 from steering.fitting.conversation import WORDS, ConversationSteps, spread_around
 from steering.fitting.stages import Stages, load_json
@@ -43,7 +44,7 @@ def main(
 
         steps, stages = ConversationSteps([backbone], dataset, layers, bar), Stages(work)
         key = {"rows": dataset.digest(), "layers": list(layers), "model": backbone.info.weights_hash}
-        own = load_json(stages.run("words", key, lambda to: steps.words(0, to)) / WORDS)
+        own = load_json(stages.run("words", key, lambda to: steps.words(0, OWN_WORDS, to)) / WORDS)
         train, fresh = (surrounded(dataset, parts, 0, own) for parts in (("train",), ("validation", "calibration")))
         collected = stages.run("conversations", key, lambda to: steps.collect(train, to))
         fits = fit_all(dataset, without, train, collected, bar("fits", len(without)))

@@ -18,6 +18,7 @@ from server.cli.folders import check_model, given_folder, held, writable
 from server.cli.labelled import read_labelled
 from server.cli.rows import read_fit_rows, show_fit_rows, without_errors
 from server.cli.tables import show_fit, show_held_out, show_manifest
+from steering.fitting.choices import OWN_WORDS
 
 if TYPE_CHECKING:
     from steering.fitting.offline import PromptRead
@@ -77,6 +78,9 @@ def fit(
     require_tpr: Annotated[
         float, typer.Option(min=0, max=1, help="Write no bundle that catches less than this at its default threshold.")
     ] = 0.0,
+    own_words: Annotated[
+        int, typer.Option(min=0, help="Texts of the model's own that pad rows (docs/fitting.md).")
+    ] = OWN_WORDS,
     seed: Annotated[int, typer.Option(help="Of splits and weights.")] = 0,
     responses: Annotated[
         list[Path] | None, typer.Option(help="File of labelled answers, to read answers with. May be given again.")
@@ -130,7 +134,7 @@ def fit(
 
         settings = _settings(
             refusal or [REFUSAL], prober, head, seed, select=select, reader=reader, layers=given, rank=rank,
-            target_fpr=target_fpr, categories=categories, require_tpr=require_tpr,
+            target_fpr=target_fpr, categories=categories, require_tpr=require_tpr, own_words=own_words,
         )  # fmt: skip
         backbones = load(model, device, dtype, batch, revision)
         with held(kept), resumable(), progress_bar() as progress:

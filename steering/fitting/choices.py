@@ -7,6 +7,8 @@ from typing import Literal
 Select = Literal["sas", "sas-among-best", "auroc"]
 SELECTS: dict[str, Select] = {"sas": "sas", "sas-among-best": "sas-among-best", "auroc": "auroc"}
 
+OWN_WORDS = 320  # texts that the model says in a user's place, where no other number is chosen
+
 Reader = Literal["conversation", "last"]  # turn ends and windows of a whole prompt; or its last token alone
 READERS: dict[str, Reader] = {"conversation": "conversation", "last": "last"}
 

@@ -26,7 +26,7 @@ from steering.fitting.categories import Kinds
 from steering.fitting.collect import CHUNK, Bar, check_finite, share_chunks, stopping_after
 from steering.fitting.dataset import Dataset
 from steering.fitting.offline import batches, prompt_of
-from steering.fitting.own_words import COUNT, own_words
+from steering.fitting.own_words import own_words
 from steering.fitting.probes import fit_gaussians, fit_highest, weights_of
 from steering.fitting.stages import Chunks, save_json, save_state
 from steering.fitting.surround import ALONE, Row
@@ -51,9 +51,9 @@ class ConversationSteps:
     def __init__(self, backbones: Sequence[Backbone], dataset: Dataset, layers: Sequence[int], bar: Bar) -> None:
         self._backbones, self._dataset, self._layers, self._bar = backbones, dataset, list(layers), bar
 
-    def words(self, seed: int, folder: Path) -> None:
-        """Keep what the model says in a user's place."""
-        save_json(folder / WORDS, own_words(self._backbones[0], seed, self._bar("words", COUNT)))
+    def words(self, seed: int, count: int, folder: Path) -> None:
+        """Keep `count` texts that the model says in a user's place."""
+        save_json(folder / WORDS, own_words(self._backbones[0], seed, self._bar("words", count), count))
 
     def collect(self, rows: Sequence[Row], folder: Path) -> None:
         """Keep the states of rows at every turn's end, and their means over windows."""
@@ -160,7 +160,7 @@ class ConversationSteps:
 
 
 def collected_states(folder: Path) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each row that was collected: its states at ends, and means over windows, `[n, D]` each."""
+    """The states of each collected row at its ends, and their means over windows, `[n, D]` each."""
     ends: list[Tensor] = []
     windows: list[Tensor] = []
     for chunk in Chunks(folder).tensors():

@@ -220,7 +220,7 @@ def _reading(
     layers = settings.layers or spread_around(chosen[0], info.num_layers)
     conversations = ConversationSteps(steps.backbones, dataset, layers, steps.bar)
     prober_at = chosen[0], probed
-    return read_conversations(stages, base, dataset, conversations, layers, settings.seed, prober, prober_at, kinds)
+    return read_conversations(stages, base, dataset, conversations, layers, settings, prober, prober_at, kinds)
 
 
 def _answers_report(read: AnswersRead | None) -> dict[str, Any]:

@@ -17,12 +17,11 @@ from models.prompt import Prompt
 from steering.fitting.collect import Tick
 from steering.fitting.offline import batches, decoded
 
-COUNT = 320  # texts
-MOST_TOKENS = 128  # of each
+MOST_TOKENS = 128  # of a text
 LEAST_WORDS = 5  # fewer say nothing
 
 
-def own_words(backbone: Backbone, seed: int, tick: Tick, count: int = COUNT) -> list[str]:
+def own_words(backbone: Backbone, seed: int, tick: Tick, count: int) -> list[str]:
     """What the model says in a user's place, at temperature 1; fewer texts where some have too few words.
 
     None where the template puts nothing before a user's words.

@@ -20,9 +20,10 @@ from steering.fitting.categories import CategoriesRead, FreshRows, Kinds, calibr
 from steering.fitting.conversation import STRIDE, WORDS, ConversationSteps
 from steering.fitting.dataset import Dataset
 from steering.fitting.figures import share_flagged
-from steering.fitting.own_words import COUNT, MOST_TOKENS
+from steering.fitting.own_words import MOST_TOKENS
 from steering.fitting.probes import GUARD_SHRINKAGE, HARD_SHARE, ROUNDS, SHRINKAGE, Linear
 from steering.fitting.stages import Stages, load_json, load_state
+from steering.fitting.steps import Settings
 from steering.fitting.surround import ALONE, Row, surrounded
 from steering.prober import Prober
 from steering.readers import WINDOW, Conversation, LastToken
@@ -44,7 +45,7 @@ class Reading:
 
     @property
     def spec(self) -> ConversationSpec | None:
-        """What the manifest says of it."""
+        """What the manifest says of the reader."""
         if isinstance(self.reader, LastToken):
             return None
         cells = [CellSpec(**cell._asdict()) for cell in self.reader.cells]
@@ -53,12 +54,12 @@ class Reading:
 
     @property
     def category_reader(self) -> CategoryReader | None:
-        """What tells categories apart."""
+        """The reader of categories, if there is one."""
         return None if self.categories is None else self.categories.reader
 
     @property
     def category_spec(self) -> CategoriesSpec | None:
-        """What the manifest says of that."""
+        """What the manifest says of the reader of categories."""
         return None if self.categories is None else self.categories.spec
 
 
@@ -80,14 +81,15 @@ def read_conversations(
     dataset: Dataset,
     steps: ConversationSteps,
     layers: Sequence[int],
-    seed: int,
+    settings: Settings,
     prober: Prober,
     prober_at: tuple[int, Path],  # its layer, and the folder of its stage
     kinds: Kinds,
 ) -> Reading:
     """Fit and calibrate a reader of whole conversations."""
-    saying = {**inputs, "seed": seed, "texts": COUNT, "tokens": MOST_TOKENS}
-    own = load_json(stages.run("words", saying, lambda to: steps.words(seed, to)) / WORDS)
+    seed, count = settings.seed, settings.own_words
+    saying = {**inputs, "seed": seed, "texts": count, "tokens": MOST_TOKENS}
+    own = load_json(stages.run("words", saying, lambda to: steps.words(seed, count, to)) / WORDS)
     train, fresh = (surrounded(dataset, parts, seed, own) for parts in (("train",), ("validation", "calibration")))
     about = {**inputs, "layers": list(layers)}
     collected = stages.run(
@@ -172,7 +174,7 @@ def _digest(rows: Sequence[Row]) -> str:
 
 
 def by_surrounding(reading: Reading, dataset: Dataset, threshold: float, rate: float) -> list[dict[str, Any]]:
-    """Of each surrounding: how many fresh prompts, and the shares flagged, by this reader and by the last token's.
+    """How many fresh prompts each surrounding has, and the shares flagged by this reader and by the last token's.
 
     The last token's threshold is what its prober would be served with: calibrated on harmless prompts alone.
     """

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from steering.errors import FitError
-from steering.fitting.choices import HeadKind, Reader, Select
+from steering.fitting.choices import OWN_WORDS, HeadKind, Reader, Select
 from steering.fitting.collect import NOT_FINITE, Bar, StateError, collect_forced, collect_states
 from steering.fitting.dataset import Dataset
 from steering.fitting.layers import layer_figures
@@ -39,6 +39,7 @@ class Settings:
     rank: int | None = None  # of a trained head
     head_prompts: int = 400
     sweep_prompts: int = 120
+    own_words: int = OWN_WORDS  # texts that the model says in a user's place, for padding
     seed: int = 0
     categories: bool = True  # tell apart those that enough rows name
     require_tpr: float = 0.0  # recall at the default threshold below which no bundle is written
@@ -47,7 +48,7 @@ class Settings:
 
     @property
     def harmless_prompts(self) -> int:
-        """Whose answers' states a head is to leave alone; a trained one learns a few thousand states by heart."""
+        """How many prompts give states that a head leaves alone; a trained one learns a few thousand by heart."""
         return self.head_prompts * (4 if self.head_kind == "sparing" else 1)
 
 

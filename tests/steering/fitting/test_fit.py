@@ -6,12 +6,13 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from steering.errors import FitError
 from steering.files import write_whole
 from steering.fitting.compared import compare
 from steering.fitting.dataset import Dataset
+from steering.fitting.enough import PARTS
 from steering.fitting.figures import by_category
 from steering.fitting.fit import Fitted, fit, stages_of
 from steering.fitting.items import Item, read_labels, read_prompts
@@ -44,11 +46,12 @@ REFUSAL = "I can't help with that."
 OWN = {"llama": ("--answers", "--answer-tokens", "16")}  # models that answer the rows themselves as well
 HEAD_OF = {"chameleon": ("--head", "nullspace"), "llama": ("--head", "sparing")}
 DRAWN = "llava_onevision"  # the family whose report has its figures
+OWN_WORDS = 16  # a random model's say nothing, and each takes 128 steps
 THINGS = ["circle", "square", "picture", "sign", "image", "colour"]
 
 
 def write_data(folder: Path, count: int = 60, *, pictures: bool = True) -> tuple[Path, Path]:
-    """Pairs, some with pictures of their own, and harmless prompts."""
+    """Pairs, some with pictures of their own, and harmless prompts, of which the first share one of these."""
     folder.mkdir()
     pairs, benign = [], []
     for n in range(count):
@@ -60,7 +63,8 @@ def write_data(folder: Path, count: int = 60, *, pictures: bool = True) -> tuple
             row["image"] = f"{n}.png"
         pairs.append(row)
         split = ["train", "validation"][n // 2 % 2]
-        benign.append({"id": f"b{n}", "text": f"Hello {n}, what is a {thing}?", "split": split})
+        shared = {"image": "0.png"} if pictures and n < 3 else {}
+        benign.append({"id": f"b{n}", "text": f"Hello {n}, what is a {thing}?", "split": split, **shared})
     for name, rows in (("pairs", pairs), ("benign", benign)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder / "pairs.jsonl", folder / "benign.jsonl"
@@ -83,7 +87,8 @@ def write_responses(file: Path, count: int = 72) -> Path:
 
 def arguments(model: Path, data: tuple[Path, Path], out: Path, *more: str) -> list[str]:
     files = ["--pairs", str(data[0]), "--benign", str(data[1]), "--model", str(model), "--out", str(out)]
-    return ["fit", *files, "--dtype", "float32", "--device", "cpu", "--batch", "8", "--refusal", REFUSAL, *more]
+    settings = ["--dtype", "float32", "--device", "cpu", "--batch", "8", "--own-words", str(OWN_WORDS)]
+    return ["fit", *files, *settings, "--refusal", REFUSAL, *more]
 
 
 def unplotted(arguments: list[str]) -> Result:
@@ -100,10 +105,24 @@ class Whole:
     data: tuple[Path, Path]
     answers: tuple[str, ...]
     out: Path
+    hashed: list[str]  # names of the image files whose bytes were hashed
 
     def again(self, out: Path, data: tuple[Path, Path] | None = None) -> list[str]:
         """The same command, for another folder of its own."""
         return arguments(self.model, data or self.data, out, *self.answers)
+
+
+@contextmanager
+def counted_hashes(names: list[str]) -> Iterator[None]:
+    """Add the names of image files as their bytes are hashed."""
+    real = questions.file_digest
+
+    def counting(path: Path) -> str:
+        names.append(path.name)
+        return real(path)
+
+    with patch.object(questions, "file_digest", counting):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +134,8 @@ def whole(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> 
         folder, model = tmp_path_factory.mktemp(family), tiny_models.folder(family)
         data = write_data(folder / "data", pictures=tiny_models.backbone(family).inputs.sees)
         answers = "--responses", str(write_responses(folder / "said.jsonl")), *OWN.get(family, ())
-        done = Whole(model, data, (*answers, *HEAD_OF.get(family, ())), folder / "guard")
-        with nullcontext() if family == DRAWN else undrawn():
+        done = Whole(model, data, (*answers, *HEAD_OF.get(family, ())), folder / "guard", [])
+        with nullcontext() if family == DRAWN else undrawn(), counted_hashes(done.hashed):
             result = CliRunner().invoke(app, done.again(done.out))
         assert result.exit_code == 0, result.output
         shown = [(int(number), int(total)) for number, total in re.findall(r"stage (\d+) of (\d+): ", result.output)]
@@ -174,7 +193,7 @@ def test_pairs_with_pictures_for_a_model_that_reads_none(tiny_models: TinyModels
     data, out = write_data(tmp_path / "data"), tmp_path / "guard"
     result = CliRunner().invoke(app, arguments(tiny_models.folder("llama"), data, out))
     assert result.exit_code == 2
-    assert "autosteer: 20 rows show images, and the model reads text only:" in " ".join(result.output.split())
+    assert "autosteer: 23 rows show images, and the model reads text only:" in " ".join(result.output.split())
     assert not (out / MANIFEST).exists()
 
 
@@ -294,9 +313,12 @@ class CutError(Exception):
 def test_cut_off_at_every_stage_and_started_again_gives_the_same_bundle(
     tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = [replace(item, category="ab"[n % 2]) for n, item in enumerate(items(120, shuffled=False))]
-    backbone, parts = tiny_models.backbone("llava_onevision"), split(kinds)
-    settings = Settings(refusals=(REFUSAL,), head_prompts=10, sweep_prompts=8)
+    monkeypatch.setattr("steering.fitting.collect.CHUNK", 64)  # states are several files
+    placed = [
+        replace(item, category="ab"[n // 3 % 2], split=PARTS[n % 3]) for n, item in enumerate(items(60, shuffled=False))
+    ]
+    backbone, parts = tiny_models.backbone("llava_onevision"), split(placed)
+    settings = Settings(refusals=(REFUSAL,), head_prompts=10, sweep_prompts=8, own_words=OWN_WORDS)
 
     def run(name: str) -> None:
         with Progress(disable=True) as progress:
@@ -307,10 +329,9 @@ def test_cut_off_at_every_stage_and_started_again_gives_the_same_bundle(
     assert stages_of(settings, None, categories=True) == len(STAGES)
     for stage in STAGES:
         for begun in (True, False):  # with half of its files there, and with all but the note that it is done
-            monkeypatch.setattr("steering.fitting.stages.write_whole", _cutting(stage, begun=begun))
-            with pytest.raises(CutError):
+            cut = patch("steering.fitting.stages.write_whole", _cutting(stage, begun=begun))
+            with cut, pytest.raises(CutError):
                 run("cut")
-            monkeypatch.undo()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut.work").glob("*/done.json")}
     assert len(before) == len(STAGES) - 1
     run("cut")
@@ -409,7 +430,9 @@ def items(count: int, *, shuffled: bool) -> list[Item]:
 def fitted(tiny_models: TinyModels, tmp_path: Path, data: list[Item], require_tpr: float = 0.0) -> Fitted:
     backbone = tiny_models.backbone("llava_onevision")
     with Progress(disable=True) as progress:
-        settings = Settings(refusals=(REFUSAL,), head_prompts=20, sweep_prompts=8, require_tpr=require_tpr)
+        settings = Settings(
+            refusals=(REFUSAL,), head_prompts=20, sweep_prompts=8, own_words=OWN_WORDS, require_tpr=require_tpr
+        )
         return fit([backbone], split(data), settings, tmp_path / "out", tmp_path / "work", progress)
 
 
@@ -439,24 +462,10 @@ def test_a_state_that_is_no_number_is_one_line_that_names_prompt_and_layer(
         fitted(tiny_models, tmp_path, items(120, shuffled=False))
 
 
-def test_every_image_file_is_hashed_once(
-    tiny_models: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_image_file_is_hashed_once(whole: Callable[[str], Whole]) -> None:
     """Splitting, looking for leaks and the hash of the data all ask for it; pairs and harmless rows share a picture."""
-    hashed: list[str] = []
-    real = questions.file_digest
-
-    def counting(path: Path) -> str:
-        hashed.append(path.name)
-        return real(path)
-
-    monkeypatch.setattr(questions, "file_digest", counting)
-    data = write_data(tmp_path / "data")
-    rows = [json.loads(line) for line in data[1].read_text().splitlines()]
-    data[1].write_text("\n".join(json.dumps({**row, "image": "0.png"} if n < 3 else row) for n, row in enumerate(rows)))
-    result = unplotted(arguments(tiny_models.folder("llava_onevision"), data, tmp_path / "guard"))
-    assert result.exit_code == 0, result.output
-    assert sorted(hashed) == sorted(file.name for file in (tmp_path / "data").glob("*.png"))
+    done = whole("llava_onevision")
+    assert sorted(done.hashed) == sorted(file.name for file in done.data[0].parent.glob("*.png"))
 
 
 def test_a_score_that_is_no_number_counts_as_flagged() -> None:
