@@ -26,7 +26,7 @@ from server.errors import BadRequest
 from server.settings.schema import Settings
 from steering.manifest import load_manifest
 from steering.policy import Verdict
-from tests.server.api.test_openapi import check, closed, operation
+from tests.server.api.test_openapi import answer_schema
 from tests.server.scripted import Script, ScriptedRunner, application, body, error_of, events_of
 
 HERE = "http://127.0.0.1:8000"
@@ -278,8 +278,7 @@ async def test_examples_are_the_bundled_models() -> None:
 async def test_the_card_is_as_documented() -> None:
     async with visiting() as client:
         card = (await client.get("/admin/guard")).json()
-        schema = operation("/admin/guard", "get")["responses"]["200"]["content"]["application/json"]
-    check(card, closed(schema["schema"]))
+    answer_schema("/admin/guard", 200, "application/json", "get").validate(card)
     assert (card["model"]["name"], card["yours"], card["may_loosen"]) == ("scripted", "default", True)
     assert [policy["mode"] for policy in card["policies"]] == ["steer"]
 
@@ -298,9 +297,8 @@ async def test_the_card_tells_of_the_bundle_and_where_each_value_comes_from() ->
     settings: dict[str, Any] = {"threshold": 0.25, "policies": {"strict": {"mode": "block", "target_fpr": 0.01}}}
     async with visiting(runner=with_a_bundle(), **settings) as client:
         card = (await client.get("/admin/guard")).json()
-        schema = operation("/admin/guard", "get")["responses"]["200"]["content"]["application/json"]
         page = await client.get("/console/guard")
-    check(card, closed(schema["schema"]))
+    answer_schema("/admin/guard", 200, "application/json", "get").validate(card)
     guard = load_manifest(GUARD)
     assert card["guard"]["id"] == guard.id
     assert [each["sas"] for each in card["guard"]["layers"]] == [each.sas for each in guard.layers]
@@ -327,8 +325,7 @@ async def test_what_the_guard_does_now_is_told_minute_by_minute() -> None:
         for text in ("bad", "fine", "fine"):
             await client.post("/v1/chat/completions", json=body(text))
         now = (await client.get("/admin/now")).json()
-        schema = operation("/admin/now", "get")["responses"]["200"]["content"]["application/json"]
-    check(now, closed(schema["schema"]))
+    answer_schema("/admin/now", 200, "application/json", "get").validate(now)
     default, other = now["policies"]
     assert len(default["minutes"]) == 60
     assert Counter(sum((Counter(each) for each in default["minutes"]), Counter())) == {"steered": 1, "pass": 2}

@@ -14,7 +14,7 @@ from models.demo import GUARD
 from server.record.audit.record import AuditRecord, Outcome
 from steering.held_out import HeldOut, HeldOutRow, Judged, save_held_out
 from steering.manifest import load_manifest
-from tests.server.api.test_openapi import check, closed, operation
+from tests.server.api.test_openapi import answer_schema
 from tests.server.console.test_console import CONSOLE_KEY, KEYS, token_of, visiting, with_a_bundle
 from tests.server.console.test_review import logged
 from tests.server.review.test_store import write
@@ -56,12 +56,11 @@ async def test_labels_become_files_and_the_next_bundle_stands_beside_the_old_one
             said = {"id": item["id"], "label": "wrongly flagged", "note": ""}
             assert (await client.post("/console/review/label", json=said, headers=token)).status_code == 200
         found = (await client.get("/admin/teach")).json()
-        schema = operation("/admin/teach", "get")["responses"]["200"]["content"]["application/json"]
         rows = (await client.get("/admin/labels/labels.jsonl")).text.splitlines()
         hard = (await client.get("/admin/labels/hard-negatives.jsonl")).text
         error_of(await client.get("/admin/labels/other.jsonl"), 404)
         page = await client.get("/console/teach")
-    check(found, closed(schema["schema"]))
+    answer_schema("/admin/teach", 200, "application/json", "get").validate(found)
     assert found["labels"] == {"labels": {"wrongly flagged": 2}, "fit": 1, "held_out": 1, "left_out": {}}
     shadow = found["shadow"]
     assert (shadow["problem"], shadow["guard"]) == (None, load_manifest(GUARD).id)
