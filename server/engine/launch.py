@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ class LaunchSpec:
     threads: int | None
     log_format: LogFormat
     engine: EngineName
+    tensor_parallel: int
 
     @classmethod
     def of(cls, settings: Settings) -> LaunchSpec:
@@ -73,6 +75,7 @@ class LaunchSpec:
             threads=settings.threads,
             log_format=settings.log_format,
             engine=settings.engine,
+            tensor_parallel=settings.tensor_parallel,
         )
 
     def load(self, tell: Tell | None = None) -> Engine[Any]:
@@ -89,9 +92,18 @@ class LaunchSpec:
     def _load_vllm(self, tell: Tell | None) -> Engine[Any]:
         from server.engine.vllm.start import Options, load_vllm
 
-        options = Options(self.max_rows, self.prefill_tokens, self.cache_gib, self.prefix_cache, self.threads)
+        options = Options(
+            self.max_rows, self.prefill_tokens, self.cache_gib, self.prefix_cache, self.threads, self.tensor_parallel
+        )
         return load_vllm(
-            self.model, self.guard, options, revision=self.revision, device=self.device, dtype=self.dtype, tell=tell
+            self.model,
+            self.guard,
+            options,
+            revision=self.revision,
+            device=self.device,
+            dtype=self.dtype,
+            tell=tell,
+            lost_rank=partial(os._exit, 1),
         )
 
     def _load_own(self, tell: Tell | None) -> Engine[Any]:

@@ -51,6 +51,7 @@ class Settings(BaseSettings, PolicySettings):
     )
     revision: str | None = _fixed(None, "Branch, tag or commit of a hub model.")
     engine: EngineName = _fixed("own", "What computes: `own`, or `vllm`, which the extra of that name installs.")
+    tensor_parallel: Count = _fixed(1, "Processes that share the model, with `engine: vllm`.")
     device: Device = _fixed("auto", "`auto`, `cpu`, `cuda`, `cuda:0`, ...")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _fixed(
         "auto",
@@ -205,11 +206,13 @@ class Settings(BaseSettings, PolicySettings):
         return self
 
     @model_validator(mode="after")
-    def _only_of_our_own_engine(self) -> Self:
+    def _only_of_one_engine(self) -> Self:
         given = {"quantize": self.quantize != "none", "shadow": self.shadow is not None}
         given["max_gap_ms"] = "max_gap_ms" in self.model_fields_set
         if self.engine == "vllm" and (field := next((name for name, is_given in given.items() if is_given), None)):
             raise PydanticCustomError("engine", "{field}: the vllm engine has no such thing", {"field": field})
+        if self.engine == "own" and self.tensor_parallel > 1:
+            raise PydanticCustomError("engine", "tensor_parallel: our own engine is one process; set engine: vllm")
         return self
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ from tests.operating.programs import DOCKER, ROOT, program, run
 
 RULES = DOCKER / "prometheus" / "rules.yml"
 RULES_TESTS = ("rules_test.yml", "rules_days_test.yml")
+COMPOSED = [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"], ["compose.yaml", "compose.vllm.yaml"]]
 CRDS = Path(__file__).parent / "crds"
 OPERATIONS = ROOT / "docs" / "operations.md"
 SERVER_CLOSES_SECONDS = 5  # for last events, after the drain
@@ -143,7 +144,7 @@ def test_the_install_script_is_a_posix_shell_script() -> None:
         subprocess.run(["sh", "-n", script], check=True)
 
 
-@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]])
+@pytest.mark.parametrize("files", COMPOSED)
 def test_compose_takes_its_files(files: list[str]) -> None:
     """Docker Compose itself, which checks them against the compose specification's schema."""
     run("docker-compose", *[part for file in files for part in ("-f", DOCKER / file)], "config", "--quiet")
@@ -225,6 +226,15 @@ def test_the_servers_take_their_settings(tmp_path: Path) -> None:
         pytest.fail(str(error))
 
 
+def test_the_servers_on_vllm_take_theirs() -> None:
+    service = resolved("compose.yaml", "compose.vllm.yaml", RANKS="2")["server-a"]
+    given = {name.removeprefix("AUTOSTEER_").lower(): value for name, value in service["environment"].items()}
+    del given["config"]
+    settings = Settings(**{**read_file(DOCKER / "settings" / "autosteer.yaml"), **given})
+    assert (settings.engine, settings.tensor_parallel) == ("vllm", 2)
+    assert service["build"]["args"]["VARIANT"] == "vllm"
+
+
 def test_the_gateway_waits_longer_than_the_server_and_takes_as_much() -> None:
     settings = compose_settings()
     assert nginx("client_max_body_size") == f"{settings.max_body_bytes // 2**20}m"
@@ -299,7 +309,7 @@ def test_nothing_is_reached_from_other_machines_until_it_is_asked_for() -> None:
         return {name: port["host_ip"] for name, each in services.items() for port in each.get("ports", [])}
 
     assert not compose_settings().keys
-    for files in (["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]):
+    for files in COMPOSED:
         found = addresses(resolved(*files))
         assert found == {"gateway": "127.0.0.1", "prometheus": "127.0.0.1", "grafana": "127.0.0.1"}
     opened = addresses(resolved(GATEWAY_ADDRESS="0.0.0.0"))
@@ -308,7 +318,7 @@ def test_nothing_is_reached_from_other_machines_until_it_is_asked_for() -> None:
 
 def test_every_container_starts_again_and_has_a_limit_of_memory() -> None:
     """Above what its file systems in memory may take, for they count."""
-    for files in (["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]):
+    for files in COMPOSED:
         for name, service in resolved(*files).items():
             assert service["restart"] == ("on-failure:3" if name == "certificate" else "unless-stopped"), name
             in_memory = sum(megabytes(each) for each in service.get("tmpfs", []))

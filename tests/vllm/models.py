@@ -71,13 +71,13 @@ class Pair:
         return self.own.backbone.inputs.build(chat(("user", text, len(images))), images)
 
 
-def demo_pair() -> Pair:
+def demo_pair(ranks: int = 1) -> Pair:
     """The bundled model and its guard: LLaVA-OneVision, read after the last layer."""
     backbone = load_backbone(demo.CHECKPOINT, device="cpu", dtype=torch.float32, max_rows=8)
     texts = ["What colour is the sign?", "How do I copy this badge?", "Tell me about the picture."]
     chats = {f"{text} {images}": chat(("user", text, images)) for text in texts for images in (0, 1, 2)}
     prompts = {name: backbone.inputs.build(each, pictures(each)) for name, each in chats.items()}
-    return _pair(backbone, demo.CHECKPOINT, demo.GUARD, prompts)
+    return _pair(backbone, demo.CHECKPOINT, demo.GUARD, prompts, ranks)
 
 
 TEXT = {"hidden_size": 128, "head_dim": 32}  # vLLM's attention on a CPU has no heads of fewer than 32 numbers
@@ -126,19 +126,19 @@ def whole_guard(info: BackboneInfo) -> Guard:
     return Guard(manifest, reader, guard.head, {}, guard.answers)
 
 
-def tiny_pair(family: str, folder: Path) -> Pair:
+def tiny_pair(family: str, folder: Path, ranks: int = 1) -> Pair:
     """The same in both engines."""
     model, guard, backbone = tiny_model(family, folder)
     chats = chats_of(family)
     prompts = {name: backbone.inputs.build(each, pictures(each)) for name, each in chats.items()}
-    return _pair(backbone, model, guard, prompts)
+    return _pair(backbone, model, guard, prompts, ranks)
 
 
-def _pair(backbone: Backbone, model: Path, folder: Path, prompts: dict[str, Prompt]) -> Pair:
+def _pair(backbone: Backbone, model: Path, folder: Path, prompts: dict[str, Prompt], ranks: int) -> Pair:
     words = " ".join(f"number {number} of many words" for number in range(24))
     prompts["long"] = backbone.inputs.build(chat(("user", words, 0)), [])
     guard = load_guard(folder, backbone.info)
-    vllm = load_vllm(str(model), folder, OPTIONS, dtype="float32")
+    vllm = load_vllm(str(model), folder, OPTIONS._replace(ranks=ranks), dtype="float32")
     return Pair(OwnEngine(backbone, guard, Scheduler(8, 96)), vllm, guard, prompts)
 
 
@@ -175,6 +175,12 @@ def until_idle(engine: Engine[Any]) -> dict[str, list[Event]]:
         for event in engine.step():
             told.setdefault(event.request.id, []).append(event)
     return told
+
+
+def end(pair: Pair) -> None:
+    """End the processes of vLLM's ranks."""
+    core: Any = pair.vllm._core
+    core._engine.engine_core.shutdown()
 
 
 def preempt(pair: Pair) -> None:

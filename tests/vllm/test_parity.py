@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ from tests.vllm.models import (
     ask,
     decision,
     demo_pair,
+    end,
     many_prompts,
     policy,
     preempt,
@@ -45,6 +47,8 @@ FAMILIES = (
     "qwen3_vl",
     "smolvlm",
 )
+ON_TWO_RANKS = ("demo", "gemma3_text", "llama", "qwen2_vl")
+TWO_RANKS = "two ranks: "
 TWINS = 63  # of each of four kinds: 504 prompts
 
 
@@ -53,12 +57,17 @@ def demo() -> Pair:
     return demo_pair()
 
 
-@pytest.fixture(scope="module", params=["demo", *sorted(FAMILIES)])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    if request.param == "demo":
-        found: Pair = request.getfixturevalue("demo")
-        return found
-    return tiny_pair(request.param, tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module", params=["demo", *FAMILIES, *[TWO_RANKS + name for name in ON_TWO_RANKS]])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    family = request.param.removeprefix(TWO_RANKS)
+    ranks = 1 if family == request.param else 2
+    if family != "demo":
+        made = tiny_pair(family, tmp_path_factory.mktemp(family), ranks)
+    else:
+        made = request.getfixturevalue("demo") if ranks == 1 else demo_pair(ranks)
+    yield made
+    if ranks > 1:
+        end(made)
 
 
 POLICIES = {
@@ -203,6 +212,19 @@ def test_an_abort_leaves_others_alone_and_nothing_behind(pair: Pair, steps: int,
 def test_the_length_is_kept_and_limits_of_it_are_told(pair: Pair) -> None:
     events = served(pair.vllm, [ask("one", pair.prompts["long"], policy(Mode.OFF), min_tokens=TOKENS)])["one"]
     assert (len(tokens(events)), events[-1].finish) == (TOKENS, Finish.LENGTH)
+
+
+def test_values_that_vllm_does_not_take_are_said_otherwise_or_fail_their_request_alone(demo: Pair) -> None:
+    prompt, of = demo.prompts["long"], policy(Mode.STEER, threshold=1.0)
+    asks = [
+        ask("likeliest", prompt, of, temperature=1.0, top_p=0.0),
+        ask("hot", prompt, of, temperature=3.0),
+        ask("greedy", prompt, of),
+    ]
+    told = served(demo.vllm, asks)
+    assert tokens(told["likeliest"]) == tokens(told["greedy"])
+    assert [event.finish for event in told["hot"]] == [Finish.ERROR]
+    assert "temperature" in str(told["hot"][-1].error)
 
 
 def test_no_verdict_differs_over_many_prompts(pair: Pair) -> None:

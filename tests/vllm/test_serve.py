@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import psutil
 import pytest
 from openai import APIError
 
@@ -28,12 +29,22 @@ def server() -> Iterator[ServerProcess]:
 
 
 def test_it_answers_refuses_and_follows_schemas(server: ServerProcess) -> None:
+    answers_and_refuses(server)
+    follows_a_schema(server)
+
+
+def answers_and_refuses(server: ServerProcess) -> None:
+    """A harmless prompt, and its harmful twin."""
     pair = next(pair for pair in pairs(1, seed=921, split="test") if pair.kind == "cross")
     for example, reason in ((pair.safe, "stop"), (pair.toxic, "content_filter")):
         messages = [user(example.question, *([example.image] if example.image else []))]
         answer = server.client.chat.completions.create(model=server.model, messages=messages, max_tokens=40)
         assert answer.choices[0].finish_reason == reason
         assert answer.choices[0].message.content
+    assert server.metric("autosteer_guard_decisions_total", decision="steered") == 1
+
+
+def follows_a_schema(server: ServerProcess) -> None:
     schema: dict[str, object] = {
         "type": "object",
         "properties": {"colour": {"enum": ["red", "blue"]}},
@@ -45,11 +56,33 @@ def test_it_answers_refuses_and_follows_schemas(server: ServerProcess) -> None:
         response_format={"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}},
     )
     assert json.loads(answer.choices[0].message.content or "")["colour"] in ("red", "blue")
-    assert server.metric("autosteer_guard_decisions_total", decision="steered") == 1
 
 
 def test_each_stream_of_an_engine_that_is_killed_ends_once_and_another_one_starts(server: ServerProcess) -> None:
-    """The engine's process holds vLLM's core and worker: there is no other one to kill."""
+    """On one rank its process holds all of vLLM: core and worker."""
+    kill_under_streams(server, lambda: server.engine)
+
+
+def test_two_ranks_answer_and_refuse_and_one_that_is_killed_ends_each_stream_once() -> None:
+    with ServerProcess([*ON_VLLM, "--tensor-parallel", "2"], start_seconds=START_SECONDS) as server:
+        answers_and_refuses(server)
+        follows_a_schema(server)
+        kill_under_streams(server, lambda: ranks(server)[1])
+        server.client.chat.completions.create(model=server.model, messages=[user("hello")], max_tokens=4)
+        ranks(server)[0].kill()  # while there is nothing to compute
+        wait_until(lambda: server.metric("autosteer_engine_restarts_total") == 2, "another engine", START_SECONDS)
+
+
+def ranks(server: ServerProcess) -> list[psutil.Process]:
+    """The processes of vLLM's workers."""
+    children = server.engine.children()
+    found = [each for each in children if "resource_tracker" not in " ".join(each.cmdline())]
+    assert len(found) == 2
+    return found
+
+
+def kill_under_streams(server: ServerProcess, victim: Callable[[], psutil.Process]) -> None:
+    """Each stream ends once, and the server answers again."""
     endless = {"max_tokens": 600, "logit_bias": {str(eos): -100 for eos in range(3)}, "stream": True}
     under_way = Barrier(STREAMS + 1)
 
@@ -71,7 +104,7 @@ def test_each_stream_of_an_engine_that_is_killed_ends_once_and_another_one_start
     with ThreadPoolExecutor(STREAMS) as clients:
         streams = [clients.submit(ended, number) for number in range(STREAMS)]
         under_way.wait()
-        server.engine.kill()
+        victim().kill()
         found = [stream.result() for stream in streams]
     assert found == [("engine_failed", [])] * STREAMS
     wait_until(lambda: plain_http.get(f"{server.url}/ready").status_code == 200, "another engine", START_SECONDS)

@@ -19,10 +19,16 @@ from server.engine.vllm.pictures import Pictures
 from server.engine.vllm.runs import Progress, Run
 
 if TYPE_CHECKING:
+    from queue import SimpleQueue
+
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from models.row_sampler import Grammar, SamplingParams
+    from server.engine.vllm.worker import Read
+
+
+LEAST_TOP_P = 1e-9  # vLLM takes no 0; this too leaves the likeliest token alone
 
 
 class _Known(NamedTuple):
@@ -31,20 +37,21 @@ class _Known(NamedTuple):
 
 
 class VllmCore:
-    """A `Core`: vLLM's step-driven engine in this process, on one rank.
+    """A `Core`: vLLM's step-driven engine in this process, its ranks here or in processes of their own.
 
-    `pictures`: makes its input of prompts with images; None: the model sees none. `grammars`: where the worker looks
-    for those of runs.
+    `pictures`: makes its input of prompts with images; None: the model sees none. `channel`: what the ranks read is put
+    there, with the step that they read it in.
     """
 
     def __init__(
-        self, engine: LLMEngine, pictures: Pictures | None, eos_ids: Sequence[int], grammars: dict[str, Grammar]
+        self, engine: LLMEngine, pictures: Pictures | None, eos_ids: Sequence[int], channel: SimpleQueue[Read]
     ) -> None:
         self._engine = engine
         self._scheduler: Any = engine.engine_core.engine_core.scheduler
         self._pictures = pictures
         self._eos_ids = list(eos_ids)
-        self._grammars = grammars
+        self._channel = channel
+        self._grammars: dict[str, Grammar] = {}
         self._runs: dict[str, _Known] = {}
 
     @property
@@ -56,12 +63,12 @@ class VllmCore:
     def add(self, run: Run) -> None:
         """Begin a run. Raises ValueError where vLLM does not take it."""
         told = {RUN: run.name, EPS: run.eps, WATCHED: run.watched}
-        made = sampling(run.params, run.max_tokens, self._eos_ids, told)
         if self._pictures is None or not run.prompt.pictures:
             given = tokens_input(run.prompt.ids)
         else:
             given = self._pictures.input(run.prompt)
         try:
+            made = sampling(run.params, run.max_tokens, self._eos_ids, told)
             name = self._engine.add_request(run.name, given, made)
         except VLLMClientError as error:
             raise ValueError(str(error)) from error
@@ -77,7 +84,14 @@ class VllmCore:
 
     def step(self) -> list[Progress]:
         """Compute what is scheduled."""
-        return [self._progress(output) for output in self._engine.step() if output.request_id in self._runs]
+        if self._grammars:
+            masks = {run: grammar.allowed() for run, grammar in self._grammars.items()}
+            self._engine.collective_rpc("allow", args=(masks,))
+        outputs = self._engine.step()
+        for reads in self._engine.collective_rpc("take_reads"):
+            for read in reads:
+                self._channel.put(read)
+        return [self._progress(output) for output in outputs if output.request_id in self._runs]
 
     def scheduled(self, run: str) -> bool:
         """Whether a run has begun to be computed."""
@@ -93,14 +107,15 @@ class VllmCore:
             logprobs = [of_token(token, each, count) for token, each in found]
         if answer.finish_reason is not None:
             del self._runs[run]
+            self._grammars.pop(run, None)
         return Progress(run, answer.token_ids, logprobs, answer.finish_reason, output.num_cached_tokens)
 
 
 def sampling(params: SamplingParams, max_tokens: int, eos_ids: Sequence[int], extra: Mapping[str, Any]) -> VllmParams:
-    """Our sampling parameters in vLLM's terms."""
+    """Our sampling parameters in vLLM's terms. Raises VLLMClientError where it has none for them."""
     return VllmParams(
         temperature=params.temperature,
-        top_p=params.top_p,
+        top_p=max(params.top_p, LEAST_TOP_P),
         top_k=params.top_k,
         min_p=params.min_p,
         seed=None if params.seed is None else params.seed & (2**63 - 1),  # -1 would be none

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from server.engine.judge import Judge
 from server.engine.protocol import Effort, Facts, Load
 from server.engine.vllm.request import VllmRequest
 from server.engine.vllm.runs import Core, Progress, Run
-from server.engine.vllm.worker import PromptRead, Read
+from server.engine.vllm.worker import PromptRead, Read, drained
 from server.request import Ask, EngineFailed, Event, Finish, GrammarFailed, RequestFailed
 from steering.guard import Guard
 from steering.policy import Mode, Verdict
@@ -136,15 +136,12 @@ class VllmEngine:
     def _hear(self) -> float:
         """Give requests what was read of them; the seconds that reading prompts took in this step."""
         seconds = 0.0
-        while True:
-            try:
-                read = self._channel.get_nowait()
-            except Empty:
-                return seconds
+        for read in drained(self._channel):
             if isinstance(read, PromptRead):
                 seconds = max(seconds, read.seconds)
             if (request := self._runs.get(read.run)) is not None:
                 request.hear(read)
+        return seconds
 
     def _decide(self, progress: Sequence[Progress], spent: float, events: list[Event]) -> None:
         """Decide on the requests whose first token has come, read in `spent` seconds; what was not read fails."""

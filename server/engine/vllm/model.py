@@ -46,13 +46,19 @@ FAMILIES = {
 }
 
 
+def model_class(family: str) -> Any:  # noqa: ANN401
+    """The class of a family in vLLM."""
+    kind = FAMILIES[family]
+    return getattr(import_module(f"vllm.model_executor.models.{kind.module}"), kind.name)
+
+
 def guarded_model(family: str, worker: Worker) -> type[Any]:
     """The class of a family in vLLM, with the guard around its decoder and before its head.
 
     Both are eager Python, outside of compiled code; hooks are not.
     """
     kind = FAMILIES[family]
-    base: Any = getattr(import_module(f"vllm.model_executor.models.{kind.module}"), kind.name)
+    base: Any = model_class(family)
 
     class Guarded(base):  # type: ignore[misc]
         def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:  # noqa: ANN401
@@ -128,36 +134,35 @@ def _step(block_tokens: int) -> Step | None:
     return Step(ends, lengths, found.slot_mapping, found.block_table, block_tokens)
 
 
-def row_map(worker: Worker) -> type[LogitsProcessor]:
+class RowMap(LogitsProcessor):  # type: ignore[misc]
     """A logits processor: the V1 runner tells it which request is in which row, and it has rows follow grammars."""
 
-    class RowMap(LogitsProcessor):  # type: ignore[misc]
-        def __init__(self, *_: Any) -> None:  # noqa: ANN401
-            worker.rows.clear()
+    def __init__(self, *_: Any) -> None:  # noqa: ANN401
+        self._worker: Worker | None = None
 
-        def apply(self, logits: Tensor) -> Tensor:
-            return worker.constrain(logits)
+    def tell(self, worker: Worker) -> None:
+        """Keep this worker's rows from now on."""
+        self._worker = worker
 
-        def is_argmax_invariant(self) -> bool:
-            return False
+    def apply(self, logits: Tensor) -> Tensor:
+        return logits if self._worker is None else self._worker.constrain(logits)
 
-        def update_state(self, batch_update: BatchUpdate | None) -> None:
-            if batch_update is not None:
-                _follow(worker, batch_update)
+    def is_argmax_invariant(self) -> bool:
+        return False
 
-    return RowMap
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        if self._worker is not None and batch_update is not None:
+            _follow(self._worker.rows, batch_update)
 
 
-def _follow(worker: Worker, update: BatchUpdate) -> None:
+def _follow(rows: dict[int, Row], update: BatchUpdate) -> None:
     """Removed, added, moved: in this order, as vLLM says."""
-    rows = worker.rows
     for place in update.removed:
         rows.pop(place, None)
     for place, params, prompt, output in update.added:
         extra = params.extra_args or {}
-        run = extra.get(RUN, "")
-        told = extra.get(EPS, 0.0), extra.get(WATCHED, False)
-        rows[place] = Row(run, *told, len(prompt or ()), output, worker.grammars.get(run))
+        told = extra.get(RUN, ""), extra.get(EPS, 0.0), extra.get(WATCHED, False)
+        rows[place] = Row(*told, len(prompt or ()), output)
     for one, other, direction in update.moved:
         moved = rows.pop(one, None)
         if direction is MoveDirectionality.SWAP and other in rows:

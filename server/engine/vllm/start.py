@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -23,7 +25,7 @@ from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.engine.vllm.engine import VllmEngine
 from server.engine.vllm.golden import ask_golden, compare, golden_prompts
-from server.engine.vllm.worker import Read, Worker
+from server.workers.launch import FOLDER
 from steering.bundle import load_guard
 from steering.guard import Guard
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from models.inputs import InputBuilder
     from models.progress import Tell
     from server.engine.vllm.golden import Golden
+    from server.engine.vllm.rank import RankSpec
+    from server.engine.vllm.worker import Read
 
 VERSIONS = ("0.32.0",)  # that the adapters were tested with
 REFUSED = {
@@ -59,6 +63,15 @@ class Options(NamedTuple):
     cache_gib: float | None
     prefix_cache: bool
     threads: int | None
+    ranks: int = 1
+
+
+class Source(NamedTuple):
+    """Where a model and its guard are: an id of the hub or a folder, a revision, the bundle's folder."""
+
+    model: str
+    revision: str | None
+    guard: Path | None
 
 
 class Reference(NamedTuple):
@@ -80,9 +93,11 @@ def load_vllm(
     device: str = "auto",
     dtype: str = "auto",
     tell: Tell | None = None,
+    lost_rank: Callable[[], object] = lambda: None,
 ) -> VllmEngine:
     """Load a model twice: first into our own engine on the CPU, for its facts and golden answers, then into vLLM.
 
+    `lost_rank` is called by another thread when a rank's process has died, also while there is nothing to compute.
     Raises LoadError, BundleError.
     """
     _check_version()
@@ -100,15 +115,12 @@ def load_vllm(
     if family not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise LoadError(f"the vllm engine has no adapter for {family} models; it serves {known}. Use --engine own")
-    reference = _reference(model, guard, revision, dtype, tell)
+    source = Source(model, revision, guard)
+    reference = _reference(source, dtype, tell)
     gc.collect()  # the reference's weights
-    channel: SimpleQueue[Read] = SimpleQueue()
-    worker = Worker(reference.guard, reference.info.num_layers, channel)
     cache_bytes = _cache_bytes(config.get_text_config(), reference.info, options)
-    core, info = _core(model, revision, reference, worker, options, cache_bytes)
-    engine = VllmEngine(core, channel, info, reference.inputs, reference.guard, Grammars(reference.compiler))
-    found = ask_golden(engine, golden_prompts(reference.inputs))
-    compare(reference.golden, found, info.dtype)
+    engine = _engine(source, reference, options, cache_bytes, lost_rank)
+    compare(reference.golden, ask_golden(engine, golden_prompts(reference.inputs)), reference.info.dtype)
     return engine
 
 
@@ -142,12 +154,18 @@ def _cache_bytes(text: Any, info: BackboneInfo, options: Options) -> int:  # noq
     return min(options.max_rows * blocks * shape.block_bytes, cache_room(info.device))
 
 
-def _reference(model: str, folder: Path | None, revision: str | None, dtype: str, tell: Tell | None) -> Reference:
+def _reference(source: Source, dtype: str, tell: Tell | None) -> Reference:
     """Serve the golden prompts with our own engine. The backbone is gone when this returns."""
     backbone = load_backbone(
-        model, device="cpu", dtype=dtype, revision=revision, max_rows=1, cache_bytes=REFERENCE_BYTES, tell=tell
+        source.model,
+        device="cpu",
+        dtype=dtype,
+        revision=source.revision,
+        max_rows=1,
+        cache_bytes=REFERENCE_BYTES,
+        tell=tell,
     )
-    guard = None if folder is None else load_guard(folder, backbone.info)
+    guard = None if source.guard is None else load_guard(source.guard, backbone.info)
     engine = OwnEngine(backbone, guard, Scheduler(1, 512))
     golden = ask_golden(engine, golden_prompts(backbone.inputs))
     info = backbone.info
@@ -155,52 +173,70 @@ def _reference(model: str, folder: Path | None, revision: str | None, dtype: str
     return Reference(info, backbone.inputs, compiler, guard, golden)
 
 
-def _core(
-    model: str,
-    revision: str | None,
-    reference: Reference,
-    worker: Worker,
-    options: Options,
-    cache_bytes: int,
-) -> tuple[Any, BackboneInfo]:
-    """The engine of vLLM around the guarded model, and what it serves."""
-    from vllm import EngineArgs, ModelRegistry
+def _engine(
+    source: Source, reference: Reference, options: Options, cache_bytes: int, lost_rank: Callable[[], object]
+) -> VllmEngine:
+    """The engine around vLLM's, with the guard in each of its ranks."""
+    from vllm import ModelRegistry
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.executor import Executor
 
     from server.engine.vllm.core import VllmCore
-    from server.engine.vllm.model import guarded_model, row_map
+    from server.engine.vllm.model import model_class
     from server.engine.vllm.pictures import FIELDS, Pictures
+    from server.engine.vllm.rank import RankSpec
 
-    info = reference.info
-    ModelRegistry.register_model(info.architecture, guarded_model(info.family, worker))
-    with told_in_one_line(f"vLLM cannot load {model}"):
-        config = EngineArgs(
-            model=model,
-            revision=revision,
-            dtype=str(info.dtype).removeprefix("torch."),
-            max_num_seqs=options.max_rows,
-            max_num_batched_tokens=options.prefill_tokens,
-            kv_cache_memory_bytes=cache_bytes,
-            enable_prefix_caching=options.prefix_cache,
-            enforce_eager=True,  # compiled code was not compared yet
-            generation_config="vllm",
-            logprobs_mode="processed_logprobs",
-            async_scheduling=False,  # a row's output would hold tokens that are not known yet
-            mm_processor_cache_gb=0,  # pictures come as our processor's tensors
-            mm_device_do_normalize=False,  # which are normalised
-            logits_processors=[row_map(worker)],
-        ).create_engine_config()
+    if options.ranks > 1:
+        sys.path.append(str(FOLDER))  # which their processes are given, to import this package
+    info, guard = reference.info, reference.guard
+    ModelRegistry.register_model(info.architecture, model_class(info.family))  # else another process looks at it
+    with told_in_one_line(f"vLLM cannot load {source.model}"):
+        config = _engine_config(source, RankSpec(info, source.guard, _threads(options)), options, cache_bytes)
         _check(config)
-        engine = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
+        vllm = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
+    vllm.model_executor.register_failure_callback(lost_rank)
     # What is read is kept by place in the cache, and such layers give places back while a row goes on.
-    if all(getattr(each, "sliding_window", None) for each in config.compilation_config.static_forward_context.values()):
+    if all(vllm.collective_rpc("only_windows")):
         raise LoadError("the guard on vLLM was not shown to be right with a model whose every layer looks at a window")
     # The last token of an answer that is watched is read when one more is computed.
-    watches = reference.guard is not None and reference.guard.answers is not None
+    watches = guard is not None and guard.answers is not None
     served = replace(info, context_length=config.model_config.max_model_len - watches)
     pictures = Pictures(info.family, reference.inputs.image_token_id) if info.family in FIELDS else None
-    return VllmCore(engine, pictures, sorted(info.eos_ids), worker.grammars), served
+    channel: SimpleQueue[Read] = SimpleQueue()
+    core = VllmCore(vllm, pictures, sorted(info.eos_ids), channel)
+    return VllmEngine(core, channel, served, reference.inputs, guard, Grammars(reference.compiler))
+
+
+def _threads(options: Options) -> int | None:
+    """How many threads each rank computes with: where nothing is said, several ranks share the cores."""
+    if options.threads is not None or options.ranks == 1:
+        return options.threads
+    return max(1, torch.get_num_threads() // options.ranks)
+
+
+def _engine_config(source: Source, spec: RankSpec, options: Options, cache_bytes: int) -> Any:  # noqa: ANN401
+    """How vLLM is to compute, in its own terms."""
+    from vllm import EngineArgs
+
+    return EngineArgs(
+        model=source.model,
+        revision=source.revision,
+        dtype=str(spec.info.dtype).removeprefix("torch."),
+        tensor_parallel_size=options.ranks,
+        max_num_seqs=options.max_rows,
+        max_num_batched_tokens=options.prefill_tokens,
+        kv_cache_memory_bytes=cache_bytes // options.ranks,
+        enable_prefix_caching=options.prefix_cache,
+        enforce_eager=True,  # compiled code was not compared yet
+        generation_config="vllm",
+        logprobs_mode="processed_logprobs",
+        async_scheduling=False,  # a row's output would hold tokens that are not known yet
+        mm_processor_cache_gb=0,  # pictures come as our processor's tensors
+        mm_device_do_normalize=False,  # which are normalised
+        worker_cls="server.engine.vllm.rank.Rank",
+        logits_processors=["server.engine.vllm.model:RowMap"],
+        additional_config=spec,
+    ).create_engine_config()
 
 
 def _check(config: Any) -> None:  # noqa: ANN401
@@ -208,7 +244,9 @@ def _check(config: Any) -> None:  # noqa: ANN401
     parallel = config.parallel_config
     for what, is_so in (
         ("its V2 model runner", config.use_v2_model_runner),
-        ("more than one rank", parallel.world_size > 1 or parallel.data_parallel_size > 1),
+        ("stages of layers", parallel.pipeline_parallel_size > 1),
+        ("several copies of the model", parallel.data_parallel_size > 1),
+        ("several nodes", parallel.nnodes > 1),
         ("quantised weights", config.model_config.quantization is not None),
         ("speculative decoding", config.speculative_config is not None),
         ("asynchronous scheduling", config.scheduler_config.async_scheduling),

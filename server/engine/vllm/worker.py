@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +15,6 @@ from torch import Tensor
 from models.sampling import constrained
 from server.engine.answers import read_answers
 from steering.guard import Guard
-
-if TYPE_CHECKING:
-    from queue import SimpleQueue
-
-    from models.row_sampler import Grammar
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +50,6 @@ class Row:
     watched: bool
     prompt_tokens: int
     output: Sequence[int]
-    grammar: Grammar | None = None  # of its run
 
 
 class Step(NamedTuple):
@@ -72,18 +67,28 @@ class Step(NamedTuple):
     block_tokens: int
 
 
+def drained(channel: SimpleQueue[Read]) -> list[Read]:
+    """Take out all that is in a channel, in order."""
+    found: list[Read] = []
+    while True:
+        try:
+            found.append(channel.get_nowait())
+        except Empty:
+            return found
+
+
 class Worker:
     """What the guard does with each step.
 
-    `rows` is kept by the runner's adapter, and empty while vLLM warms up; `grammars` by whoever begins runs. What is
-    read of a token is kept by its place in the cache, so that it is known as long as the token is. Of a whole prompt it
-    is put into `channel` with the step that computes its last token; so is what is read of each token of an answer that
-    is watched.
+    `rows` is kept by the runner's adapter, and empty while vLLM warms up. What is read of a token is kept by its place
+    in the cache, so that it is known as long as the token is. Of a whole prompt it is put into `channel` with the step
+    that computes its last token; so is what is read of each token of an answer that is watched. `channel` None: another
+    rank reads.
     """
 
-    def __init__(self, guard: Guard | None, depth: int, channel: SimpleQueue[Read]) -> None:
+    def __init__(self, guard: Guard | None, depth: int, channel: SimpleQueue[Read] | None) -> None:
         self.rows: dict[int, Row] = {}
-        self.grammars: dict[str, Grammar] = {}  # of runs that have one
+        self.masks: Mapping[str, bytes] = {}  # of runs that have a grammar: what it allows in the next step
         self._guard = guard
         self._depth = depth
         self._channel = channel
@@ -101,8 +106,8 @@ class Worker:
     @torch.inference_mode()
     def read(self, hidden: Tensor, extra: Sequence[Tensor], step: Step) -> None:
         """Read a step's tokens, of their states `[T, d]` after the last layer, and at the `extra_layers`."""
-        guard = self._guard
-        if guard is None or not self.rows:
+        guard, channel = self._guard, self._channel
+        if guard is None or channel is None or not self.rows:
             return
         self._check(len(step.ends))
         began = perf_counter()
@@ -121,8 +126,9 @@ class Worker:
         told = [(row.run, self._notes_of(place, row, step)) for place, row in prompts]
         seconds = perf_counter() - began
         for run, of_prompt in told:
-            self._channel.put(PromptRead(run, of_prompt, seconds))
-        self._read_answers(guard, by_layer, step)
+            channel.put(PromptRead(run, of_prompt, seconds))
+        for answer in self._read_answers(guard, by_layer, step):
+            channel.put(answer)
 
     @torch.inference_mode()
     def steer(self, hidden: Tensor) -> Tensor:
@@ -140,7 +146,7 @@ class Worker:
         if not self.rows:
             return logits
         self._check(len(logits))
-        return constrained(logits, [self.rows[place] for place in range(len(logits))])
+        return constrained(logits, [self.masks.get(self.rows[place].run) for place in range(len(logits))])
 
     def _check(self, rows: int) -> None:
         if len(self.rows) != rows:
@@ -163,7 +169,7 @@ class Worker:
             raise RuntimeError(f"blocks of {step.block_tokens} tokens do not lie where vLLM has put {row.run}")
         return self._notes[slots].cpu()
 
-    def _read_answers(self, guard: Guard, by_layer: Mapping[int, Tensor], step: Step) -> None:
+    def _read_answers(self, guard: Guard, by_layer: Mapping[int, Tensor], step: Step) -> list[AnswerRead]:
         """Read the last token of each answer that is watched, where this step has computed all before the next one."""
         found = [
             (row, step.ends[place] - 1)
@@ -171,11 +177,10 @@ class Worker:
             if row.watched and row.output and step.lengths[place] == row.prompt_tokens + len(row.output)
         ]
         if guard.answers is None or not found:
-            return
+            return []
         at = torch.tensor([token for _, token in found], device=step.slots.device)
         values = read_answers(guard.answers, _side_by_side(by_layer, guard.answers.layers, at))[:, 0].tolist()
-        for (row, _), value in zip(found, values, strict=True):
-            self._channel.put(AnswerRead(row.run, len(row.output) - 1, value))
+        return [AnswerRead(row.run, len(row.output) - 1, value) for (row, _), value in zip(found, values, strict=True)]
 
 
 def _side_by_side(by_layer: Mapping[int, Tensor], layers: Sequence[int], which: slice | Tensor) -> Tensor:

@@ -157,6 +157,7 @@ WRONG = {
     "engine: tgi": ["engine", "'own' or 'vllm'"],
     "engine: vllm\nmax_gap_ms: 300": ["max_gap_ms", "the vllm engine has no such thing"],
     "engine: vllm\nquantize: int8": ["quantize"],
+    "tensor_parallel: 2": ["tensor_parallel", "set engine: vllm"],
     "engine: vllm\nshadow: {threshold: 0.5}": ["shadow"],
     "shadow: {threshold: 0.5, target_fpr: 0.01}": ["shadow", "exclude each other; give one of them"],
 }

@@ -15,7 +15,7 @@ def config(**changes: Any) -> SimpleNamespace:
     """One that is served, with these changes; `a__b` is `b` of its part `a`."""
     made = SimpleNamespace(
         use_v2_model_runner=False,
-        parallel_config=SimpleNamespace(world_size=1, data_parallel_size=1),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1, nnodes=1),
         model_config=SimpleNamespace(quantization=None),
         speculative_config=None,
         scheduler_config=SimpleNamespace(async_scheduling=False),
@@ -29,7 +29,7 @@ def config(**changes: Any) -> SimpleNamespace:
     return made
 
 
-def test_one_rank_of_the_v1_runner_is_served() -> None:
+def test_the_v1_runner_on_one_machine_is_served() -> None:
     _check(config())
 
 
@@ -37,8 +37,9 @@ def test_one_rank_of_the_v1_runner_is_served() -> None:
     ("changes", "told"),
     [
         ({"use_v2_model_runner": True}, "its V2 model runner"),
-        ({"parallel_config__world_size": 2}, "more than one rank"),
-        ({"parallel_config__data_parallel_size": 2}, "more than one rank"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "stages of layers"),
+        ({"parallel_config__data_parallel_size": 2}, "several copies of the model"),
+        ({"parallel_config__nnodes": 2}, "several nodes"),
         ({"model_config__quantization": "awq"}, "quantised weights"),
         ({"speculative_config": object()}, "speculative decoding"),
         ({"scheduler_config__async_scheduling": True}, "asynchronous scheduling"),
