@@ -57,15 +57,15 @@ def fit_all(
     dataset: Dataset, without: Mapping[str, frozenset[int]], rows: Sequence[Row], collected: Path, tick: Tick
 ) -> list[Fit]:
     """The readers of each fit, of the states of the rows that it has; the last token's has those alone."""
-    ends, windows = collected_states(collected)
+    ends, windows, known = collected_states(collected)
     width = ends[0].shape[1] // 3
     found = []
     for name, left_out in without.items():
         kept = [at for at, row in enumerate(rows) if row.place not in left_out]
         places = [rows[at].place for at in kept]
         labels, hard = dataset.labels[places], dataset.hard(places)
-        plain = torch.tensor([rows[at].surrounding == ALONE for at in kept])
-        probes = fit_both([ends[at] for at in kept], [windows[at] for at in kept], labels, hard, plain)
+        own_ends, own_windows, own_known = ([of[at] for at in kept] for of in (ends, windows, known))
+        probes = fit_both(own_ends, own_windows, own_known, labels, hard)
         alone = [at for at in kept if rows[at].surrounding == ALONE]
         x = torch.cat([ends[at][:, width : 2 * width] for at in alone]).float()
         y = dataset.labels[[rows[at].place for at in alone]]

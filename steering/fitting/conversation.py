@@ -28,10 +28,11 @@ from steering.fitting.dataset import Dataset
 from steering.fitting.offline import batches, prompt_of
 from steering.fitting.own_words import own_words
 from steering.fitting.probes import fit_gaussians, fit_highest, weights_of
+from steering.fitting.spans import UNKNOWN, labels_of, place_of
 from steering.fitting.stages import Chunks, save_json, save_state
 from steering.fitting.surround import ALONE, Row
 from steering.prober import Prober
-from steering.readers import WINDOW, Conversation, LastToken, highest_windows, said_and_told
+from steering.readers import WINDOW, Conversation, LastToken, Run, highest_windows, said_and_told
 from steering.shadow import Beside
 
 WORDS = "words.json"
@@ -70,7 +71,7 @@ class ConversationSteps:
         share_chunks(self._backbones, Chunks(folder), rows, work, tick)
 
     def _read_chunk(self, backbone: Backbone, rows: Sequence[Row]) -> dict[str, Tensor]:
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+        found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         order = sorted(range(len(rows)), key=lambda at: len(rows[at].question.transcript))
         for places in batches(order, backbone.max_rows):
             prompts = [self._prompt(backbone, rows[at]) for at in places]
@@ -82,20 +83,29 @@ class ConversationSteps:
                 end = layout.ends[min(rows[at].turn, len(layout.ends) - 1)]
                 # Of a harmful row that end alone is harmful for certain; of a harmless one all are harmless.
                 ends = [end] if self._dataset.labels[rows[at].place] == 1 else list(layout.ends)
-                found[at] = of[ends].cpu(), _strided_means(of, layout).to(of.dtype).cpu()
+                windows = _strided(layout)
+                means = torch.stack([of[begin:stop].float().mean(0) for begin, stop in windows])
+                found[at] = of[ends].cpu(), means.to(of.dtype).cpu(), self._known(backbone, rows[at], prompt, windows)
         inside = [found[at] for at in range(len(rows))]
         return {
-            "ends": torch.cat([ends for ends, _ in inside]),
-            "windows": torch.cat([windows for _, windows in inside]),
-            "counts": torch.tensor([[len(ends), len(windows)] for ends, windows in inside]),
+            "ends": torch.cat([ends for ends, _, _ in inside]),
+            "windows": torch.cat([windows for _, windows, _ in inside]),
+            "known": torch.cat([known for _, _, known in inside]),
+            "counts": torch.tensor([[len(ends), len(windows)] for ends, windows, _ in inside]),
         }
+
+    def _known(self, backbone: Backbone, row: Row, prompt: Prompt, windows: Sequence[Run]) -> Tensor:
+        """The labels of a row's windows `[W]`: of a harmful one in a surrounding, its own words are harmful."""
+        asked, harmful = self._dataset.questions[row.place], int(self._dataset.labels[row.place])
+        if not harmful or row.surrounding == ALONE:
+            return torch.full((len(windows),), harmful, dtype=torch.int8)
+        place = None if asked.images else place_of(backbone.tokenizer, prompt.ids, asked.text)
+        return torch.full((len(windows),), UNKNOWN, dtype=torch.int8) if place is None else labels_of(windows, place)
 
     def fit(self, rows: Sequence[Row], collected: Path, folder: Path) -> None:
         """Fit both probes on the collected rows."""
         places = [row.place for row in rows]
-        labels, hard = self._dataset.labels[places], self._dataset.hard(places)
-        alone = torch.tensor([row.surrounding == ALONE for row in rows])
-        probes = fit_both(*collected_states(collected), labels, hard, alone)
+        probes = fit_both(*collected_states(collected), self._dataset.labels[places], self._dataset.hard(places))
         save_state(folder / "probes.safetensors", probes)
 
     def fit_categories(self, rows: Sequence[Row], kinds: Kinds, collected: Path, folder: Path) -> None:
@@ -159,27 +169,29 @@ class ConversationSteps:
             return prompt_of(backbone, self._dataset.questions[row.place])
 
 
-def collected_states(folder: Path) -> tuple[list[Tensor], list[Tensor]]:
-    """The states of each collected row at its ends, and their means over windows, `[n, D]` each."""
+def collected_states(folder: Path) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The states of each collected row at its ends, its means over windows, `[n, D]` each, and the windows' labels."""
     ends: list[Tensor] = []
     windows: list[Tensor] = []
+    known: list[Tensor] = []
     for chunk in Chunks(folder).tensors():
         of_ends, of_windows = chunk["counts"].T.tolist()
         ends += torch.split(chunk["ends"].flatten(1), of_ends)
         windows += torch.split(chunk["windows"].flatten(1), of_windows)
-    return ends, windows
+        known += torch.split(chunk["known"], of_windows)
+    return ends, windows, known
 
 
 def fit_both(
-    ends: Sequence[Tensor], windows: Sequence[Tensor], labels: Tensor, hard: Tensor, alone: Tensor
+    ends: Sequence[Tensor], windows: Sequence[Tensor], known: Sequence[Tensor], labels: Tensor, hard: Tensor
 ) -> dict[str, Tensor]:
     """The probes of ends and of windows, as `weight` `[2, D]` and `bias` `[2]`, of what `collected_states` gives.
 
-    Labels `[N]`, 1 harmful; `hard` and `alone` `[N]`, bool. Raises FitError.
+    Labels `[N]`, 1 harmful; `hard` `[N]`, bool. Raises FitError.
     """
     owners = torch.repeat_interleave(torch.arange(len(ends)), torch.tensor([len(each) for each in ends]))
     at_ends = fit_gaussians(torch.cat([*ends]), labels[owners], weights_of(labels[owners], hard[owners]))
-    both = at_ends, fit_highest(windows, labels, hard, alone)
+    both = at_ends, fit_highest(windows, known, labels, hard)
     weight, bias = torch.stack([each.weight for each in both]), torch.stack([each.bias.reshape(()) for each in both])
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise FitError("the reader of conversations is no number: it did not converge")
@@ -213,11 +225,11 @@ def notes_of(backbone: Backbone, prompts: Sequence[Prompt]) -> list[NDArray[np.f
         return [backbone.notes(row, length).double().cpu().numpy() for row, length in zip(rows, lengths, strict=True)]
 
 
-def _strided_means(states: Tensor, layout: Layout) -> Tensor:
-    """Means of states `[T, layers, d]` over windows of every spoken run, half a window apart, and the run's last."""
+def _strided(layout: Layout) -> list[Run]:
+    """Windows of every spoken run, half a window apart, and the run's last."""
     found = []
     for begin, end in layout.spoken or [(0, layout.tokens)]:
         size = min(WINDOW, end - begin)
         starts = {*range(begin, end - size + 1, STRIDE), end - size}
-        found += [states[start : start + size].float().mean(0) for start in sorted(starts)]
-    return torch.stack(found)
+        found += [(start, start + size) for start in sorted(starts)]
+    return found

@@ -37,6 +37,7 @@ from steering.fitting.reading import Reading, read_conversations, read_last
 from steering.fitting.stages import Chunks, Stages, load_json, load_state
 from steering.fitting.steps import Settings, Steps
 from steering.fitting.sweep import EPS_SWEEP, refusal_ids
+from steering.fitting.training import CERTAIN
 from steering.guard import Guard
 from steering.manifest import ModelBinding
 from steering.prober import Prober
@@ -181,7 +182,8 @@ def _fitting(dataset: Dataset, settings: Settings) -> dict[str, Any]:
 
 def _head(stages: Stages, base: Mapping[str, Any], steps: Steps, settings: Settings, forced: Path) -> Path:
     """The stage of the head that is asked for; `forced`: that of the states along refusals."""
-    training = {"refusals": forced.name, "rank": settings.rank, "optimisation": asdict(settings.head)}
+    optimisation = {**asdict(settings.head), "certain": CERTAIN}
+    training = {"refusals": forced.name, "rank": settings.rank, "optimisation": optimisation}
     if settings.head_kind == "trained":
         return stages.run("head", training, lambda to: steps.head(forced, to))
     answered = {**base, "count": settings.harmless_prompts, "tokens": HARMLESS_TOKENS}

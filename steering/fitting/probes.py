@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
+from steering.fitting.spans import UNKNOWN
 from steering.readers import HIGHEST
 
-SHRINKAGE = 0.3  # of the categories' covariance towards independent coordinates
-GUARD_SHRINKAGE = 0.1  # of the guard's
+SHRINKAGE = 0.3  # of covariances towards independent coordinates
 ROUNDS = 2  # in which the windows of harmful prompts in surroundings are chosen
 AT_ONCE = 8192  # states
 STEPS = 150
@@ -51,7 +51,7 @@ def weights_of(y: Tensor, hard: Tensor, share: float = HARD_SHARE) -> Tensor:
     return found
 
 
-def fit_gaussians(x: Tensor, y: Tensor, weights: Tensor, shrinkage: float = GUARD_SHRINKAGE) -> Linear:
+def fit_gaussians(x: Tensor, y: Tensor, weights: Tensor, shrinkage: float = SHRINKAGE) -> Linear:
     """How much nearer a state is to harmful prompts than to harmless ones, under one shrunk covariance.
 
     States `[N, D]`, labels `[N]`, 1 harmful, weights `[N]` (see `weights_of`: those of each class are a half). With one
@@ -76,31 +76,32 @@ def fit_gaussians(x: Tensor, y: Tensor, weights: Tensor, shrinkage: float = GUAR
     return Linear.folded(weight, -(harmful + harmless) @ weight / 2, mean, scale)
 
 
-def fit_highest(windows: Sequence[Tensor], y: Tensor, hard: Tensor, alone: Tensor, rounds: int = ROUNDS) -> Linear:
+def fit_highest(
+    windows: Sequence[Tensor], known: Sequence[Tensor], y: Tensor, hard: Tensor, rounds: int = ROUNDS
+) -> Linear:
     """A probe over windows: how much nearer they are to those of harmful prompts than to those of harmless ones.
 
-    `windows`: of each prompt `[W, D]`; labels `[N]`, 1 harmful; `hard` and `alone` `[N]`, bool. Of a harmful prompt
-    that stands alone all windows are harmful. Of one in a surrounding it is not known which are: those that a probe of
-    the others finds highest are taken for harmful in the next round.
+    `windows`: of each prompt `[W, D]`; `known`: the label of each of them `[W]`, 1 harmful, or UNKNOWN; those of the
+    prompts `[N]`; `hard` `[N]`, bool. Of a harmful prompt none of whose windows is known to be harmful, those that a
+    probe of the others finds highest are taken for harmful in the next round.
     """
     counts = torch.tensor([len(each) for each in windows])
     owners = torch.repeat_interleave(torch.arange(len(windows)), counts)
-    x = torch.cat([*windows])
-    certain = ((y == 0) | alone)[owners]
-    probe = _of_windows(x, y[owners], hard[owners], certain)
-    for _ in range(rounds if bool((~certain).any()) else 0):
-        found = certain.clone()
-        begin = 0
-        for row, count in enumerate(counts.tolist()):
-            if not certain[begin]:
-                found[begin + probe(windows[row]).topk(min(HIGHEST, count)).indices] = True
-            begin += count
-        probe = _of_windows(x, y[owners], hard[owners], found)
+    begins = (counts.cumsum(0) - counts).tolist()
+    x, labels = torch.cat([*windows]), torch.cat([*known]).long()
+    probe = _of_windows(x, labels, hard[owners] & (labels == y[owners]))
+    open_rows = [row for row, of in enumerate(known) if y[row] == 1 and not bool((of == 1).any())]
+    for _ in range(rounds if open_rows else 0):
+        found = labels.clone()
+        for row in open_rows:
+            found[begins[row] + probe(windows[row]).topk(min(HIGHEST, len(windows[row]))).indices] = 1
+        probe = _of_windows(x, found, hard[owners] & (found == y[owners]))
     return probe
 
 
-def _of_windows(x: Tensor, y: Tensor, hard: Tensor, kept: Tensor) -> Linear:
-    return fit_gaussians(x[kept], y[kept], weights_of(y[kept], hard[kept]))
+def _of_windows(x: Tensor, labels: Tensor, hard: Tensor) -> Linear:
+    kept = labels != UNKNOWN
+    return fit_gaussians(x[kept], labels[kept], weights_of(labels[kept], hard[kept]))
 
 
 def shrunk_covariance(rest: Tensor, weights: Tensor, shrinkage: float) -> Tensor:

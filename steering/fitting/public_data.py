@@ -22,12 +22,12 @@ from steering.data.texts import read_text
 from steering.errors import FitError
 
 WORDS = range(3, 80)  # of a row: longer ones are essays, shorter ones say nothing
-PAIRS = {"vlsafe": 500, "ibm": 400, "refusal_direction": 260}
+PAIRS = {"vlsafe": 600, "ibm": 600, "refusal_direction": 260}
 HARMLESS = 1700
 HELD_OUT = 150  # rows of each set of the evaluation
 # Thresholds want harmless rows more than probes do.
 PARTS: Mapping[str, Sequence[tuple[Part, float]]] = {
-    "pairs": (("train", 0.5), ("validation", 0.6), ("calibration", 1.0)),
+    "pairs": (("train", 0.6), ("validation", 0.7), ("calibration", 1.0)),
     "benign": (("train", 0.35), ("validation", 0.45), ("calibration", 1.0)),
     "hard": (("train", 1.0),),  # too few to measure on what is not fitted
 }

@@ -21,7 +21,7 @@ from steering.fitting.conversation import STRIDE, WORDS, ConversationSteps
 from steering.fitting.dataset import Dataset
 from steering.fitting.figures import share_flagged
 from steering.fitting.own_words import MOST_TOKENS
-from steering.fitting.probes import GUARD_SHRINKAGE, HARD_SHARE, ROUNDS, SHRINKAGE, Linear
+from steering.fitting.probes import HARD_SHARE, ROUNDS, SHRINKAGE, Linear
 from steering.fitting.stages import Stages, load_json, load_state
 from steering.fitting.steps import Settings
 from steering.fitting.surround import ALONE, Row, surrounded
@@ -94,12 +94,12 @@ def read_conversations(
     about = {**inputs, "layers": list(layers)}
     collected = stages.run(
         "conversations",
-        {**about, "rows": _digest(train), "stride": STRIDE, "spoken": True},
+        {**about, "rows": _digest(train), "stride": STRIDE, "spoken": True, "known": True},
         lambda to: steps.collect(train, to),
     )
     hard = dataset.hard(dataset.places("train")).nonzero().flatten().tolist()
     fitting = {
-        "conversations": collected.name, "shrinkage": GUARD_SHRINKAGE, "rounds": ROUNDS, "hard": [HARD_SHARE, *hard]
+        "conversations": collected.name, "shrinkage": SHRINKAGE, "rounds": ROUNDS, "hard": [HARD_SHARE, *hard]
     }  # fmt: skip
     fitted = stages.run("probes", fitting, lambda to: steps.fit(train, collected, to))
     probes = load_state(fitted / "probes.safetensors")

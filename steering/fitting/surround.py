@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
@@ -17,6 +18,7 @@ from steering.data.questions import Question, Turn
 from steering.fitting.dataset import Dataset
 
 ALONE = "alone"
+OWN = "own words"  # of the model, in a harmless row's place
 LONGEST = 1024  # words of padding
 _LONGEST_BEGUN = 64  # words of an answer that was begun
 COPIES: Mapping[Part, int] = {"train": 2, "validation": 1, "calibration": 1}  # surroundings of each row, beside alone
@@ -95,17 +97,26 @@ _RESULTS = (
 
 @dataclass(frozen=True)
 class Words:
-    """The harmless words of a part: its harmless rows, and its share of the prose."""
+    """The harmless words of a part: its harmless rows, its share of the prose, and that of the model's own texts."""
 
     rows: Sequence[str]
     prose: Sequence[str]
+    own: Sequence[str]
 
     @classmethod
     def of(cls, dataset: Dataset, part: Part, own: Sequence[str] = ()) -> Words:
-        """The words of a part. `own`: words of the model's own, of which each part has its share as well."""
-        lines = [*PROSE.read_text().splitlines(), *own]
-        prose = [line for number, line in enumerate(lines) if number % 5 in _SHARES[part]]
-        return cls([dataset.questions[place].text for place in dataset.places(part, 0)], prose)
+        """The words of a part. `own`: texts of the model's own, of which each part has its share as well."""
+
+        def share(lines: Sequence[str]) -> list[str]:
+            return [line for number, line in enumerate(lines) if number % 5 in _SHARES[part]]
+
+        rows = [dataset.questions[place].text for place in dataset.places(part, 0)]
+        return cls(rows, share(PROSE.read_text().splitlines()), share(own))
+
+    @property
+    def said(self) -> Sequence[str]:
+        """What is no row."""
+        return [*self.prose, *self.own]
 
     def padding(self, chance: Random, longest: int = LONGEST) -> str:
         """Some, mostly few: rows, prose, or both."""
@@ -113,7 +124,7 @@ class Words:
         share = chance.choice((0.0, 0.5, 1.0))
         words: list[str] = []
         while len(words) < wanted:
-            words += chance.choice(self.prose if chance.random() < share else self.rows).split() or ["..."]
+            words += chance.choice(self.said if chance.random() < share else self.rows).split() or ["..."]
         return " ".join(words[:wanted])
 
 
@@ -135,7 +146,8 @@ class Row:
 def surrounded(dataset: Dataset, parts: Sequence[Part], seed: int, own: Sequence[str] = ()) -> list[Row]:
     """The rows of these parts alone, and each in as many surroundings as its part has COPIES.
 
-    `own`: words of the model's own, which pad rows beside the prose.
+    `own`: texts of the model's own, which pad rows beside the prose, and stand in harmless rows' places by themselves:
+    no set of harmless rows has as many kinds.
 
     Of the harmless rows that calibrate some are padded once more, and some told: thresholds promise nothing for lengths
     and kinds of which there are few.
@@ -151,6 +163,8 @@ def surrounded(dataset: Dataset, parts: Sequence[Part], seed: int, own: Sequence
             if part != "train" and dataset.labels[place] == 0:
                 kinds += [chance.choice(more) for share, more in _MORE_FRESH if chance.random() < share]
             rows += [Row(_KINDS[kind](asked, words, chance), place, kind) for kind in kinds]
+        harmless = [place for place in dataset.places(part, 0) if not dataset.items[dataset.owners[place]].hard]
+        rows += [Row(Question(text), place, OWN) for text, place in zip(words.own, cycle(harmless), strict=False)]
     return rows
 
 
@@ -192,12 +206,12 @@ def _again(asked: Question, words: Words, chance: Random) -> Question:  # noqa: 
 
 def _ruled(asked: Question, words: Words, chance: Random) -> Question:
     rules = " ".join(chance.sample(_RULES, chance.choice((1, 1, 2))))
-    return replace(asked, before=(Turn("system", chance.choice((rules, rules, chance.choice(words.prose)))),))
+    return replace(asked, before=(Turn("system", chance.choice((rules, rules, chance.choice(words.said)))),))
 
 
 def _in_tool(asked: Question, words: Words, chance: Random) -> Question:
     told = chance.choice((asked, _suffix(asked, words, chance), _prefix(asked, words, chance))).text
-    request = chance.choice((_LOOK, _LOOK, words.rows, words.prose))
+    request = chance.choice((_LOOK, _LOOK, words.rows, words.said))
     return replace(asked, text=chance.choice(request), after=(Turn("tool", chance.choice(_RESULTS).format(told)),))
 
 

@@ -14,6 +14,7 @@ from steering.fitting.probes import weights_of
 from steering.head import RefusalHead
 from steering.prober import HIDDEN, Prober
 
+CERTAIN = 1e-4  # nats a token: a head that says refusals as surely as this learns no more
 SPARED_FACTOR = 2  # states of harmless answers for each of refusals
 
 Tick = Callable[[int], None]  # called with the number of epochs that are done
@@ -154,7 +155,7 @@ def fit_head(
         parts = [_changed(head, some, logits) * len(some) for some in torch.split(spared.held_out, batch)]
         return said + spared.weight * torch.stack(parts).sum() / len(spared.held_out)
 
-    losses = _descend(head, len(train.targets), loss, held_out_loss, optimisation, tick)
+    losses = _descend(head, len(train.targets), loss, held_out_loss, optimisation, tick, CERTAIN)
     return head.requires_grad_(requires_grad=False), losses
 
 
@@ -191,8 +192,9 @@ def _descend(
     held_out_loss: Callable[[], Tensor],
     optimisation: Optimisation,
     tick: Tick,
+    enough: float = 0.0,
 ) -> list[float]:
-    """AdamW with early stop; the module ends with its best held-out weights."""
+    """AdamW with early stop, also where the held-out loss is `enough`; the module ends with its best weights."""
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay
     )
@@ -209,7 +211,7 @@ def _descend(
         tick(1)
         if losses[-1] == min(losses):
             best = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        elif len(losses) - losses.index(min(losses)) > optimisation.patience:
+        if losses[-1] < enough or len(losses) - losses.index(min(losses)) > optimisation.patience:
             break
     tick(optimisation.epochs - len(losses))
     module.load_state_dict(best)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from steering.fitting.probes import fit_gaussians, fit_highest, fit_windows, weights_of
+from steering.fitting.spans import UNKNOWN
 
 ROWS, HARD = 400, 12
 
@@ -42,7 +43,7 @@ def test_a_few_hard_negatives_teach_the_meaning(where: str) -> None:
     def right(hard: Tensor) -> float:
         weights = weights_of(y, hard)
         if where == "windows":
-            probe = fit_highest([*x[:, None]], y, hard, torch.ones_like(hard))
+            probe = fit_highest([*x[:, None]], [*y[:, None]], y, hard)
         else:
             probe = fit_gaussians(x, y, weights) if where == "ends" else fit_windows([*x[:, None]], y, weights)
         fresh, labels, few = rows(1)
@@ -66,10 +67,11 @@ def test_of_harmful_prompts_in_surroundings_the_highest_windows_teach() -> None:
     y, padded = torch.arange(400) % 2, torch.arange(400) // 2 % 2 == 1
     rows = [windows(bool(label), bool(pad)) for label, pad in zip(y, padded, strict=True)]
     none = torch.zeros(400, dtype=torch.bool)
+    known = [torch.full((len(of),), UNKNOWN if a and b else int(a)) for of, a, b in zip(rows, y, padded, strict=True)]
     fresh = [windows(bool(label), padded=True) for label in y]
 
     def told_apart(rounds: int) -> float:
-        probe = fit_highest(rows, y, none, ~padded, rounds=rounds)
+        probe = fit_highest(rows, known, y, none, rounds=rounds)
         highest = torch.stack([probe(each).max() for each in fresh])
         return float((highest[y == 1] > highest[y == 0].quantile(0.95)).float().mean())
 

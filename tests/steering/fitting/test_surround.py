@@ -12,7 +12,7 @@ from steering.data.questions import Question
 from steering.evaluation.surroundings import SURROUNDINGS
 from steering.fitting.dataset import Dataset
 from steering.fitting.items import Item
-from steering.fitting.surround import ALONE, COPIES, PROSE, Row, surrounded
+from steering.fitting.surround import ALONE, COPIES, OWN, PROSE, Row, surrounded
 
 PARTS: tuple[Part, ...] = ("train", "validation", "calibration")
 
@@ -99,6 +99,14 @@ def test_the_model_s_own_words_pad_rows_and_no_part_sees_those_of_another(datase
     }
     assert all(len(words) >= 5 for words in seen.values())
     assert sum(map(len, seen.values())) == len(set().union(*seen.values()))
+
+
+def test_the_model_s_own_words_are_harmless_rows_by_themselves(dataset: Dataset) -> None:
+    own = [f"own{number}" for number in range(20)]
+    rows = [row for part in PARTS for row in surrounded(dataset, (part,), 2, own) if row.surrounding == OWN]
+    assert sorted(row.question.text for row in rows) == sorted(own)
+    assert all(dataset.labels[row.place] == 0 for row in rows)
+    assert Counter(dataset.parts[row.place] for row in rows) == {"train": 12, "validation": 4, "calibration": 4}
 
 
 def test_the_evaluations_words_are_in_no_surrounding_of_a_fit() -> None:
