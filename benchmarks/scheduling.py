@@ -157,7 +157,7 @@ def simulate_keys(
                 scheduler.add(request)
         plan = scheduler.schedule(rows)
         seconds = costs.of(plan.decoding, plan.prompt_tokens) * chance.lognormvariate(0.0, SCATTER)
-        scheduler.budget.observe(seconds, plan.decoding, plan.prompt_tokens)
+        scheduler.budget.observe(seconds, plan.decoding, plan.prompt_tokens, plan.prompt_pairs)
         now += seconds
         for request, count in plan.work:
             row = cast(CountedRow, request.row)

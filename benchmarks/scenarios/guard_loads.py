@@ -34,12 +34,18 @@ class _Reckoned(Budget):
     STEP, PROMPT_TOKEN, PICTURE_TOKEN = 0.015, 0.0005, 0.0001  # seconds
 
     def observe(
-        self, seconds: float, decoding: int, prompt_tokens: int, encoded_tokens: int = 0, encoding: float = 0.0
+        self,
+        seconds: float,
+        decoding: int,
+        prompt_tokens: int,
+        prompt_pairs: float,
+        encoded_tokens: int = 0,
+        encoding: float = 0.0,
     ) -> None:
         """Learn from a step what it should have taken."""
         encoding = encoded_tokens * self.PICTURE_TOKEN
         seconds = self.STEP * bool(decoding) + self.PROMPT_TOKEN * prompt_tokens + encoding
-        super().observe(seconds, decoding, prompt_tokens, encoded_tokens, encoding)
+        super().observe(seconds, decoding, prompt_tokens, prompt_pairs, encoded_tokens, encoding)
 
 
 class _Case(NamedTuple):

@@ -153,7 +153,8 @@ class OwnEngine:
         if computed.requests:
             self._choose(computed, events)
         encoded = self.backbone.encoded.since(encoded)
-        self.scheduler.budget.observe(monotonic() - began, plan.decoding, plan.prompt_tokens, *encoded)
+        seconds = monotonic() - began
+        self.scheduler.budget.observe(seconds, plan.decoding, plan.prompt_tokens, plan.prompt_pairs, *encoded)
         return events
 
     def _choose(self, computed: Computed, events: list[Event]) -> None:

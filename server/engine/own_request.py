@@ -40,6 +40,11 @@ class OwnRequest(JudgedRequest):
         return len(self.prompt.ids) + len(self.output_ids) if self.row is None else self.row.pending
 
     @property
+    def position(self) -> int:
+        """Tokens that its row has computed, before those to come."""
+        return 0 if self.row is None else self.row.length
+
+    @property
     def lacking(self) -> int:
         """Tokens to compute before its next one, as far as one knows before it runs."""
         copies = self.row is None and self.source is not None and self.source.has_prompt

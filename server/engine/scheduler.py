@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from server.engine.budget import FLOOR, Budget
+from server.engine.budget import FLOOR, Allowance, Budget
+from server.engine.costs import pairs
 from server.engine.own_request import OwnRequest
 from server.engine.shares import Shares
 
@@ -50,6 +51,7 @@ class StepPlan:
     refused: list[tuple[OwnRequest, Exception]] = field(default_factory=list)
     decoding: int = 0  # rows that have their prompt, a token each
     prompt_tokens: int = 0  # all others
+    prompt_pairs: float = 0.0  # of one of these and one before it in its row
 
 
 class Scheduler:
@@ -91,10 +93,10 @@ class Scheduler:
         for request in [each for each in self.running.values() if each.decodes]:
             if request.id in self.running:  # or it has made room for one before it
                 self._run(request, 1, plan, rows)
-        left: float = self.budget.tokens(plan.decoding)
+        left = self.budget.allow(plan.decoding)
         admitting = True
         for request in self._prompts():
-            if left < 1:
+            if not left.fits(request.position):
                 break
             if request.row is None:
                 admitting = (
@@ -103,8 +105,8 @@ class Scheduler:
                     and len(self.running) < self.max_running
                     and self._admit(request, plan, rows)
                 )
-            if request.id in self.running:
-                left -= self._chunk(request, left, plan, rows)
+            if request.id in self.running and not self._chunk(request, left, plan, rows):
+                break
         self._computed += plan.prompt_tokens
         return plan
 
@@ -141,22 +143,21 @@ class Scheduler:
             request.source.followers.remove(request)
         return True
 
-    def _chunk(self, request: OwnRequest, left: float, plan: StepPlan, rows: RowAllocator) -> float:
-        """Plan some of a prompt; what it takes of the tokens that are left, its new pictures counted like tokens."""
-        count = rows.chunk(request, int(left))
-        pictures = self._encoding(request, count, plan, rows)
-        if pictures and left - pictures < FLOOR:
-            if plan.prompt_tokens:
-                return left  # it begins with the next step
-            left = pictures + FLOOR  # no step is shorter than a picture
-        if pictures:
-            count = rows.chunk(request, int(left - pictures))
-            pictures = self._encoding(request, count, plan, rows)
-        return self._run(request, count, plan, rows) + pictures
-
-    def _encoding(self, request: OwnRequest, count: int, plan: StepPlan, rows: RowAllocator) -> float:
-        """Tokens that take as long as its new pictures, where somebody waits for the step to end."""
-        return self.budget.pictures(rows.unseen(request, count)) if plan.decoding else 0.0
+    def _chunk(self, request: OwnRequest, left: Allowance, plan: StepPlan, rows: RowAllocator) -> bool:
+        """Plan some of a prompt and take that of what is left; False where that is too little to begin."""
+        position = request.position
+        fits = left.fits(position)
+        if not fits:
+            return False  # behind what it has of the prefix cache
+        count = rows.chunk(request, fits)
+        if unseen := rows.unseen(request, count):
+            fits = left.fits(position, unseen)
+            if plan.prompt_tokens and fits < FLOOR:
+                return False
+            count = rows.chunk(request, fits)
+            unseen = rows.unseen(request, count)
+        left.take(self._run(request, count, plan, rows), position, unseen)
+        return True
 
     def _run(self, request: OwnRequest, count: int, plan: StepPlan, rows: RowAllocator) -> int:
         """Plan so many of a request's next tokens; how many of its prompt these are."""
@@ -173,6 +174,7 @@ class Scheduler:
             plan.decoding += 1
             return 0
         plan.prompt_tokens += count
+        plan.prompt_pairs += pairs(count, request.position)
         return count
 
     def _preempt(self, request: OwnRequest, rows: RowAllocator) -> None:

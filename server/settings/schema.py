@@ -96,7 +96,7 @@ class Settings(BaseSettings, PolicySettings):
     max_queue: Annotated[int, Field(ge=0)] = _fixed(256, "Requests that may wait; more are answered with 429.")
     prefill_tokens: Count = _fixed(4096, "Prompt tokens computed in one step, at most; longer prompts take several.")
     max_gap_ms: Count = _fixed(
-        300, "Milliseconds that a step may take, by what steps took before, to compute prompts beside running answers."
+        300, "Milliseconds that a step may take to compute prompts beside running answers; 1 or 2 in 100 take longer."
     )
     cache_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = _fixed(
         None, "Memory of the KV cache; if not given what max_rows whole contexts take, within a share of the memory."
