@@ -46,27 +46,30 @@ FAMILIES = {
 }
 
 
-def model_class(family: str) -> Any:  # noqa: ANN401
-    """The class of a family in vLLM."""
-    kind = FAMILIES[family]
-    return getattr(import_module(f"vllm.model_executor.models.{kind.module}"), kind.name)
-
-
-def guarded_model(family: str, worker: Worker) -> type[Any]:
+def guarded_model(family: str) -> type[Any]:
     """The class of a family in vLLM, with the guard around its decoder and before its head.
 
-    Both are eager Python, outside of compiled code; hooks are not.
+    Both are eager Python, outside of compiled code; hooks are not. vLLM keeps a model's class as long as its process
+    lives, so that the class knows no worker: each model is told its own before its first pass.
     """
     kind = FAMILIES[family]
-    base: Any = model_class(family)
+    base: Any = getattr(import_module(f"vllm.model_executor.models.{kind.module}"), kind.name)
 
     class Guarded(base):  # type: ignore[misc]
+        _worker: Worker
+        _tap: BlockTap | None = None
+
         def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:  # noqa: ANN401
             super().__init__(vllm_config=vllm_config, prefix=prefix)
             self._cache = vllm_config.cache_config
+
+        def guard_with(self, worker: Worker) -> None:
+            """Have this worker read and steer."""
+            self._worker = worker
             decoder = _decoder(self)
-            self._tap = BlockTap(decoder.layers, worker.extra_layers) if kind.blocks else None
-            if not kind.blocks:
+            if kind.blocks:
+                self._tap = BlockTap(decoder.layers, worker.extra_layers)
+            else:
                 decoder._set_aux_hidden_state_layers(worker.extra_layers)
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -75,11 +78,11 @@ def guarded_model(family: str, worker: Worker) -> type[Any]:
             if self._tap is not None:
                 extra = self._tap.take()
             if (step := _step(self._cache.block_size)) is not None:
-                worker.read(hidden, extra, step)
+                self._worker.read(hidden, extra, step)
             return hidden
 
         def compute_logits(self, hidden_states: Tensor) -> Any:  # noqa: ANN401
-            return super().compute_logits(worker.steer(hidden_states))
+            return super().compute_logits(self._worker.steer(hidden_states))
 
     Guarded.__name__ = Guarded.__qualname__ = kind.name
     return Guarded

@@ -53,11 +53,12 @@ class Rank(CPUWorker):  # type: ignore[misc]
     def load_model(self, **options: Any) -> None:  # noqa: ANN401
         """Load this rank's part of the guarded model."""
         info = self._spec.info
-        ModelRegistry.register_model(info.architecture, guarded_model(info.family, self._guarded))
+        ModelRegistry.register_model(info.architecture, guarded_model(info.family))
         for each in self.model_runner.input_batch.logitsprocs.all:
             if isinstance(each, RowMap):
                 each.tell(self._guarded)
         super().load_model(**options)
+        self.get_model().guard_with(self._guarded)
 
     # asked by the engine, of all ranks ----------------------------------------------------------------------------
 

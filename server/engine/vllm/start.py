@@ -182,14 +182,14 @@ def _engine(
     from vllm.v1.executor import Executor
 
     from server.engine.vllm.core import VllmCore
-    from server.engine.vllm.model import model_class
+    from server.engine.vllm.model import guarded_model
     from server.engine.vllm.pictures import FIELDS, Pictures
     from server.engine.vllm.rank import RankSpec
 
     if options.ranks > 1:
         sys.path.append(str(FOLDER))  # which their processes are given, to import this package
     info, guard = reference.info, reference.guard
-    ModelRegistry.register_model(info.architecture, model_class(info.family))  # else another process looks at it
+    ModelRegistry.register_model(info.architecture, guarded_model(info.family))  # before vLLM looks for the class
     with told_in_one_line(f"vLLM cannot load {source.model}"):
         config = _engine_config(source, RankSpec(info, source.guard, _threads(options)), options, cache_bytes)
         _check(config)
