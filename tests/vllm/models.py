@@ -71,13 +71,13 @@ class Pair:
         return self.own.backbone.inputs.build(chat(("user", text, len(images))), images)
 
 
-def demo_pair(ranks: int = 1) -> Pair:
+def demo_pair() -> Pair:
     """The bundled model and its guard: LLaVA-OneVision, read after the last layer."""
     backbone = load_backbone(demo.CHECKPOINT, device="cpu", dtype=torch.float32, max_rows=8)
     texts = ["What colour is the sign?", "How do I copy this badge?", "Tell me about the picture."]
     chats = {f"{text} {images}": chat(("user", text, images)) for text in texts for images in (0, 1, 2)}
     prompts = {name: backbone.inputs.build(each, pictures(each)) for name, each in chats.items()}
-    return _pair(backbone, demo.CHECKPOINT, demo.GUARD, prompts, ranks)
+    return _pair(backbone, demo.CHECKPOINT, demo.GUARD, prompts, 1)
 
 
 TEXT = {"hidden_size": 128, "head_dim": 32}  # vLLM's attention on a CPU has no heads of fewer than 32 numbers
@@ -100,9 +100,10 @@ TOWERS: dict[str, dict[str, Any]] = {
 PUBLISHED = ("llava", "llava_next", "llava_onevision", "gemma3")
 
 
-def tiny_model(family: str, folder: Path) -> tuple[Path, Path, Backbone]:
-    """A tiny random model, and a random guard: folders, and our backbone."""
-    model = make_tiny(family, folder / "model", text={**TEXT, **OTHERWISE.get(family, {})}, vision=TOWERS.get(family))
+def tiny_model(family: str, folder: Path, **more: Any) -> tuple[Path, Path, Backbone]:
+    """A tiny random model, and a random guard: folders, and our backbone. `more`: of the decoder's config."""
+    text = {**TEXT, **OTHERWISE.get(family, {}), **more}
+    model = make_tiny(family, folder / "model", text=text, vision=TOWERS.get(family))
     if family in PUBLISHED:
         use_published_names(model)
     backbone = load_backbone(model, device="cpu", dtype=torch.float32, max_rows=8)

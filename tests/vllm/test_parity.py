@@ -10,7 +10,8 @@ from itertools import pairwise
 import pytest
 
 from models.demo.dialogue import pairs
-from server.request import Ask, Event, Finish
+from models.schema import source_of
+from server.request import Ask, Event, Finish, Schema
 from steering.policy import Mode, OutputPolicy, Verdict
 from tests.vllm.models import (
     TOKENS,
@@ -47,7 +48,7 @@ FAMILIES = (
     "qwen3_vl",
     "smolvlm",
 )
-ON_TWO_RANKS = ("demo", "gemma3_text", "llama", "qwen2_vl")
+ON_TWO_RANKS = ("gemma3_text", "llama", "llava_onevision", "qwen2_vl")
 TWO_RANKS = "two ranks: "
 TWINS = 63  # of each of four kinds: 504 prompts
 
@@ -61,10 +62,10 @@ def demo() -> Pair:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     family = request.param.removeprefix(TWO_RANKS)
     ranks = 1 if family == request.param else 2
-    if family != "demo":
-        made = tiny_pair(family, tmp_path_factory.mktemp(family), ranks)
+    if family == "demo":
+        made = request.getfixturevalue("demo")
     else:
-        made = request.getfixturevalue("demo") if ranks == 1 else demo_pair(ranks)
+        made = tiny_pair(family, tmp_path_factory.mktemp(family), ranks)
     yield made
     if ranks > 1:
         end(made)
@@ -207,6 +208,15 @@ def test_an_abort_leaves_others_alone_and_nothing_behind(pair: Pair, steps: int,
     rest = until_idle(pair.vllm)["other"]
     assert tokens([event for event in shown if event.request.id == "other"]) + tokens(rest) == tokens(alone)
     assert pair.vllm.load == (0, 0, 0.0)
+
+
+def test_answers_follow_a_schema_beside_others_that_do_not(pair: Pair) -> None:
+    prompt, of = pair.prompts["long"], policy(Mode.STEER, threshold=1.0)
+    shape = Schema(source_of({"enum": ["red", "blue"]}))
+    asks = [replace(ask("json", prompt, of), schema=shape), ask("free", prompt, of)]
+    ours, theirs = served(pair.own, asks), served(pair.vllm, asks)
+    assert alike(ours, theirs) <= CLOSE
+    assert pair.own.backbone.tokenizer.decode(tokens(theirs["json"])) in ('"red"', '"blue"')
 
 
 def test_the_length_is_kept_and_limits_of_it_are_told(pair: Pair) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import psutil
@@ -14,6 +15,7 @@ from openai import APIError
 from models.demo.dialogue import pairs
 from tests import plain_http
 from tests.end_to_end.processes import ON_VLLM, ServerProcess, user
+from tests.vllm.models import tiny_model
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -29,12 +31,6 @@ def server() -> Iterator[ServerProcess]:
 
 
 def test_it_answers_refuses_and_follows_schemas(server: ServerProcess) -> None:
-    answers_and_refuses(server)
-    follows_a_schema(server)
-
-
-def answers_and_refuses(server: ServerProcess) -> None:
-    """A harmless prompt, and its harmful twin."""
     pair = next(pair for pair in pairs(1, seed=921, split="test") if pair.kind == "cross")
     for example, reason in ((pair.safe, "stop"), (pair.toxic, "content_filter")):
         messages = [user(example.question, *([example.image] if example.image else []))]
@@ -42,9 +38,6 @@ def answers_and_refuses(server: ServerProcess) -> None:
         assert answer.choices[0].finish_reason == reason
         assert answer.choices[0].message.content
     assert server.metric("autosteer_guard_decisions_total", decision="steered") == 1
-
-
-def follows_a_schema(server: ServerProcess) -> None:
     schema: dict[str, object] = {
         "type": "object",
         "properties": {"colour": {"enum": ["red", "blue"]}},
@@ -63,13 +56,13 @@ def test_each_stream_of_an_engine_that_is_killed_ends_once_and_another_one_start
     kill_under_streams(server, lambda: server.engine)
 
 
-def test_two_ranks_answer_and_refuse_and_one_that_is_killed_ends_each_stream_once() -> None:
-    with ServerProcess([*ON_VLLM, "--tensor-parallel", "2"], start_seconds=START_SECONDS) as server:
-        answers_and_refuses(server)
-        follows_a_schema(server)
+def test_each_stream_of_two_ranks_of_which_one_is_killed_ends_once_and_others_start(tmp_path: Path) -> None:
+    """Also where one dies while there is nothing to compute."""
+    model, guard, _ = tiny_model("llama", tmp_path, max_position_embeddings=2048)
+    given = [*ON_VLLM, "--model", str(model), "--guard", str(guard), "--tensor-parallel", "2", "--threshold", "1"]
+    with ServerProcess(given, start_seconds=START_SECONDS) as server:
         kill_under_streams(server, lambda: ranks(server)[1])
-        server.client.chat.completions.create(model=server.model, messages=[user("hello")], max_tokens=4)
-        ranks(server)[0].kill()  # while there is nothing to compute
+        ranks(server)[0].kill()
         wait_until(lambda: server.metric("autosteer_engine_restarts_total") == 2, "another engine", START_SECONDS)
 
 

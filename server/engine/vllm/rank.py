@@ -44,16 +44,15 @@ class Rank(CPUWorker):  # type: ignore[misc]
         self._spec: RankSpec = vllm_config.additional_config
         if self._spec.threads is not None:
             torch.set_num_threads(self._spec.threads)
-        super().__init__(vllm_config, *args, **options)
         info, folder = self._spec.info, self._spec.guard
+        ModelRegistry.register_model(info.architecture, guarded_model(info.family))  # before its runner asks for it
+        super().__init__(vllm_config, *args, **options)
         guard = None if folder is None else load_guard(folder, info)
         self._channel: SimpleQueue[Read] = SimpleQueue()
         self._guarded = Worker(guard, info.num_layers, self._channel if self.rank == 0 else None)
 
     def load_model(self, **options: Any) -> None:  # noqa: ANN401
         """Load this rank's part of the guarded model."""
-        info = self._spec.info
-        ModelRegistry.register_model(info.architecture, guarded_model(info.family))
         for each in self.model_runner.input_batch.logitsprocs.all:
             if isinstance(each, RowMap):
                 each.tell(self._guarded)

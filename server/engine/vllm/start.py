@@ -116,6 +116,7 @@ def load_vllm(
         known = ", ".join(sorted(FAMILIES))
         raise LoadError(f"the vllm engine has no adapter for {family} models; it serves {known}. Use --engine own")
     source = Source(model, revision, guard)
+    _check_ranks(config.get_text_config(), options.ranks)
     reference = _reference(source, dtype, tell)
     gc.collect()  # the reference's weights
     cache_bytes = _cache_bytes(config.get_text_config(), reference.info, options)
@@ -142,6 +143,16 @@ def _check_device(device: str) -> None:
     found = current_platform.device_type
     if found != "cpu" or device not in ("auto", "cpu"):
         raise LoadError(f"the guard on vLLM was tested on a CPU alone; here it would be on {found}, device: {device}")
+
+
+def _check_ranks(text: Any, ranks: int) -> None:  # noqa: ANN401
+    """Raise LoadError where a decoder cannot be cut into so many parts."""
+    heads, pairs, width = text.num_attention_heads, text.num_key_value_heads, text.intermediate_size
+    if heads % ranks or (pairs % ranks and ranks % pairs) or width % ranks:
+        raise LoadError(
+            f"tensor_parallel: {ranks} processes cannot share {heads} heads, {pairs} of keys and values, and {width} "
+            "channels between layers"
+        )
 
 
 def _cache_bytes(text: Any, info: BackboneInfo, options: Options) -> int:  # noqa: ANN401

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from models.errors import LoadError
-from server.engine.vllm.start import _check
+from server.engine.vllm.start import _check, _check_ranks
 
 
 def config(**changes: Any) -> SimpleNamespace:
@@ -31,6 +31,18 @@ def config(**changes: Any) -> SimpleNamespace:
 
 def test_the_v1_runner_on_one_machine_is_served() -> None:
     _check(config())
+
+
+@pytest.mark.parametrize(("heads", "pairs", "width"), [(8, 4, 512), (8, 1, 512), (4, 2, 64)])
+def test_a_decoder_that_can_be_cut_is_shared(heads: int, pairs: int, width: int) -> None:
+    _check_ranks(SimpleNamespace(num_attention_heads=heads, num_key_value_heads=pairs, intermediate_size=width), 4)
+
+
+@pytest.mark.parametrize(("heads", "pairs", "width"), [(6, 3, 512), (8, 3, 512), (8, 4, 510)])
+def test_a_decoder_that_cannot_be_cut_is_refused(heads: int, pairs: int, width: int) -> None:
+    text = SimpleNamespace(num_attention_heads=heads, num_key_value_heads=pairs, intermediate_size=width)
+    with pytest.raises(LoadError, match=f"tensor_parallel: 4 processes cannot share {heads} heads, {pairs} of keys"):
+        _check_ranks(text, 4)
 
 
 @pytest.mark.parametrize(
