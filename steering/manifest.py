@@ -71,7 +71,7 @@ class Manifest(Frozen):
     Format 1 reads the last prompt token alone; format 2 has `conversation`; format 3 has `answers` beside either;
     format 4 has `categories` beside any of these; format 5 has cells in `conversation` of what tools and system
     messages tell, or of prompts with an answer in them, or takes the numbers of a prompt together; format 6 reads no
-    windows of what a template says by itself.
+    windows of what a template says by itself, and of what is said and what is told the more unusual windows count.
     """
 
     format_version: Format = 1

@@ -79,8 +79,8 @@ class Conversation(nn.Module):
     is their mean, and the mean of the highest windows counts; where some cells are of told prompts, that of the words
     of tools and system messages by itself. Where what is `spoken` counts, windows of what the template says by itself,
     which are alike in every prompt, do not. Each is put on the scale of harmless prompts of the same cell. Their sum
-    counts, or where they are not taken `together` the most unusual one, and is put on such a scale again: the rate of
-    false alarms is spent once.
+    counts (of windows, where what is `spoken` counts, the more unusual ones), or where they are not `together` the most
+    unusual one, and is put on such a scale again: the rate of false alarms is spent once.
     """
 
     width = 2
@@ -145,7 +145,12 @@ class Conversation(nn.Module):
 
     def joint(self, scales: Sequence[Scale], raw: Sequence[float]) -> float:
         """How unusual the numbers of a prompt are, each on its own scale; NaN where one is no number."""
-        return (unusual_together if self.together else most_unusual)(scales, raw)
+        if not self.together:
+            return most_unusual(scales, raw)
+        if not self.spoken:
+            return unusual_together(scales, raw)
+        # Harm stands in what is said or in what is told: the other has nothing to add.
+        return scales[0](raw[0]) + most_unusual(scales[1:], raw[1:])
 
     def token_scores(self, notes: Notes, layout: Layout) -> TokenScores:
         """What a prompt would score by each of its tokens alone: as a turn's end, or in its highest window.

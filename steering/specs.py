@@ -73,7 +73,7 @@ class ConversationSpec(Frozen):
     window: int = Field(gt=0)
     cells: list[CellSpec] = Field(min_length=1)
     together: bool = False  # all numbers of a prompt count, and not the most unusual one alone
-    spoken: bool = False  # windows of what the template says by itself do not count
+    spoken: bool = False  # windows of what the template says by itself do not count, and of others the more unusual
 
     @model_serializer(mode="wrap")
     def _as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -186,6 +186,15 @@ def test_what_the_template_says_counts_in_no_window_of_a_reader_of_what_is_spoke
     assert reader.score(notes, layout) > plain
 
 
+def test_of_what_is_said_and_told_the_more_unusual_windows_count_beside_the_end() -> None:
+    near = Scale.of(np.random.default_rng(0).normal(size=500))
+    reader = Conversation(16, APART, together=True, spoken=True)
+    said, told, both = (reader.joint([near] * 3, raw) for raw in ((0.0, 2.0, -2.0), (0.0, -2.0, 2.0), (0.0, 2.0, 2.0)))
+    assert said == told == both
+    assert reader.joint([near] * 3, (1.0, 2.0, -2.0)) > said
+    assert math.isnan(reader.joint([near] * 3, (0.0, math.nan, 2.0)))
+
+
 def apart() -> Conversation:
     """One in which windows that are told are a hundred times less unusual than others."""
     made = Conversation(16, APART)
