@@ -73,7 +73,7 @@ class Study:
         kept = [at for at, is_kept in enumerate(self.calibration) if is_kept] if safe is None else safe
         harmless = [at for at in kept if labels[at] == 0]
         cells = make_cells([self.layouts[at] for at in scaled if labels[at] == 0])
-        reader = Conversation(1, cells, together=True)
+        reader = Conversation(1, cells, together=True, spoken=True)
         numbers = raw[:, [0, 2, 3] if reader.apart else [0, 1]]
         calibrate(reader, numbers[[*scaled]], [self.layouts[at] for at in scaled], labels[[*scaled]])
         own = scores(reader, numbers, self.layouts)
