@@ -22,7 +22,6 @@ class ResponsesJob(OneAnswer[ResponsesRequest]):
     """A job that answers with a response."""
 
     prefix: ClassVar[str] = "resp_"
-    stops: ClassVar[Sequence[str]] = ()
 
     @classmethod
     def of(cls, body: object) -> Self:
@@ -38,6 +37,11 @@ class ResponsesJob(OneAnswer[ResponsesRequest]):
         conversation = Conversation(turns.messages, "input", turns.path, "image_url")
         bare = asked.model_copy(update={"input": ""})
         return cls(bare, PromptParts(conversation, tool_use, {*asked.ignored()}))
+
+    @property
+    def stops(self) -> Sequence[str]:
+        """Strings that end an answer."""
+        return self.asked.stop or ()
 
     def answer(self, intake: Intake, choices: Choices) -> ResponsesAnswer:
         """The answer as a `response`, or its events."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag
 
-from server.api.answer_fields import GuardOptions, Sampling
+from server.api.answer_fields import GuardOptions, Sampling, Stops
 from server.api.fields import (
     HintFlag,
     HintObject,
@@ -124,6 +124,8 @@ class ResponsesRequest(Strict):
     max_output_tokens: Positive | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    stop: Stops = None
+    ignore_eos: bool | None = None
     text: TextOptions | None = None
     tools: Annotated[list[FlatTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: _Choice | None = None
@@ -162,8 +164,13 @@ class ResponsesRequest(Strict):
     @property
     def sampling(self) -> Sampling:
         """How its tokens are chosen."""
-        limit = self.max_output_tokens
-        return Sampling(model=self.model, max_tokens=limit, temperature=self.temperature, top_p=self.top_p)
+        return Sampling(
+            model=self.model,
+            max_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            ignore_eos=self.ignore_eos,
+        )
 
     @property
     def answer_schema(self) -> dict[str, JsonValue] | None:

@@ -153,6 +153,15 @@ async def test_items_of_every_kind_reach_the_template_and_its_own_output_is_take
     assert {"store", "include"} <= {*answer.headers["x-autosteer-ignored"].split(", ")}
 
 
+async def test_what_generators_of_load_ask_for_is_honoured() -> None:
+    runner = saying("abcdef")
+    async with serving(runner) as client:
+        stopped = await respond(client, stop="d")
+        await respond(client, stop=None, ignore_eos=True)
+    assert stopped.json()["output"][0]["content"][0]["text"] == "abc"
+    assert [request.ask.params.min_tokens > 4096 for request in runner.requests] == [False, True]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an earlier response": ({"previous_response_id": "resp_1"}, "previous_response_id"),
     "the background": ({"background": True}, "background"),
