@@ -1,4 +1,4 @@
-"""The console in a browser: first paint, bytes, what axe-core finds; and the pictures of docs/console.md.
+"""The console in a browser: first refusal and paint, bytes, what axe-core finds; and the pictures of docs/console.md.
 
 Run: python -m benchmarks.console --shots docs/images
 It drives Debian's chromium with Playwright.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,6 +137,15 @@ def locked(folder: Path) -> Iterator[str]:
         yield server.url
 
 
+def tell_first_refusal(browser: Browser) -> None:
+    """Print how long it is from the start of a server to a refusal with its reason on the page."""
+    begun = time.monotonic()
+    with ServerProcess() as server:
+        page = asked(browser, server.url, "Harmful by its picture alone")
+        page.locator("#verdict:has-text('threshold')").wait_for()
+        print(f"from a server's start to a refusal on the page: {time.monotonic() - begun:.1f} s")
+
+
 def tell_paints(browser: Browser, names: Mapping[str, str]) -> None:
     """Print how long pages take to their first paint."""
     for name, address in names.items():
@@ -150,6 +160,7 @@ def main(
     with TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tell_first_refusal(browser)
         with locked(folder) as url:
             tell_paints(browser, {"Sign in": f"{url}/console"})
         with served(folder) as url:

@@ -1,4 +1,4 @@
-"""guidellm: a load of synthetic chats and completions, with its `ignore_eos` and usage in every chunk."""
+"""guidellm: a load of synthetic prompts on each API, with its `ignore_eos` and usage in every chunk."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import tasks
 REQUESTS = 8
 
 
-def loaded(kind: str) -> str:
-    report = Path(f"{kind}.json").resolve()
+def loaded(path: str) -> str:
+    report = Path("guidellm.json").resolve()
     report.unlink(missing_ok=True)
+    backend = {"kind": "openai_http", "target": tasks.URL, "model": tasks.MODEL, "request_format": path}
     command = [
-        str(Path(sys.executable).with_name("guidellm")), "benchmark", "run", "--target", tasks.URL,
-        "--model", tasks.MODEL, "--processor", os.environ["CLIENT_CHECKPOINT"], "--request-type", kind,
-        "--profile", "synchronous", "--max-requests", str(REQUESTS), "--data", "prompt_tokens=16,output_tokens=8",
-        "--output-path", str(report),
+        str(Path(sys.executable).with_name("guidellm")), "run", "--backend", json.dumps(backend),
+        "--tokenizer", f"kind=huggingface_auto,model={os.environ['CLIENT_CHECKPOINT']}",
+        "--profile", "kind=synchronous", "--constraint", f"kind=max_requests,count={REQUESTS}",
+        "--data", "kind=synthetic_text,prompt_tokens=16,output_tokens=8",
+        "--output", f"kind=json,path={report}", "--disable-console-interactive",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     tasks.expect(report.exists(), (done.stdout + done.stderr)[-400:])
@@ -30,11 +32,15 @@ def loaded(kind: str) -> str:
 
 
 def chat() -> str:
-    return loaded("chat_completions")
+    return loaded("/v1/chat/completions")
 
 
 def completions() -> str:
-    return loaded("text_completions")
+    return loaded("/v1/completions")
 
 
-tasks.run(chat, completions)
+def responses() -> str:
+    return loaded("/v1/responses")
+
+
+tasks.run(chat, completions, responses)
