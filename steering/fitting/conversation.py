@@ -72,8 +72,7 @@ class ConversationSteps:
 
     def _read_chunk(self, backbone: Backbone, rows: Sequence[Row]) -> dict[str, Tensor]:
         found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        order = sorted(range(len(rows)), key=lambda at: len(rows[at].question.transcript))
-        for places in batches(order, backbone.max_rows):
+        for places in batches(_by_length(rows), backbone.max_rows):
             prompts = [self._prompt(backbone, rows[at]) for at in places]
             with backbone.tap(self._layers) as tap:
                 backbone.prefill_uncached([[prompt] for prompt in prompts], last=None)
@@ -138,10 +137,9 @@ class ConversationSteps:
         tick = self._bar("calibration", len(rows))
         found: dict[int, list[float]] = {}
         kinds: dict[int, NDArray[np.float64]] = {}
-        order = sorted(range(len(rows)), key=lambda at: len(rows[at].question.transcript))
         backbone.read_prompts(Beside(own, _Served([LastToken(prober)], [layer])))
         try:
-            for places in batches(order, backbone.max_rows):
+            for places in batches(_by_length(rows), backbone.max_rows):
                 prompts = [self._prompt(backbone, rows[at]) for at in places]
                 for at, prompt, notes in zip(places, prompts, notes_of(backbone, prompts), strict=True):
                     layout = backbone.inputs.layout(prompt.ids)
@@ -167,6 +165,11 @@ class ConversationSteps:
             return prompt_of(backbone, row.question)
         except PromptError:
             return prompt_of(backbone, self._dataset.questions[row.place])
+
+
+def _by_length(rows: Sequence[Row]) -> list[int]:
+    """Places of the rows, those of like length one after the other: little of a batch is padded."""
+    return sorted(range(len(rows)), key=lambda at: len(rows[at].question.transcript))
 
 
 def collected_states(folder: Path) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

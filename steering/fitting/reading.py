@@ -87,16 +87,11 @@ def read_conversations(
     kinds: Kinds,
 ) -> Reading:
     """Fit and calibrate a reader of whole conversations."""
-    seed, count = settings.seed, settings.own_words
-    saying = {**inputs, "seed": seed, "texts": count, "tokens": MOST_TOKENS}
-    own = load_json(stages.run("words", saying, lambda to: steps.words(seed, count, to)) / WORDS)
-    train, fresh = (surrounded(dataset, parts, seed, own) for parts in (("train",), ("validation", "calibration")))
-    about = {**inputs, "layers": list(layers)}
-    collected = stages.run(
-        "conversations",
-        {**about, "rows": _digest(train), "stride": STRIDE, "spoken": True, "known": True},
-        lambda to: steps.collect(train, to),
-    )
+    own = _own_words(stages, inputs, steps, settings)
+    train = surrounded(dataset, ("train",), settings.seed, own)
+    fresh = surrounded(dataset, ("validation", "calibration"), settings.seed, own)
+    about = {**inputs, "layers": list(layers), "rows": _digest(train), "stride": STRIDE, "spoken": True, "known": True}
+    collected = stages.run("conversations", about, lambda to: steps.collect(train, to))
     hard = dataset.hard(dataset.places("train")).nonzero().flatten().tolist()
     fitting = {
         "conversations": collected.name, "shrinkage": SHRINKAGE, "rounds": ROUNDS, "hard": [HARD_SHARE, *hard]
@@ -119,6 +114,14 @@ def read_conversations(
         return calibrated_reader
     rows = _fresh_rows(found["categories"], kinds, dataset, fresh)
     return replace(calibrated_reader, categories=calibrated(kinds, linear, rows))
+
+
+def _own_words(stages: Stages, inputs: Mapping[str, Any], steps: ConversationSteps, settings: Settings) -> list[str]:
+    """What the model says in a user's place."""
+    seed, count = settings.seed, settings.own_words
+    saying = {**inputs, "seed": seed, "texts": count, "tokens": MOST_TOKENS}
+    found: list[str] = load_json(stages.run("words", saying, lambda to: steps.words(seed, count, to)) / WORDS)
+    return found
 
 
 def _fresh_rows(raw: Tensor, kinds: Kinds, dataset: Dataset, rows: Sequence[Row]) -> FreshRows:
