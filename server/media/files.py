@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from PIL import Image, UnidentifiedImageError
 
 from models.pixels import upright_rgb
+from server.media.jpeg import without_resources
 from server.media.png import without_texts
 
 FORMATS = {
@@ -115,7 +116,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_PROGRESSIVE_SCANS:
         raise MediaError(f"a JPEG may have at most {MAX_PROGRESSIVE_SCANS} scans")
     try:
-        with Image.open(io.BytesIO(without_texts(data)), formats=ALLOWED) as image:
+        with Image.open(io.BytesIO(without_resources(without_texts(data))), formats=ALLOWED) as image:
             _check_pixels(image.size, max_pixels)
             yield image
     except MediaError:

@@ -181,6 +181,39 @@ def test_texts_and_profiles_of_a_png_do_not_matter(name: str, times: int) -> Non
     assert image_size(odd, 10**6) == (4, 3)
 
 
+SEGMENT = struct.pack(">H", 65_535) + bytes(65_533)
+JPEG_SEGMENTS: dict[str, bytes] = {
+    "2 MiB of comments": (b"\xff\xfe" + SEGMENT) * 32,
+    "pieces of a profile that do not fit": b"\xff\xe2"
+    + struct.pack(">H", 20)
+    + b"ICC_PROFILE\0\5\1odds"
+    + b"\xff\xe2"
+    + SEGMENT,
+    "XMP that is none": b"\xff\xe1" + struct.pack(">H", 35) + b"http://ns.adobe.com/xap/1.0/\0<x:x>"[:33],
+    "a photographer's resources that are none": b"\xff\xed" + struct.pack(">H", 22) + b"Photoshop 3.0\x008BIM\xff\xff",
+}
+
+
+@pytest.mark.parametrize("name", JPEG_SEGMENTS)
+def test_segments_of_a_jpeg_do_not_matter(name: str) -> None:
+    whole = encoded(gradient(), "JPEG")
+    assert decode(whole[:2] + JPEG_SEGMENTS[name] + whole[2:]).tobytes() == decode(whole).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("WEBP", {"icc_profile": b"no profile" * 2**18}),
+        ("WEBP", {"xmp": b"<x" * 2**20}),
+        ("WEBP", {"exif": b"Exif\0\0no exif"}),
+        ("GIF", {"comment": b"x" * 2**21}),
+        ("JPEG", {"icc_profile": b"no profile" * 2**17}),
+    ],
+)
+def test_what_an_image_is_told_to_be_does_not_matter(kind: str, options: dict[str, Any]) -> None:
+    assert decode(encoded(gradient(), kind, **options)).tobytes() == decode(encoded(gradient(), kind)).tobytes()
+
+
 def raw_png(width: int, height: int, packed: bytes, *, depth: int = 8, extra: bytes = b"") -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
