@@ -46,7 +46,8 @@ class Layout:
     @property
     def spoken(self) -> Sequence[tuple[int, int]]:
         """The runs that somebody says or tells, and those of images."""
-        return [run for run in self.runs if run not in self.own]
+        own = frozenset(self.own)
+        return [run for run in self.runs if run not in own]
 
     @property
     def answered(self) -> bool:
@@ -107,7 +108,7 @@ class LayoutFinder:
         borders = [0, *(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist(), len(ids)]
         runs = [(begin, end) for begin, end in pairwise(borders) if kinds[begin] != _CONTROL]
         awaits = bool(behind) and behind[-1] >= last
-        own = [run for run in runs if self._is_own(ids, *run)]
+        own = {run: None for run in runs if self._is_own(ids, *run)}
         begun = bool(behind) and not awaits and bool(runs) and runs[-1][1] > last and runs[-1][0] <= behind[-1] + 1
         return Layout(
             len(ids),
@@ -117,7 +118,7 @@ class LayoutFinder:
             begun,
             len(ids) - headers[-1] if awaits else 0,
             [run for run in runs if run not in own and any(opening.opens(ids, run[0]) for opening in self.openings)],
-            own,
+            [*own],
         )
 
     def _is_own(self, ids: Sequence[int], begin: int, end: int) -> bool:

@@ -223,7 +223,8 @@ def project(states: Tensor, weight: Tensor) -> Tensor:
 
 def said_and_told(runs: Sequence[Run], told: Sequence[Run]) -> list[Sequence[Run]]:
     """Those of the runs that tools and system messages did not tell, and what they told."""
-    return [[run for run in runs if run not in told], told]
+    of_told = frozenset(told)  # a chat may have thousands of turns
+    return [[run for run in runs if run not in of_told], told]
 
 
 def highest_windows(values: NDArray[np.float64], runs: Sequence[Run], window: int) -> float:
