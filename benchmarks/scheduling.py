@@ -24,6 +24,7 @@ from benchmarks.estimate import percentile
 from benchmarks.inprocess import OFF
 from models.prompt import Prompt
 from models.row_sampler import SamplingParams
+from server.engine.budget import Spent
 from server.engine.own_request import OwnRequest
 from server.engine.scheduler import Scheduler
 from server.request import Ask
@@ -157,7 +158,7 @@ def simulate_keys(
                 scheduler.add(request)
         plan = scheduler.schedule(rows)
         seconds = costs.of(plan.decoding, plan.prompt_tokens) * chance.lognormvariate(0.0, SCATTER)
-        scheduler.budget.observe(seconds, plan.decoding, plan.prompt_tokens, plan.prompt_pairs)
+        scheduler.budget.observe(Spent(seconds, plan.decoding, plan.prompt_tokens, plan.prompt_pairs))
         now += seconds
         for request, count in plan.work:
             row = cast(CountedRow, request.row)

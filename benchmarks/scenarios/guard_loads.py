@@ -17,7 +17,7 @@ from benchmarks.report import Goal, Report
 from benchmarks.scenarios.guard_prompt import CONVERSATION, MONITOR, READERS, one_thread
 from models.backbone import Backbone
 from models.prompt import Prompt
-from server.engine.budget import Budget
+from server.engine.budget import Budget, Spent
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from steering.guard import Guard
@@ -33,19 +33,11 @@ class _Reckoned(Budget):
 
     STEP, PROMPT_TOKEN, PICTURE_TOKEN = 0.015, 0.0005, 0.0001  # seconds
 
-    def observe(
-        self,
-        seconds: float,
-        decoding: int,
-        prompt_tokens: int,
-        prompt_pairs: float,
-        encoded_tokens: int = 0,
-        encoding: float = 0.0,
-    ) -> None:
+    def observe(self, spent: Spent) -> None:
         """Learn from a step what it should have taken."""
-        encoding = encoded_tokens * self.PICTURE_TOKEN
-        seconds = self.STEP * bool(decoding) + self.PROMPT_TOKEN * prompt_tokens + encoding
-        super().observe(seconds, decoding, prompt_tokens, prompt_pairs, encoded_tokens, encoding)
+        encoding = spent.encoded_tokens * self.PICTURE_TOKEN
+        seconds = self.STEP * bool(spent.decoding) + self.PROMPT_TOKEN * spent.prompt_tokens + encoding
+        super().observe(spent._replace(seconds=seconds, encoding=encoding))
 
 
 class _Case(NamedTuple):

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from math import inf
+from typing import NamedTuple
 
 from server.engine.costs import WEIGHT, Cost
 
 FLOOR = 32  # tokens: smaller chunks cost more passes than they save time
+
+
+class Spent(NamedTuple):
+    """What a step computed, and the seconds that it took, of which `encoding` went into pictures of so many tokens."""
+
+    seconds: float
+    decoding: int  # rows
+    prompt_tokens: int
+    prompt_pairs: float
+    encoded_tokens: int = 0
+    encoding: float = 0.0
 
 
 class Budget:
@@ -33,23 +45,17 @@ class Budget:
             seconds = max(self._max_gap - step, step)
         return Allowance(self.limit, seconds, self._prompts, self._pictures)
 
-    def observe(
-        self,
-        seconds: float,
-        decoding: int,
-        prompt_tokens: int,
-        prompt_pairs: float,
-        encoded_tokens: int = 0,
-        encoding: float = 0.0,
-    ) -> None:
-        """Learn from a step, of which `encoding` seconds went into pictures of so many tokens."""
-        if encoded_tokens:
-            self._pictures.observe(max(encoding, 1e-9), encoded_tokens)
-        if prompt_tokens:
-            alone = self._step if decoding and self._step is not None else 0.0
-            self._prompts.observe(max(seconds - alone - encoding, 1e-9), prompt_tokens, prompt_pairs)
-        elif decoding:
-            self._step = seconds if self._step is None else (1 - WEIGHT) * self._step + WEIGHT * seconds
+    def observe(self, spent: Spent) -> None:
+        """Learn from a step."""
+        if spent.encoded_tokens:
+            self._pictures.observe(max(spent.encoding, 1e-9), spent.encoded_tokens)
+        if spent.prompt_tokens:
+            alone = self._step if spent.decoding and self._step is not None else 0.0
+            seconds = max(spent.seconds - alone - spent.encoding, 1e-9)
+            self._prompts.observe(seconds, spent.prompt_tokens, spent.prompt_pairs)
+        elif spent.decoding:
+            before, now = self._step, spent.seconds
+            self._step = now if before is None else (1 - WEIGHT) * before + WEIGHT * now
 
 
 class Allowance:

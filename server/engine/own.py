@@ -16,6 +16,7 @@ from models.grammar import GrammarCompiler
 from models.row_sampler import GrammarError, RowSampler
 from models.sampling import Logprobs, sample
 from server.engine.answers import Answers, final
+from server.engine.budget import Spent
 from server.engine.grammars import Grammars
 from server.engine.judge import Judge
 from server.engine.own_request import OwnRequest
@@ -154,7 +155,7 @@ class OwnEngine:
             self._choose(computed, events)
         encoded = self.backbone.encoded.since(encoded)
         seconds = monotonic() - began
-        self.scheduler.budget.observe(seconds, plan.decoding, plan.prompt_tokens, plan.prompt_pairs, *encoded)
+        self.scheduler.budget.observe(Spent(seconds, plan.decoding, plan.prompt_tokens, plan.prompt_pairs, *encoded))
         return events
 
     def _choose(self, computed: Computed, events: list[Event]) -> None:

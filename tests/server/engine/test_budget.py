@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from server.engine.budget import FLOOR, Budget
+from server.engine.budget import FLOOR, Budget, Spent
 from server.engine.costs import pairs
 
 
 def learned(*, gap: float | None, step: float = 0.010, token: float = 0.0001) -> Budget:
     budget = Budget(1000, gap)
     for _ in range(30):
-        budget.observe(step, 8, 0, 0.0)
-        budget.observe(step + 200 * token, 8, 200, pairs(200, 0))
+        budget.observe(Spent(step, 8, 0, 0.0))
+        budget.observe(Spent(step + 200 * token, 8, 200, pairs(200, 0)))
     return budget
 
 
@@ -46,14 +46,14 @@ def test_where_decoding_alone_takes_most_of_the_gap_prompts_get_as_long() -> Non
 def test_costs_that_scatter_leave_some_of_the_gap() -> None:
     budget = Budget(1000, 0.030)
     for number in range(60):
-        budget.observe(0.010, 8, 0, 0.0)
-        budget.observe(0.010 + 50 * (0.00005 if number % 2 else 0.00015), 8, 50, pairs(50, 0))
+        budget.observe(Spent(0.010, 8, 0, 0.0))
+        budget.observe(Spent(0.010 + 50 * (0.00005 if number % 2 else 0.00015), 8, 50, pairs(50, 0)))
     assert 70 < budget.allow(8).fits(0) < 100, "200 by the mean, every pass within 133"
 
 
 def test_a_pass_over_few_tokens_says_little_about_many() -> None:
     budget = learned(gap=0.030)
-    budget.observe(0.010 + 0.005, 8, 1, pairs(1, 0))
+    budget.observe(Spent(0.010 + 0.005, 8, 1, pairs(1, 0)))
     assert budget.allow(8).fits(0) > 150
 
 
@@ -67,7 +67,7 @@ def test_prompts_always_get_on() -> None:
 def test_a_picture_takes_as_much_as_the_tokens_of_its_time() -> None:
     budget = learned(gap=0.030)
     for _ in range(30):
-        budget.observe(0.010 + 0.020 + 0.005, 8, 200, pairs(200, 0), 100, 0.005)
+        budget.observe(Spent(0.010 + 0.020 + 0.005, 8, 200, pairs(200, 0), 100, 0.005))
     left = budget.allow(8)
     assert left.fits(0, unseen=100) == pytest.approx(150, abs=2)
     left.take(100, 0, unseen=100)
@@ -94,7 +94,7 @@ class Machine:
         """A step's seconds, of which the budget learns."""
         work = tokens + self.share * pairs(tokens, position)
         seconds = (self.step * bool(decoding) + self.token * work) * self.chance.lognormvariate(0.0, self.scatter)
-        self.budget.observe(seconds, decoding, tokens, pairs(tokens, position))
+        self.budget.observe(Spent(seconds, decoding, tokens, pairs(tokens, position)))
         return seconds
 
     def prompt(self, length: int) -> list[tuple[int, float]]:

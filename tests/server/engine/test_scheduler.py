@@ -9,7 +9,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.budget import FLOOR
+from server.engine.budget import FLOOR, Spent
 from server.engine.costs import pairs
 from server.engine.own_request import OwnRequest
 from server.engine.scheduler import NoRoom, Scheduler, StepPlan, Work
@@ -194,7 +194,7 @@ def test_no_step_beside_decoding_rows_takes_longer_than_the_gap(
     def run(*, known: bool) -> None:
         plan = scheduler.schedule(memory)
         seconds = step * bool(plan.decoding) + token * plan.prompt_tokens
-        scheduler.budget.observe(seconds, plan.decoding, plan.prompt_tokens, plan.prompt_pairs)
+        scheduler.budget.observe(Spent(seconds, plan.decoding, plan.prompt_tokens, plan.prompt_pairs))
         if known and plan.decoding:
             assert seconds <= max(gap, 2 * step, step + FLOOR * token) * (1 + 1e-9)
             planned = [work.request for work in plan.work]
@@ -226,8 +226,8 @@ def test_a_picture_takes_its_share_of_the_gap() -> None:
     """A token takes 1 ms, a step of itself 10 ms, a picture of 100 tokens 50 ms more."""
     scheduler, memory = Scheduler(max_running=8, prefill_tokens=1000, max_gap=0.2), Memory()
     for _ in range(30):
-        scheduler.budget.observe(0.010, 1, 0, 0.0)
-        scheduler.budget.observe(0.010 + 0.150, 1, 100, pairs(100, 0), 100, 0.050)
+        scheduler.budget.observe(Spent(0.010, 1, 0, 0.0))
+        scheduler.budget.observe(Spent(0.010 + 0.150, 1, 100, pairs(100, 0), 100, 0.050))
     scheduler.add(request("talks", 1))
     computed(scheduler.schedule(memory))
     for name in "abc":
@@ -247,8 +247,8 @@ def test_a_picture_takes_its_share_of_the_gap() -> None:
 def test_a_picture_that_passes_the_gap_gets_on_by_itself() -> None:
     scheduler, memory = Scheduler(max_running=8, prefill_tokens=1000, max_gap=0.2), Memory()
     for _ in range(30):
-        scheduler.budget.observe(0.010, 1, 0, 0.0)
-        scheduler.budget.observe(0.010 + 0.100 + 0.900, 1, 100, pairs(100, 0), 100, 0.900)
+        scheduler.budget.observe(Spent(0.010, 1, 0, 0.0))
+        scheduler.budget.observe(Spent(0.010 + 0.100 + 0.900, 1, 100, pairs(100, 0), 100, 0.900))
     scheduler.add(request("talks", 1))
     computed(scheduler.schedule(memory))
     for name in "ab":
