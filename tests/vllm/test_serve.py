@@ -21,12 +21,12 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 START_SECONDS = 500
 STREAMS = 16
+WATCHED = {"AUTOSTEER_OUTPUT": json.dumps({"mode": "monitor"})}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    output = {"AUTOSTEER_OUTPUT": json.dumps({"mode": "monitor"})}
-    with ServerProcess(ON_VLLM, environment=output, start_seconds=START_SECONDS) as server:
+    with ServerProcess(ON_VLLM, environment=WATCHED, start_seconds=START_SECONDS) as server:
         yield server
 
 
@@ -60,7 +60,7 @@ def test_each_stream_of_two_ranks_of_which_one_is_killed_ends_once_and_others_st
     """Also where one dies while there is nothing to compute."""
     model, guard, _ = tiny_model("llama", tmp_path, max_position_embeddings=2048)
     given = [*ON_VLLM, "--model", str(model), "--guard", str(guard), "--tensor-parallel", "2", "--threshold", "1"]
-    with ServerProcess(given, start_seconds=START_SECONDS) as server:
+    with ServerProcess(given, environment=WATCHED, start_seconds=START_SECONDS) as server:
         kill_under_streams(server, lambda: ranks(server)[1])
         ranks(server)[0].kill()
         wait_until(lambda: server.metric("autosteer_engine_restarts_total") == 2, "another engine", START_SECONDS)
