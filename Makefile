@@ -68,6 +68,8 @@ SERVED_BY_VLLM := official_clients.py anthropic_client.py documented_requests.py
 
 test-vllm: $(VLLM)/.made
 	$(VLLM)/bin/python -m pytest -q -m vllm tests/vllm
+	$(VLLM)/bin/python -m pytest -q -m vllm -p tests.vllm.v2_runner tests/vllm/test_parity.py tests/vllm/test_start.py \
+		-k "adapter or not two and (llama or gemma3_text or qwen2_vl)"
 	$(VLLM)/bin/python -m pytest -q --served-by vllm $(addprefix tests/end_to_end/test_,$(SERVED_BY_VLLM))
 
 CLIENTS ?= .cache/clients

@@ -44,3 +44,15 @@ def test_an_adapter_that_is_not_live_is_seen(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Worker, "read", lambda *_: None)
     with pytest.raises(LoadError, match="the guard has told nothing of its prompt"):
         load_vllm(str(model), guard, OPTIONS, dtype="float32")
+
+
+def test_an_adapter_for_another_runner_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither runner fails where it is not asked which request is in which row."""
+    from server.engine.vllm.model import RowMap
+    from server.engine.vllm.runner_v2 import GuardedState
+
+    model, guard, _ = tiny_model("llama", tmp_path)
+    monkeypatch.setattr(RowMap, "update_state", lambda *_: None)
+    monkeypatch.setattr(GuardedState, "preprocess_state", lambda *_: None)
+    with pytest.raises(LoadError, match="the guard has told nothing of its prompt"):
+        load_vllm(str(model), guard, OPTIONS, dtype="float32")

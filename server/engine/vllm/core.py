@@ -14,9 +14,9 @@ from vllm.v1.request import RequestStatus
 
 from models.sampling import Logprobs
 from server.engine.protocol import Load
-from server.engine.vllm.model import EPS, RUN, WATCHED
 from server.engine.vllm.pictures import Pictures
 from server.engine.vllm.runs import Progress, Run
+from server.engine.vllm.worker import EPS, RUN, WATCHED
 
 if TYPE_CHECKING:
     from queue import SimpleQueue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -10,12 +11,7 @@ from torch import Tensor
 from vllm.forward_context import get_forward_context
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from server.engine.vllm.worker import Row, Step, Worker
-
-# In the `extra_args` of a run's sampling parameters.
-RUN = "autosteer_run"
-EPS = "autosteer_eps"
-WATCHED = "autosteer_watched"
+from server.engine.vllm.worker import Row, Step, Worker, row_of
 
 
 class Kind(NamedTuple):
@@ -56,16 +52,23 @@ def guarded_model(family: str) -> type[Any]:
     base: Any = getattr(import_module(f"vllm.model_executor.models.{kind.module}"), kind.name)
 
     class Guarded(base):  # type: ignore[misc]
-        _worker: Worker
+        worker: Worker
+        step: Callable[[], Step | None]  # where the tokens of the pass that runs belong; None while vLLM warms up
         _tap: BlockTap | None = None
 
         def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:  # noqa: ANN401
             super().__init__(vllm_config=vllm_config, prefix=prefix)
-            self._cache = vllm_config.cache_config
+            self.step = partial(_step, vllm_config.cache_config)
+
+        def get_model_state_cls(self) -> type[Any]:
+            """What the V2 runner asks for, and V1 does not; there the state tells of each step."""
+            from server.engine.vllm.runner_v2 import GuardedState
+
+            return GuardedState
 
         def guard_with(self, worker: Worker) -> None:
             """Have this worker read and steer."""
-            self._worker = worker
+            self.worker = worker
             decoder = _decoder(self)
             if kind.blocks:
                 self._tap = BlockTap(decoder.layers, worker.extra_layers)
@@ -77,12 +80,14 @@ def guarded_model(family: str) -> type[Any]:
             hidden, extra = output if isinstance(output, tuple) else (output, ())
             if self._tap is not None:
                 extra = self._tap.take()
-            if (step := _step(self._cache.block_size)) is not None:
-                self._worker.read(hidden, extra, step)
+            if (step := self.step()) is not None:
+                self.worker.read(hidden, extra, step)
             return hidden
 
         def compute_logits(self, hidden_states: Tensor) -> Any:  # noqa: ANN401
-            return super().compute_logits(self._worker.steer(hidden_states))
+            """Logits of the rows, bent and as their grammars allow; None on a rank that samples nothing."""
+            logits = super().compute_logits(self.worker.steer(hidden_states))
+            return None if logits is None else self.worker.constrain(logits)
 
     Guarded.__name__ = Guarded.__qualname__ = kind.name
     return Guarded
@@ -125,8 +130,8 @@ class BlockTap:
         return kept
 
 
-def _step(block_tokens: int) -> Step | None:
-    """Where the tokens of the pass that runs belong; None while vLLM warms up."""
+def _step(cache: Any) -> Step | None:  # noqa: ANN401
+    """Where the V1 runner has put the tokens of the pass that runs; None while vLLM warms up."""
     context = get_forward_context()
     if not context.attn_metadata:
         return None
@@ -134,11 +139,11 @@ def _step(block_tokens: int) -> Step | None:
     name = next(each for each in context.attn_metadata if context.no_compile_layers[each].sliding_window is None)
     found = context.attn_metadata[name]
     ends, lengths = found.query_start_loc.tolist()[1:], found.seq_lens.tolist()
-    return Step(ends, lengths, found.slot_mapping, found.block_table, block_tokens)
+    return Step(ends, lengths, found.slot_mapping, found.block_table, cache.block_size)
 
 
 class RowMap(LogitsProcessor):  # type: ignore[misc]
-    """A logits processor: the V1 runner tells it which request is in which row, and it has rows follow grammars."""
+    """A logits processor that changes none: the V1 runner tells it which request is in which row."""
 
     def __init__(self, *_: Any) -> None:  # noqa: ANN401
         self._worker: Worker | None = None
@@ -148,10 +153,10 @@ class RowMap(LogitsProcessor):  # type: ignore[misc]
         self._worker = worker
 
     def apply(self, logits: Tensor) -> Tensor:
-        return logits if self._worker is None else self._worker.constrain(logits)
+        return logits
 
     def is_argmax_invariant(self) -> bool:
-        return False
+        return True
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         if self._worker is not None and batch_update is not None:
@@ -163,9 +168,7 @@ def _follow(rows: dict[int, Row], update: BatchUpdate) -> None:
     for place in update.removed:
         rows.pop(place, None)
     for place, params, prompt, output in update.added:
-        extra = params.extra_args or {}
-        told = extra.get(RUN, ""), extra.get(EPS, 0.0), extra.get(WATCHED, False)
-        rows[place] = Row(*told, len(prompt or ()), output)
+        rows[place] = row_of(params.extra_args, len(prompt or ()), output)
     for one, other, direction in update.moved:
         moved = rows.pop(one, None)
         if direction is MoveDirectionality.SWAP and other in rows:

@@ -53,9 +53,10 @@ class Rank(CPUWorker):  # type: ignore[misc]
 
     def load_model(self, **options: Any) -> None:  # noqa: ANN401
         """Load this rank's part of the guarded model."""
-        for each in self.model_runner.input_batch.logitsprocs.all:
-            if isinstance(each, RowMap):
-                each.tell(self._guarded)
+        if not self.use_v2_model_runner:  # which asks the model itself for what learns of rows
+            for each in self.model_runner.input_batch.logitsprocs.all:
+                if isinstance(each, RowMap):
+                    each.tell(self._guarded)
         super().load_model(**options)
         self.get_model().guard_with(self._guarded)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ from server.engine.answers import read_answers
 from steering.guard import Guard
 
 logger = logging.getLogger(__name__)
+
+# In the `extra_args` of a run's sampling parameters.
+RUN = "autosteer_run"
+EPS = "autosteer_eps"
+WATCHED = "autosteer_watched"
 
 
 class PromptRead(NamedTuple):
@@ -43,13 +48,19 @@ Read = PromptRead | AnswerRead
 
 @dataclass(frozen=True)
 class Row:
-    """A row of vLLM's batch. `output`: its answer's tokens so far, the runner's own list, which grows."""
+    """A row of vLLM's batch. `output`: as many as its answer has tokens so far; V1's own list, which grows."""
 
     run: str
     eps: float
     watched: bool
     prompt_tokens: int
-    output: Sequence[int]
+    output: Sized
+
+
+def row_of(extra_args: Mapping[str, Any] | None, prompt_tokens: int, output: Sized) -> Row:
+    """The row of a run by what its sampling parameters carry; of one that is not ours where they carry nothing."""
+    found = extra_args or {}
+    return Row(found.get(RUN, ""), found.get(EPS, 0.0), found.get(WATCHED, False), prompt_tokens, output)
 
 
 class Step(NamedTuple):
