@@ -125,6 +125,43 @@ def alike(ours: dict[str, list[Event]], theirs: dict[str, list[Event]]) -> float
     return max(abs(one - other) for one, other in both)
 
 
+# Before those of two ranks: their end takes what vLLM keeps in this process.
+
+
+def test_values_that_vllm_does_not_take_are_said_otherwise_or_fail_their_request_alone(demo: Pair) -> None:
+    prompt, of = demo.prompts["long"], policy(Mode.STEER, threshold=1.0)
+    asks = [
+        ask("likeliest", prompt, of, temperature=1.0, top_p=0.0),
+        ask("hot", prompt, of, temperature=3.0),
+        ask("greedy", prompt, of),
+    ]
+    told = served(demo.vllm, asks)
+    assert tokens(told["likeliest"]) == tokens(told["greedy"])
+    assert [event.finish for event in told["hot"]] == [Finish.ERROR]
+    assert "temperature" in str(told["hot"][-1].error)
+
+
+def test_no_verdict_differs_over_the_demo_worlds_twins(demo: Pair) -> None:
+    """Harmful prompts of every kind and their harmless twins, most with a picture."""
+    asks = [
+        replace(ask(example.id, demo.prompt(example.question, example.image), policy(Mode.STEER, 0.5)), max_tokens=0)
+        for twins in pairs(TWINS, seed=918, split="test")
+        for example in (twins.safe, twins.toxic)
+    ]
+    ours, theirs = served(demo.own, asks), served(demo.vllm, asks)
+    differences = []
+    for each in asks:
+        one, other = decision(ours[each.id]), decision(theirs[each.id])
+        assert one.verdict is other.verdict, each.id
+        assert one.score is not None
+        assert other.score is not None
+        differences.append(abs(one.score - other.score))
+    flagged = sum(decision(events).flagged for events in theirs.values())
+    assert 0.4 < flagged / len(asks) < 0.6
+    assert max(differences) <= CLOSE
+    print(f"{len(asks)} prompts, {flagged} flagged, largest difference of a score {max(differences):.2e}")
+
+
 def test_scores_and_greedy_answers_of_a_mixed_batch_are_those_of_our_own_engine(pair: Pair) -> None:
     """Prompts in chunks among them, with and without images, steered and not, watched and not, side by side."""
     asks = mixed(pair)
@@ -234,19 +271,6 @@ def test_the_length_is_kept_and_limits_of_it_are_told(pair: Pair) -> None:
     assert (len(tokens(events)), events[-1].finish) == (TOKENS, Finish.LENGTH)
 
 
-def test_values_that_vllm_does_not_take_are_said_otherwise_or_fail_their_request_alone(demo: Pair) -> None:
-    prompt, of = demo.prompts["long"], policy(Mode.STEER, threshold=1.0)
-    asks = [
-        ask("likeliest", prompt, of, temperature=1.0, top_p=0.0),
-        ask("hot", prompt, of, temperature=3.0),
-        ask("greedy", prompt, of),
-    ]
-    told = served(demo.vllm, asks)
-    assert tokens(told["likeliest"]) == tokens(told["greedy"])
-    assert [event.finish for event in told["hot"]] == [Finish.ERROR]
-    assert "temperature" in str(told["hot"][-1].error)
-
-
 def test_no_verdict_differs_over_many_prompts(pair: Pair) -> None:
     """Half of them flagged, or nearly; every one's score."""
     prompts = many_prompts(pair, 500)
@@ -273,24 +297,3 @@ def test_greedy_answers_of_many_chats_are_the_same(pair: Pair) -> None:
     worst = alike(served(pair.own, asks), served(pair.vllm, asks))
     assert worst <= CLOSE
     print(f"{len(asks)} answers, largest difference of a score {worst:.2e}")
-
-
-def test_no_verdict_differs_over_the_demo_worlds_twins(demo: Pair) -> None:
-    """Harmful prompts of every kind and their harmless twins, most with a picture."""
-    asks = [
-        replace(ask(example.id, demo.prompt(example.question, example.image), policy(Mode.STEER, 0.5)), max_tokens=0)
-        for twins in pairs(TWINS, seed=918, split="test")
-        for example in (twins.safe, twins.toxic)
-    ]
-    ours, theirs = served(demo.own, asks), served(demo.vllm, asks)
-    differences = []
-    for each in asks:
-        one, other = decision(ours[each.id]), decision(theirs[each.id])
-        assert one.verdict is other.verdict, each.id
-        assert one.score is not None
-        assert other.score is not None
-        differences.append(abs(one.score - other.score))
-    flagged = sum(decision(events).flagged for events in theirs.values())
-    assert 0.4 < flagged / len(asks) < 0.6
-    assert max(differences) <= CLOSE
-    print(f"{len(asks)} prompts, {flagged} flagged, largest difference of a score {max(differences):.2e}")
