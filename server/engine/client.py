@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from math import ceil
 
@@ -25,6 +26,7 @@ from server.request import Ask, EngineFailed, Finish
 logger = logging.getLogger(__name__)
 
 MAX_FAILURE_CHARACTERS = 200  # of a failure's own words that are told to anyone who asks whether the server is ready
+SERIES_SECONDS = 1.0  # for the step that runs when they are asked for
 END_SECONDS = 1.0  # for the system to tell how a process ended that has closed its connection
 
 
@@ -61,6 +63,8 @@ class EngineClient:
         self._step_seconds = step_seconds
         self._connection: Connection | None = None  # None before the start, and once nothing more is heard
         self._live = LiveRequests()
+        self._series = b""
+        self._measured = asyncio.Event()
         self._facts: Facts | None = None
         self._loading = Loading()
         self._inputs: Inputs | None = None
@@ -166,6 +170,15 @@ class EngineClient:
         """How much of each stage of loading is done, 0 to 1."""
         return dict.fromkeys(STAGES, 1.0) if self._serving else self._loading.shares
 
+    async def series(self) -> bytes:
+        """What the engine's library tells of itself, for `/metrics`; what it told last, where a step takes long."""
+        if self.model is not None and self.model[0].has_series and self.ready and self._connection is not None:
+            self._measured.clear()
+            self._connection.post(wire.frame(Kind.MEASURE))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._measured.wait(), SERIES_SECONDS)
+        return self._series
+
     # requests --------------------------------------------------------------------------------------------------
 
     def pack(self, asks: Sequence[Ask]) -> Parcel:
@@ -196,6 +209,9 @@ class EngineClient:
                 step = wire.read_step(body)
                 self.load = step.load
                 self._live.take(step)
+            case Kind.MEASURED:
+                self._series = body
+                self._measured.set()
             case Kind.LOADING:
                 self._loading.take(wire.read_loading(body))
             case Kind.LOADED:
@@ -276,6 +292,7 @@ class EngineClient:
             self._connection.close()
             self._connection = None
         self.load = Load()
+        self._series = b""
         self._closed.set()
 
     def _ended(self) -> None:

@@ -53,6 +53,9 @@ class ClientProtocol(Submits, Protocol):
     def restarts(self) -> int:
         """How often the engine was started again."""
 
+    async def series(self) -> bytes:
+        """What the engine's library tells of itself, in Prometheus' text format."""
+
     def start(self) -> None:
         """Begin to load."""
 

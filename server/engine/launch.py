@@ -99,6 +99,7 @@ class LaunchSpec:
             self.model,
             self.guard,
             options,
+            name=self.name,
             revision=self.revision,
             device=self.device,
             dtype=self.dtype,

@@ -45,6 +45,10 @@ class _Abort:
     request_id: str
 
 
+class _Measure:
+    """Tell the series of the engine's library."""
+
+
 class _Stop:
     """Leave the loop; what still lives is ended as aborted."""
 
@@ -70,7 +74,7 @@ class EngineLoop:
         self._connection = connection
         self._load = load
         self._leave = leave
-        self._inbox: SimpleQueue[_Submit | _Refuse | _Abort | _Stop] = SimpleQueue()
+        self._inbox: SimpleQueue[_Submit | _Refuse | _Abort | _Measure | _Stop] = SimpleQueue()
         self._unsent = bytearray()
         self._new: dict[Request, int] = {}  # numbers of the requests of which nothing has been told yet
         self._begun: dict[Request, int] = {}  # of those whose decision has been told
@@ -130,6 +134,8 @@ class EngineLoop:
                 case _Abort(request_id):
                     if (event := engine.abort(request_id)) is not None:
                         self._report(engine, [event])
+                case _Measure():
+                    self._send(wire.frame(Kind.MEASURED, engine.series()), wait=engine.idle)
                 case _Stop():
                     ended = [engine.abort(request.id) for request in (*self._begun, *self._new)]
                     self._report(engine, [event for event in ended if event is not None])
@@ -231,6 +237,8 @@ class EngineLoop:
             case Kind.ABORT:
                 request_id = body.decode()
                 self._preparing.after(request_id, partial(self._inbox.put, _Abort(request_id)))
+            case Kind.MEASURE:
+                self._inbox.put(_Measure())
             case Kind.STOP:
                 self._inbox.put(_Stop())
             case _:

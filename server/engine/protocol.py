@@ -25,6 +25,7 @@ class Facts:
     layer: int | None = None  # the guarded one
     calibration: Sequence[float] = ()  # scores of harmless prompts that the guard was calibrated on, if it keeps them
     answer_calibration: Sequence[float] = ()  # final scores of harmless answers, if it reads answers
+    has_series: bool = False  # whether its library has metrics of its own
 
 
 class Effort(IntEnum):
@@ -79,6 +80,9 @@ class Engine(Protocol[R]):
 
     def step(self) -> list[Event]:
         """Compute the next tokens of some requests: what became of them."""
+
+    def series(self) -> bytes:
+        """What its library tells of itself, in Prometheus' text format; empty where the facts say that it has none."""
 
     def fail_all(self, error: EngineFailed) -> list[Event]:
         """End every request with the engine's failure."""

@@ -39,12 +39,14 @@ class Kind(IntEnum):
     SUBMIT = 1
     ABORT = 2
     STOP = 3
+    MEASURE = 9
     # from the engine
     LOADED = 4
     NOT_LOADED = 5
     STEP = 6
     FAILED = 7
     LOADING = 8
+    MEASURED = 10
 
 
 def frame(kind: Kind, *parts: bytes) -> bytes:

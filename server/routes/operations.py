@@ -34,7 +34,7 @@ def routes(service: Service) -> APIRouter:
     async def metrics(http: HttpRequest) -> Response:
         if service.settings.metrics_key:
             client_of(service, http)
-        return Response(service.metrics.render(), media_type=TEXT_FORMAT)
+        return Response(service.metrics.render() + await service.engine.series(), media_type=TEXT_FORMAT)
 
     @router.get("/version", **documented(Version))
     async def version() -> Response:

@@ -257,6 +257,9 @@ class ScriptedRunner:
     def start(self) -> None:
         pass
 
+    async def series(self) -> bytes:
+        return b""
+
     async def over(self) -> BaseException:
         await asyncio.Event().wait()
         raise AssertionError

@@ -38,6 +38,7 @@ def test_it_answers_refuses_and_follows_schemas(server: ServerProcess) -> None:
         assert answer.choices[0].finish_reason == reason
         assert answer.choices[0].message.content
     assert server.metric("autosteer_guard_decisions_total", decision="steered") == 1
+    assert server.metric("vllm:generation_tokens_total", model_name=server.model) > 0
     schema: dict[str, object] = {
         "type": "object",
         "properties": {"colour": {"enum": ["red", "blue"]}},

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prometheus_client import REGISTRY, Metric, generate_latest
 from vllm import SamplingParams as VllmParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 
 
 LEAST_TOP_P = 1e-9  # vLLM takes no 0; this too leaves the likeliest token alone
+
+
+class _Own:
+    """vLLM's series alone, of the registry that a process has for everybody."""
+
+    def collect(self) -> list[Metric]:
+        return [each for each in REGISTRY.collect() if each.name.startswith("vllm:")]
 
 
 class _Known(NamedTuple):
@@ -97,6 +105,10 @@ class VllmCore:
         """Whether a run has begun to be computed."""
         request = self._scheduler.requests.get(self._runs[run].name) if run in self._runs else None
         return request is None or request.status is not RequestStatus.WAITING
+
+    def series(self) -> bytes:
+        """What vLLM tells of itself, in Prometheus' text format."""
+        return generate_latest(_Own())
 
     def _progress(self, output: RequestOutput) -> Progress:
         (answer,) = output.outputs

@@ -67,8 +67,8 @@ class VllmEngine:
         """What is loaded."""
         guard = self._judge.guard
         if guard is None:
-            return Facts(self._info)
-        return Facts(self._info, guard.manifest, guard.layer, guard.calibration_scores)
+            return Facts(self._info, has_series=True)
+        return Facts(self._info, guard.manifest, guard.layer, guard.calibration_scores, has_series=True)
 
     @property
     def load(self) -> Load:
@@ -110,6 +110,10 @@ class VllmEngine:
         """End a request now; None if it has ended."""
         request = self._live.get(request_id)
         return None if request is None else self._end(request, Finish.ABORT)
+
+    def series(self) -> bytes:
+        """What vLLM tells of itself, in Prometheus' text format."""
+        return self._core.series()
 
     def fail_all(self, error: EngineFailed) -> list[Event]:
         """End every live request with the engine's failure."""

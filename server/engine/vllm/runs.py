@@ -54,5 +54,8 @@ class Core(Protocol):
     def step(self) -> Sequence[Progress]:
         """Compute what is scheduled."""
 
+    def series(self) -> bytes:
+        """What vLLM tells of itself, in Prometheus' text format."""
+
     def scheduled(self, run: str) -> bool:
         """Whether a run has begun to be computed."""

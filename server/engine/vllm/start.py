@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -66,11 +67,15 @@ class Options(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a model and its guard are: an id of the hub or a folder, a revision, the bundle's folder."""
+    """Where a model and its guard are: an id of the hub or a folder, a revision, the bundle's folder.
+
+    `name`: what vLLM's own series call it; None: as `model` does.
+    """
 
     model: str
     revision: str | None
     guard: Path | None
+    name: str | None
 
 
 class Reference(NamedTuple):
@@ -88,6 +93,7 @@ def load_vllm(
     guard: Path | None,
     options: Options,
     *,
+    name: str | None = None,
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -114,7 +120,7 @@ def load_vllm(
     if family not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise LoadError(f"the vllm engine has no adapter for {family} models; it serves {known}. Use --engine own")
-    source = Source(model, revision, guard)
+    source = Source(model, revision, guard, name)
     _check_ranks(config.get_text_config(), options.ranks)
     reference = _reference(source, dtype, tell)
     gc.collect()  # the reference's weights
@@ -203,7 +209,8 @@ def _engine(
     with told_in_one_line(f"vLLM cannot load {source.model}"):
         config = _engine_config(source, RankSpec(info, source.guard, _threads(options)), options, cache_bytes)
         _check(config)
-        vllm = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
+        logging.getLogger("vllm.v1.metrics.loggers").setLevel(logging.WARNING)  # or it logs a line every ten seconds
+        vllm = LLMEngine(config, Executor.get_class(config), log_stats=True, multiprocess_mode=False)
     vllm.model_executor.register_failure_callback(lost_rank)
     # What is read is kept by place in the cache, and such layers give places back while a row goes on.
     if all(vllm.collective_rpc("only_windows")):
@@ -230,6 +237,7 @@ def _engine_config(source: Source, spec: RankSpec, options: Options, cache_bytes
 
     return EngineArgs(
         model=source.model,
+        served_model_name=source.name,
         revision=source.revision,
         dtype=str(spec.info.dtype).removeprefix("torch."),
         tensor_parallel_size=options.ranks,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.prompt import Prompt
 from models.schema import source_of
+from server.engine import client
 from server.engine.client import EngineClient
 from server.engine.live import NotReady, QueueFull
 from server.engine.loop import EngineLoop
@@ -406,12 +407,46 @@ class Hung:
 
         monkeypatch.setattr(self.backbone, "forward", hang)
 
-    async def runner(self, step_seconds: float) -> EngineClient:
-        self.host = InThread(lambda: OwnEngine(as_any(self.backbone), None, Scheduler(1, 1000)))
+    async def runner(self, step_seconds: float, engine: type[OwnEngine] = OwnEngine) -> EngineClient:
+        self.host = InThread(lambda: engine(as_any(self.backbone), None, Scheduler(1, 1000)))
         runner = EngineClient(self.host, self.host.inputs, max_live=9, step_seconds=step_seconds)
         runner.start()
         await runner.loaded()
         return runner
+
+
+class Told(OwnEngine):
+    """An engine on a library with series of its own: how often they were asked for."""
+
+    asked = 0
+
+    @property
+    def facts(self) -> Facts:
+        return replace(super().facts, has_series=True)
+
+    def series(self) -> bytes:
+        self.asked += 1
+        return f"asked {self.asked}".encode()
+
+
+async def test_the_series_of_an_engines_library_are_told_between_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a step takes long, they are those that were told last; once the engine has failed, there are none."""
+    monkeypatch.setattr(client, "SERIES_SECONDS", 0.2)
+    hung = Hung(monkeypatch)
+    runner = await hung.runner(600.0, Told)
+    assert [await runner.series(), await runner.series()] == [b"asked 1", b"asked 2"]
+    runner.submit(pack([endless("long")]), Inbox())
+    await asyncio.to_thread(hung.entered.wait)
+    assert await runner.series() == b"asked 2"
+    hung.release.set()
+    await runner.stop()
+    assert await runner.series() == b""
+
+
+async def test_our_own_engine_has_no_series_of_a_library() -> None:
+    runner = await started(FakeBackbone())
+    assert await runner.series() == b""
+    await runner.stop()
 
 
 async def test_a_step_that_does_not_end_fails_everything_and_readiness(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,9 @@ class FakeCore:
     def abort(self, run: str) -> None:
         self.runs.pop(run, None)
 
+    def series(self) -> bytes:
+        return b"# TYPE vllm:of gauge\nvllm:of 1.0\n"
+
     def scheduled(self, run: str) -> bool:
         return True
 
