@@ -34,7 +34,6 @@ class CacheShape:
     head_dim: int
     dtype: torch.dtype
     device: torch.device
-    dense: bool  # what rows hold is read as one view, see `models.blocks`; else by following the tables
     group: int = 1  # heads of queries that share a head of keys and values
 
     @property
@@ -46,6 +45,11 @@ class CacheShape:
     def chunk_kernels(self) -> ChunkKernels | None:
         """What computes attention of chunks over it; None where plain torch does."""
         return chunk_kernels(self.device.type, self.dtype, self.head_dim, self.group)
+
+    @property
+    def dense(self) -> bool:
+        """Whether what rows hold is read as one view (`models.blocks`): where no kernel follows their tables."""
+        return self.kernels is None
 
     @property
     def block_bytes(self) -> int:

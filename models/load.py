@@ -144,7 +144,6 @@ def cache_shape(text: Any, dtype: torch.dtype, device: torch.device) -> CacheSha
         head_dim=head_dim,
         dtype=dtype,
         device=device,
-        dense=device.type != "cuda",
         group=heads // kv_heads,
     )
 

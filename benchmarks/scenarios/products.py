@@ -77,7 +77,7 @@ def _in_turn(modules: Sequence[nn.Module | Callable[[Tensor], Tensor]], states: 
 def _attentions() -> list[Case]:
     """One layer's attention of decoding rows."""
     heads, kv_heads, width = SMALL.heads, SMALL.kv_heads, SMALL.head_size
-    shape = CacheShape(SMALL.layers, kv_heads, width, getattr(torch, serving_dtype()), torch.device("cpu"), dense=True)
+    shape = CacheShape(SMALL.layers, kv_heads, width, getattr(torch, serving_dtype()), torch.device("cpu"))
     cases: list[Case] = []
     for rows in ROWS[:2]:
         cache = PagedCache(shape, rows * -(-LENGTH // BLOCK) + 8, keep=False)

@@ -87,7 +87,7 @@ def test_captured_steps_give_the_same_tokens(on_gpu: Backbone) -> None:
 def test_the_kernel_against_a_plain_softmax(dtype: torch.dtype, heads: int, kv_heads: int, width: int) -> None:
     torch.manual_seed(0)
     device = torch.device("cuda")
-    cache = PagedCache(CacheShape(1, kv_heads, width, dtype, device, dense=False), 200, keep=False)
+    cache = PagedCache(CacheShape(1, kv_heads, width, dtype, device), 200, keep=False)
     keys, values = (stored.normal_() for stored in cache.layers[0])
     ends = [1, 64, 65, 500, 1000, 63, 700]
     tables = [cache.open([], 0) for _ in ends]

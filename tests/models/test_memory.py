@@ -52,7 +52,7 @@ def test_a_system_without_control_groups(tmp_path: Path) -> None:
 
 
 def test_a_cache_takes_no_memory_before_it_is_used() -> None:
-    shape = CacheShape(2, 4, 64, torch.bfloat16, torch.device("cpu"), dense=True)
+    shape = CacheShape(2, 4, 64, torch.bfloat16, torch.device("cpu"))
     before = psutil.Process().memory_info().rss
     cache = PagedCache(shape, 2**30 // shape.block_bytes, keep=True)
     assert psutil.Process().memory_info().rss - before < 2**28

@@ -95,7 +95,7 @@ def test_attention_of_chunks_sees_what_stands_before_each_token(
     monkeypatch.setattr(native, "_threads", lambda _: threads)
     torch.manual_seed(0)
     cache = PagedCache(
-        CacheShape(1, kv_heads, width, torch.bfloat16, torch.device("cpu"), True, heads // kv_heads), 40, keep=False
+        CacheShape(1, kv_heads, width, torch.bfloat16, torch.device("cpu"), heads // kv_heads), 40, keep=False
     )
     keys, values = cache.layers[0]
     keys.fill_(torch.nan), values.fill_(torch.nan)
@@ -121,6 +121,21 @@ def test_attention_of_chunks_sees_what_stands_before_each_token(
     )
     # Weights are rounded to bf16 before they are summed, as torch's own attention does.
     torch.testing.assert_close(found[2:].double(), torch.cat(expected), atol=1e-2, rtol=torch.finfo(torch.bfloat16).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_prompt_that_begins_alike_gets_blocks_as_they_are_and_a_row_that_ends_leaves_its_own(
+    dtype: torch.dtype,
+) -> None:
+    cache = PagedCache(CacheShape(1, 2, 32, dtype, torch.device("cpu")), 9, keep=True)
+    keys = [b"first", b"second", b"third"]
+    row = cache.open(keys, 0)
+    cache.reserve(row, 3 * SIZE)
+    cache.pool.name(row, 3)
+    blocks = [*row.blocks]
+    cache.close(row)
+    assert [cache.open(keys, 3).blocks for _ in range(2)] == [blocks, blocks]
+    assert not cache.compact()
 
 
 def test_what_is_no_number_stays_in_its_row() -> None:
