@@ -18,6 +18,8 @@ from steering.guard import Guard
 
 logger = logging.getLogger(__name__)
 
+READ_TOGETHER = 64  # tokens: a few take as long to read as these
+
 # In the `extra_args` of a run's sampling parameters.
 RUN = "autosteer_run"
 EPS = "autosteer_eps"
@@ -78,6 +80,13 @@ class Step(NamedTuple):
     block_tokens: int
 
 
+class _Unread(NamedTuple):
+    """Tokens of a step that wait to be read: their places in the cache `[T]`, their states `[T, layers, d]`."""
+
+    slots: Tensor
+    states: Tensor
+
+
 def drained(channel: SimpleQueue[Read]) -> list[Read]:
     """Take out all that is in a channel, in order."""
     found: list[Read] = []
@@ -93,26 +102,21 @@ class Worker:
 
     `rows` is kept by the runner's adapter, and empty while vLLM warms up. What is read of a token is kept by its place
     in the cache, so that it is known as long as the token is. Of a whole prompt it is put into `channel` with the step
-    that computes its last token; so is what is read of each token of an answer that is watched. `channel` None: another
-    rank reads.
+    that computes its last token; so is what is read of each token of an answer that is watched. Until there is such a
+    prompt, tokens wait to be read, so that a step with one of each answer takes no longer for it. `channel` None:
+    another rank reads.
     """
 
     def __init__(self, guard: Guard | None, depth: int, channel: SimpleQueue[Read] | None) -> None:
         self.rows: dict[int, Row] = {}
         self.masks: Mapping[str, bytes] = {}  # of runs that have a grammar: what it allows in the next step
+        # The layers whose states the decoder gives beside its output, which is the last layer's; ascending.
+        self.extra_layers = tuple(sorted({*_layers(guard)} - {depth}))
         self._guard = guard
         self._depth = depth
         self._channel = channel
+        self._unread: list[_Unread] = []
         self._notes = torch.empty(0, 0 if guard is None else guard.width)  # by slot; NaN where nothing was read
-
-    @property
-    def extra_layers(self) -> tuple[int, ...]:
-        """The layers whose states the decoder gives beside its output, which is the last layer's; ascending."""
-        if self._guard is None:
-            return ()
-        answers = self._guard.answers
-        wanted = {*self._guard.layers, *(() if answers is None else answers.layers)}
-        return tuple(sorted(wanted - {self._depth}))
 
     @torch.inference_mode()
     def read(self, hidden: Tensor, extra: Sequence[Tensor], step: Step) -> None:
@@ -124,16 +128,11 @@ class Worker:
         began = perf_counter()
         count = step.ends[-1]
         by_layer = dict(zip((*self.extra_layers, self._depth), (*extra, hidden), strict=True))
-        try:
-            notes = guard.read(_side_by_side(by_layer, guard.layers, slice(count)))
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            logger.exception("%d tokens could not be read", count)
-            notes = hidden.new_full((count, guard.width), torch.nan)  # which is flagged
-        self._keep(step.slots[:count], notes)
+        self._unread.append(_Unread(step.slots[:count].clone(), _side_by_side(by_layer, guard.layers, slice(count))))
         found = [(place, row) for place, row in self.rows.items() if not row.output]
         prompts = [(place, row) for place, row in found if step.lengths[place] == row.prompt_tokens]
+        if prompts or sum(len(each.slots) for each in self._unread) >= READ_TOGETHER:
+            self._read_all(guard)
         told = [(row.run, self._notes_of(place, row, step)) for place, row in prompts]
         seconds = perf_counter() - began
         for run, of_prompt in told:
@@ -162,6 +161,20 @@ class Worker:
     def _check(self, rows: int) -> None:
         if len(self.rows) != rows:
             raise RuntimeError(f"vLLM computes {rows} rows, and its adapter knows {len(self.rows)}")
+
+    def _read_all(self, guard: Guard) -> None:
+        """Read what waits, and keep it in its order: a place may have been given to another token meanwhile."""
+        waited, self._unread = self._unread, []
+        states = torch.cat([each.states for each in waited])
+        try:
+            notes = guard.read(states)
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            logger.exception("%d tokens could not be read", len(states))
+            notes = states.new_full((len(states), guard.width), torch.nan)  # which is flagged
+        for each, read in zip(waited, torch.split(notes, [len(each.slots) for each in waited]), strict=True):
+            self._keep(each.slots, read)
 
     def _keep(self, slots: Tensor, notes: Tensor) -> None:
         needed = int(slots.max()) + 1
@@ -192,6 +205,13 @@ class Worker:
         at = torch.tensor([token for _, token in found], device=step.slots.device)
         values = read_answers(guard.answers, _side_by_side(by_layer, guard.answers.layers, at))[:, 0].tolist()
         return [AnswerRead(row.run, len(row.output) - 1, value) for (row, _), value in zip(found, values, strict=True)]
+
+
+def _layers(guard: Guard | None) -> list[int]:
+    """All that a guard's readers read."""
+    if guard is None:
+        return []
+    return [*guard.layers, *(() if guard.answers is None else guard.answers.layers)]
 
 
 def _side_by_side(by_layer: Mapping[int, Tensor], layers: Sequence[int], which: slice | Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from server.engine.vllm import worker as worker_module
 from server.engine.vllm.worker import AnswerRead, PromptRead, Read, Row, Step, Worker
 from steering.answers import AnswerReader
 from tests.server.fakes import as_any
@@ -98,6 +99,34 @@ def test_of_a_prefix_that_is_known_is_told_what_was_read_of_it(channel: SimpleQu
     worker.read(states(50), [], step(([7, 9], 4, 5)))
     (notes,) = prompts(channel).values()
     assert torch.tensor(notes)[:4].isnan().all()
+
+
+def test_tokens_of_answers_are_read_together_and_a_place_has_what_was_computed_last(
+    channel: SimpleQueue[Read], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer's place is given to another row before it is read."""
+    monkeypatch.setattr(worker_module, "READ_TOGETHER", 4)
+    read: list[int] = []
+
+    def told(_: Guard, states: Tensor) -> Tensor:
+        read.append(len(states))
+        return states[:, :, 0]
+
+    monkeypatch.setattr(Guard, "read", told)
+    worker = Worker(as_any(Guard(DEPTH)), DEPTH, channel)
+    worker.rows[0] = new("begins", 1, 5)
+    worker.read(states(10), [], step(([1], 1, 2)))
+    worker.rows[0] = new("has its block now", 1, 5)
+    worker.read(states(20), [], step(([1], 1, 2)))
+    assert read == []
+    worker.rows[0] = new("asks", 3)
+    worker.read(states(30), [], step(([1], 2, 3)))
+    assert read == [3]
+    assert prompts(channel)["asks"][1:] == [[20], [30]]
+    worker.rows[0] = new("goes on", 1, *range(9))
+    for value in range(5):
+        worker.read(states(value), [], step(([1, 2], value + 1, value + 2)))
+    assert read == [3, 4]
 
 
 def test_each_token_of_an_answer_that_is_watched_is_told_once(channel: SimpleQueue[Read]) -> None:
