@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 
 class Kernels(Protocol):
@@ -67,6 +69,21 @@ def chunk_kernels(device: str, dtype: torch.dtype, head_dim: int, group: int) ->
     from models import native
 
     return native if native.in_tiles(dtype, head_dim, group) else None
+
+
+@cache
+def weigher(device: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What computes `weigh` for tensors of a type of device and a dtype, as cheaply as can be."""
+    if device != "cpu" or kernels(device, dtype) is None:
+        return weigh
+    from models import native
+
+    return native.weigh
+
+
+def weigh(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`states . weight + bias` `[N, 1]` in fp32, of states `[N, ...]`, weights `[1, W]` and a bias `[]` in fp32."""
+    return linear(states.flatten(1).float(), weight, bias[None])
 
 
 def kernels_for(tensor: Tensor) -> Kernels | None:

@@ -15,8 +15,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from models.operations import weigher
 from steering.readers import HIGHEST
 from steering.scale import GRID, Scale, logistic
 
@@ -54,7 +54,7 @@ class AnswerReader(nn.Module):
 
     def read(self, states: Tensor) -> Tensor:
         """`w . psi_t + b` of each token, `[N, 1]`, of states `[N, layers, d]`."""
-        return linear(states.flatten(1).float(), self.weight, self.bias[None])
+        return weigher(states.device.type, states.dtype)(states, self.weight, self.bias)
 
     def watch(self, prompt_score: float) -> Watch:
         """What reads one answer to a prompt of this score."""

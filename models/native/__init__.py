@@ -16,6 +16,7 @@ from models.native import _kernels
 from models.native._kernels import (
     attend_tiles,
     has_tiles,
+    weigh_rows,
 )  # an older build, which lacks them, is no module of this package
 
 DTYPES = frozenset({torch.bfloat16, torch.float32})
@@ -105,6 +106,18 @@ def gated_silu(joined: Tensor) -> Tensor:
     _kernels.gated_silu(
         joined.data_ptr(), output.data_ptr(), output.numel() // width, width,
         joined.dtype == torch.float32, _threads(joined.nbytes),
+    )  # fmt: skip
+    return output
+
+
+def weigh(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`states . weight + bias` `[N, 1]` in fp32, with the arguments of `models.operations.weigh`; bf16 or fp32."""
+    states = states.contiguous()
+    assert states.numel() == len(states) * weight.numel(), f"states {states.shape}, weights {weight.shape}"
+    output = torch.empty((len(states), 1), dtype=torch.float32)
+    weigh_rows(
+        states.data_ptr(), weight.data_ptr(), bias.data_ptr(), output.data_ptr(),
+        len(states), weight.numel(), states.dtype == torch.float32,
     )  # fmt: skip
     return output
 

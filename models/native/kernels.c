@@ -1,5 +1,5 @@
 /* The operations of models/kernels.py on a CPU: attention of rows that add one token over the blocks of the paged cache,
- * rotary embedding with the cache's write, RMS norm, gated SiLU. Each is one pass over its data, computed in fp32, for
+ * rotary embedding with the cache's write, RMS norm, gated SiLU, sums of states by weights. Each is one pass over its data, computed in fp32, for
  * bf16 and fp32 tensors.
  *
  * Pointers come from torch tensors, which the caller keeps alive and of the right shape and strides (`__init__.py`).
@@ -243,6 +243,22 @@ WIDEST static void gate_fp32(const void *joined, void *to, int64_t row, int64_t 
     gate(joined, to, row, width, 1);
 }
 
+/* The sum of a row's numbers, each times its weight. */
+INLINE float weighted(const void *from, const float *weight, int64_t row, int64_t width, int wide) {
+    float sum = 0.0f;
+    for (int64_t d = 0; d < width; d++)
+        sum += load(from, row * width + d, wide) * weight[d];
+    return sum;
+}
+
+WIDEST static float weighted_bf16(const void *from, const float *weight, int64_t row, int64_t width) {
+    return weighted(from, weight, row, width, 0);
+}
+
+WIDEST static float weighted_fp32(const void *from, const float *weight, int64_t row, int64_t width) {
+    return weighted(from, weight, row, width, 1);
+}
+
 /* What Python calls: addresses of tensors, sizes, whether they are fp32 (else bf16), and how many threads may work. */
 #define ADDRESS(number) ((void *)(uintptr_t)(number))
 typedef unsigned long long Number;
@@ -355,6 +371,19 @@ static PyObject *gated_silu(PyObject *self, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *weigh_rows(PyObject *self, PyObject *arguments) {
+    (void)self;
+    Number from, weight, bias, to;
+    long long rows, width;
+    int wide;
+    if (!PyArg_ParseTuple(arguments, "KKKKLLp", &from, &weight, &bias, &to, &rows, &width, &wide))
+        return NULL;
+    for (int64_t row = 0; row < rows; row++)
+        ((float *)ADDRESS(to))[row] = *(const float *)ADDRESS(bias) +
+                                      (wide ? weighted_fp32 : weighted_bf16)(ADDRESS(from), ADDRESS(weight), row, width);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"attend", attend, METH_VARARGS, NULL},
     {"attend_tiles", attend_tiles, METH_VARARGS, NULL},
@@ -362,6 +391,7 @@ static PyMethodDef methods[] = {
     {"rotate", rotate, METH_VARARGS, NULL},
     {"rms_norm", rms_norm, METH_VARARGS, NULL},
     {"gated_silu", gated_silu, METH_VARARGS, NULL},
+    {"weigh_rows", weigh_rows, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

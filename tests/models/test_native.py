@@ -169,6 +169,18 @@ def test_norm(dtype: torch.dtype, width: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_states_times_weights(dtype: torch.dtype, rows: int) -> None:
+    states, weight, bias = torch.randn(rows, 3, 100).to(dtype), torch.randn(1, 300), torch.randn(())
+    found = operations.weigher("cpu", dtype)(states, weight, bias)
+    assert operations.weigher("cpu", dtype) is native.weigh
+    assert found.shape == (rows, 1)
+    exact = states.double().flatten(1) @ weight.double().T + bias
+    torch.testing.assert_close(found.double(), exact, atol=5e-5, rtol=0)
+    torch.testing.assert_close(operations.weigh(states, weight, bias).double(), exact, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_gate(dtype: torch.dtype) -> None:
     joined = torch.cat([torch.linspace(-100, 100, 999), torch.randn(999)]).view(1, -1).to(dtype)
     near(native.gated_silu(joined), silu(joined[:, :999].double()) * joined[:, 999:].double())
