@@ -25,7 +25,7 @@ from steering.bundle import load_guard
 from steering.fitting.demo_data import question
 from steering.fitting.offline import forced_states
 from steering.fitting.sweep import refusal_ids, sweep_point
-from steering.guard import Guard
+from steering.head import RefusalHead
 
 SEED = 83
 ROWS = 32
@@ -48,7 +48,7 @@ def main(
         asked = [question(pair.toxic) for pair in twins]
         for strength in eps or [guard.manifest.eps]:
             point = sweep_point(backbone, guard.head, asked, strength, [guard.manifest.refusal], lambda _: None)
-            divergence, kept = steered(backbone, guard, strength, answers)
+            divergence, kept = steered(backbone, guard.head, strength, answers)
             rates = f"{kept:.1%}", f"{plain:.1%}", f"{point.exact:.1%}", f"{point.begins:.1%}"
             table.add_row(str(folder), f"{strength:g}", f"{divergence:.4f}", *rates)
     Console(width=140).print(table)
@@ -62,12 +62,12 @@ def along(backbone: Backbone, example: Example) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def steered(
-    backbone: Backbone, guard: Guard, eps: float, answers: Sequence[tuple[Tensor, Tensor]]
+    backbone: Backbone, head: RefusalHead, eps: float, answers: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[float, float]:
     """The mean divergence in the places of all answers, and the share of answers that are still given."""
     divergences, kept = [], 0
     for hidden, ids in answers:
-        bent = guard.steer(hidden, torch.full((len(ids),), eps))
+        bent = head.steer(hidden, torch.full((len(ids),), eps))
         before, after = (backbone.logits(each).log_softmax(-1) for each in (hidden, bent))
         divergences.append((before.exp() * (before - after)).sum(1))
         kept += right(after, ids)
