@@ -64,7 +64,8 @@ class EngineClient:
         self._connection: Connection | None = None  # None before the start, and once nothing more is heard
         self._live = LiveRequests()
         self._series = b""
-        self._measured = asyncio.Event()
+        self._measured = asyncio.Event()  # the engine has told all series that it was asked for
+        self._measured.set()
         self._facts: Facts | None = None
         self._loading = Loading()
         self._inputs: Inputs | None = None
@@ -173,8 +174,9 @@ class EngineClient:
     async def series(self) -> bytes:
         """What the engine's library tells of itself, for `/metrics`; what it told last, where a step takes long."""
         if self.model is not None and self.model[0].has_series and self.ready and self._connection is not None:
-            self._measured.clear()
-            self._connection.post(wire.frame(Kind.MEASURE))
+            if self._measured.is_set():  # however many ask, the engine is asked once
+                self._measured.clear()
+                self._connection.post(wire.frame(Kind.MEASURE))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._measured.wait(), SERIES_SECONDS)
         return self._series
@@ -293,6 +295,7 @@ class EngineClient:
             self._connection = None
         self.load = Load()
         self._series = b""
+        self._measured.set()
         self._closed.set()
 
     def _ended(self) -> None:

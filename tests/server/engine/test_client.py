@@ -30,6 +30,7 @@ from steering.shadow import Shadow
 from tests.server.fakes import REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, as_any, ask, next_token, request
 from tests.server.in_thread import InThread, engine_client
 from tests.server.scripted import byte_tokenizer
+from tests.waiting import WAIT_SECONDS
 
 
 class Inbox:
@@ -441,6 +442,22 @@ async def test_the_series_of_an_engines_library_are_told_between_its_steps(monke
     hung.release.set()
     await runner.stop()
     assert await runner.series() == b""
+
+
+async def test_many_who_ask_for_series_at_once_are_told_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's thread is stopped once for all of them, also where some asked in vain while a step took long."""
+    monkeypatch.setattr(client, "SERIES_SECONDS", 0.05)
+    hung = Hung(monkeypatch)
+    runner = await hung.runner(600.0, Told)
+    runner.submit(pack([endless("long")]), Inbox())
+    await asyncio.to_thread(hung.entered.wait)
+    assert await asyncio.gather(*[runner.series() for _ in range(9)]) == [b""] * 9
+    monkeypatch.setattr(client, "SERIES_SECONDS", WAIT_SECONDS)
+    asked = asyncio.gather(*[runner.series() for _ in range(9)])
+    await asyncio.sleep(0)
+    hung.release.set()
+    assert await asked == [b"asked 1"] * 9
+    await runner.stop()
 
 
 async def test_our_own_engine_has_no_series_of_a_library() -> None:
