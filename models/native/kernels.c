@@ -1,6 +1,6 @@
 /* The operations of models/kernels.py on a CPU: attention of rows that add one token over the blocks of the paged cache,
- * rotary embedding with the cache's write, RMS norm, gated SiLU, sums of states by weights. Each is one pass over its data, computed in fp32, for
- * bf16 and fp32 tensors.
+ * rotary embedding with the cache's write, RMS norm, gated SiLU, sums of states by weights. Each is one pass over its
+ * data, computed in fp32, for bf16 and fp32 tensors.
  *
  * Pointers come from torch tensors, which the caller keeps alive and of the right shape and strides (`__init__.py`).
  */
