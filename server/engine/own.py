@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import compress
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -17,6 +15,7 @@ from models.row_sampler import GrammarError, RowSampler
 from models.sampling import Logprobs, sample
 from server.engine.answers import Answers, final
 from server.engine.budget import Spent
+from server.engine.computed import Computed
 from server.engine.grammars import Grammars
 from server.engine.judge import Judge
 from server.engine.own_request import OwnRequest
@@ -34,34 +33,6 @@ if TYPE_CHECKING:
     from models.layout import Layout
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Computed:
-    """What a pass found: requests, and the hidden states `[B, d]` of their last tokens."""
-
-    requests: list[OwnRequest]
-    hidden: Tensor
-    read: Tensor | None = None  # what was read of these tokens `[B, width]`; None where none was to be
-
-    def of(self, kept: Sequence[bool]) -> Computed:
-        """What the pass found of some of the requests."""
-        if all(kept):
-            return self
-        places = torch.tensor([*compress(range(len(kept)), kept)], dtype=torch.long, device=self.hidden.device)
-        read = None if self.read is None else self.read[places]
-        return Computed(list(compress(self.requests, kept)), self.hidden[places], read)
-
-    @staticmethod
-    def joined(parts: Sequence[Computed]) -> Computed:
-        """What several passes found, one after the other, as one."""
-        requests = [request for part in parts for request in part.requests]
-        read = None
-        if any(part.read is not None for part in parts):
-            width = max(part.read.shape[1] for part in parts if part.read is not None)
-            nothing = parts[0].hidden.new_full((1, width), torch.nan)  # of a row alone
-            read = torch.cat([nothing if part.read is None else part.read for part in parts])
-        return Computed(requests, torch.cat([part.hidden for part in parts]), read)
 
 
 class OwnEngine:
@@ -86,11 +57,7 @@ class OwnEngine:
     @property
     def facts(self) -> Facts:
         """What is loaded."""
-        guard = self._judge.guard
-        if guard is None:
-            return Facts(self.backbone.info)
-        known = guard.calibration_scores, guard.answer_calibration_scores
-        return Facts(self.backbone.info, guard.manifest, guard.layer, *known)
+        return Facts.loaded(self.backbone.info, self._judge.guard)
 
     @property
     def load(self) -> Load:

@@ -11,6 +11,7 @@ from server.request import Ask, EngineFailed, Event, Request
 
 if TYPE_CHECKING:
     from models.info import BackboneInfo
+    from steering.guard import Guard
     from steering.policy import Calibrated
 
 R = TypeVar("R", bound=Request)
@@ -26,6 +27,14 @@ class Facts:
     calibration: Sequence[float] = ()  # scores of harmless prompts that the guard was calibrated on, if it keeps them
     answer_calibration: Sequence[float] = ()  # final scores of harmless answers, if it reads answers
     has_series: bool = False  # whether its library has metrics of its own
+
+    @staticmethod
+    def loaded(info: BackboneInfo, guard: Guard | None, *, has_series: bool = False) -> Facts:
+        """Those of a model and its guard."""
+        if guard is None:
+            return Facts(info, has_series=has_series)
+        scores = guard.calibration_scores, guard.answer_calibration_scores
+        return Facts(info, guard.manifest, guard.layer, *scores, has_series=has_series)
 
 
 class Effort(IntEnum):

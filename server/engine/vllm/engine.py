@@ -65,10 +65,7 @@ class VllmEngine:
     @property
     def facts(self) -> Facts:
         """What is loaded."""
-        guard = self._judge.guard
-        if guard is None:
-            return Facts(self._info, has_series=True)
-        return Facts(self._info, guard.manifest, guard.layer, guard.calibration_scores, has_series=True)
+        return Facts.loaded(self._info, self._judge.guard, has_series=True)
 
     @property
     def load(self) -> Load:

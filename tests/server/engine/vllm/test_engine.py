@@ -368,3 +368,10 @@ def test_the_score_at_each_token_is_told_where_it_is_wanted() -> None:
     request = told["a"][-1].request
     assert request.token_scores is not None
     assert len(request.answer_scores) == 3
+
+
+def test_drift_can_be_told_of_prompts_and_of_answers(core: FakeCore) -> None:
+    guard = FakeGuard()
+    vars(guard).update(manifest=None, calibration_scores=[0.1, 0.2], answer_calibration_scores=[0.3])
+    facts = engine_on(core, guard=guard).facts
+    assert (facts.calibration, facts.answer_calibration) == ([0.1, 0.2], [0.3])
