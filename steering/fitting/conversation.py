@@ -6,8 +6,8 @@ it reads of fresh rows through the cache, as the server does: what is promised i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,8 +137,7 @@ class ConversationSteps:
         tick = self._bar("calibration", len(rows))
         found: dict[int, list[float]] = {}
         kinds: dict[int, NDArray[np.float64]] = {}
-        backbone.read_prompts(Beside(own, _Served([LastToken(prober)], [layer])))
-        try:
+        with _reading(backbone, Beside(own, _Served([LastToken(prober)], [layer]))):
             for places in batches(_by_length(rows), backbone.max_rows):
                 prompts = [self._prompt(backbone, rows[at]) for at in places]
                 for at, prompt, notes in zip(places, prompts, notes_of(backbone, prompts), strict=True):
@@ -151,8 +150,6 @@ class ConversationSteps:
                     if categories is not None:
                         kinds[at] = categories.raw(notes[list(layout.ends), reader.width : -1])
                 tick(len(places))
-        finally:
-            backbone.read_prompts(None)
         kept = torch.tensor([found[at] for at in range(len(rows))], dtype=torch.float64)
         if len(wrong := (~kept.isfinite()).any(1).nonzero()):
             raise FitError(f"{self._dataset.name(rows[int(wrong[0])].place)}: what is read of it is no number")
@@ -214,6 +211,20 @@ class _Served:
 
     def read(self, states: Tensor) -> Tensor:
         return torch.cat([reader.read(states) for reader in self.readers], dim=1)
+
+
+@contextmanager
+def _reading(backbone: Backbone, reader: Beside) -> Iterator[None]:
+    """Within this context prompts are read, and no blocks run that this does not need.
+
+    What is cached then lacks the later blocks, and is forgotten at the end.
+    """
+    with stopping_after(backbone, max(reader.layers)):
+        backbone.read_prompts(reader)
+        try:
+            yield
+        finally:
+            backbone.read_prompts(None)
 
 
 def notes_of(backbone: Backbone, prompts: Sequence[Prompt]) -> list[NDArray[np.float64]]:
