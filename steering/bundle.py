@@ -93,7 +93,9 @@ def make_reader(manifest: Manifest) -> LastToken | Conversation:
         return LastToken(Prober(manifest.inputs, manifest.prober_hidden))
     cells = [Cell(**cell.model_dump()) for cell in manifest.conversation.cells]
     spec = manifest.conversation
-    return Conversation(manifest.inputs, cells, spec.window, together=spec.together, spoken=spec.spoken)
+    return Conversation(
+        manifest.inputs, cells, spec.window, together=spec.together, spoken=spec.spoken, level=spec.level
+    )
 
 
 def make_answer_reader(manifest: Manifest) -> AnswerReader | None:

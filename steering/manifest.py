@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from models.info import BackboneInfo
 
 MANIFEST = "guard.json"
-Format = Literal[1, 2, 3, 4, 5, 6]
+Format = Literal[1, 2, 3, 4, 5, 6, 7]
 
 
 class ModelBinding(Frozen):
@@ -71,7 +71,8 @@ class Manifest(Frozen):
     Format 1 reads the last prompt token alone; format 2 has `conversation`; format 3 has `answers` beside either;
     format 4 has `categories` beside any of these; format 5 has cells in `conversation` of what tools and system
     messages tell, or of prompts with an answer in them, or takes the numbers of a prompt together; format 6 reads no
-    windows of what a template says by itself, and of what is said and what is told the more unusual windows count.
+    windows of what a template says by itself, and of what is said and what is told the more unusual windows count;
+    format 7 measures the highest windows of long prompts against the level of the others.
     """
 
     format_version: Format = 1
@@ -219,6 +220,8 @@ def format_of(
     conversation: ConversationSpec | None, answers: AnswersSpec | None, categories: CategoriesSpec | None = None
 ) -> Format:
     """The format of a bundle with these readers: the lowest that has them."""
+    if conversation is not None and conversation.level:
+        return 7
     if conversation is not None and (conversation.spoken or conversation.of_format_5):
         return 6 if conversation.spoken else 5
     if categories is not None:

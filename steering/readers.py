@@ -23,10 +23,12 @@ from steering.token_scores import TokenScores
 
 WINDOW = 8  # tokens
 HIGHEST = 3  # windows whose mean is the score of all
+MANY = 128  # windows, from which on a prompt's level is known
 AT_ONCE = 128  # tokens
 
 Notes = NDArray[np.float64]  # `[T, width]`
 Run = tuple[int, int]  # of tokens: begin and end
+Window = tuple[float, int, int]  # mean, begin and end
 
 
 class LastToken(nn.Module):
@@ -76,8 +78,9 @@ class Conversation(nn.Module):
 
     Both are linear in the states of several layers. At the ends it is the difference of the distances to the means of
     harmless and harmful prompts under one covariance (class-conditional Gaussians); over windows of `window` tokens it
-    is their mean, and the mean of the highest windows counts; where some cells are of told prompts, that of the words
-    of tools and system messages by itself. Where what is `spoken` counts, windows of what the template says by itself,
+    is their mean, and the mean of the highest windows counts, less a share of the `level` of all of them in long
+    prompts in which nothing is told; where some cells are of told prompts, that of the words of tools and system
+    messages by itself. Where what is `spoken` counts, windows of what the template says by itself,
     which are alike in every prompt, do not. Each is put on the scale of harmless prompts of the same cell. Their sum
     counts (of windows, where what is `spoken` counts, the more unusual ones), or where they are not `together` the most
     unusual one, and is put on such a scale again: the rate of false alarms is spent once.
@@ -93,11 +96,13 @@ class Conversation(nn.Module):
         *,
         together: bool = False,
         spoken: bool = False,
+        level: float = 0.0,
     ) -> None:
         super().__init__()
         self.cells = tuple(cells)
         self.together = together
         self.spoken = spoken
+        self.level = level
         self.window = window
         self.apart = any(cell.told for cell in self.cells)  # without such cells, what is told is read as what is said
         scales = len(self.cells), self.width + self.apart + 1
@@ -126,7 +131,21 @@ class Conversation(nn.Module):
     def raw(self, notes: Notes, layout: Layout) -> tuple[float, ...]:
         """The highest end, and the mean of the highest windows: of what is said, and if something is told, of that."""
         ends = notes[list(layout.ends), 0]
-        return float(ends.max()), *(highest_windows(notes[:, 1], runs, self.window) for runs in self._parts(layout))
+        return float(ends.max()), *(self.highest(notes[:, 1], runs, layout) for runs in self._parts(layout))
+
+    def highest(self, values: NDArray[np.float64], runs: Sequence[Run], layout: Layout) -> float:
+        """Mean of the highest windows of these runs, on the level of a prompt; of the highest values without runs."""
+        windows = window_means(values, runs, self.window) if runs else values
+        return highest_mean(windows) - self._level(windows, layout)
+
+    def _level(self, windows: NDArray[np.float64], layout: Layout) -> float:
+        """What to take off the highest windows of a prompt: where there are many, texts differ by more than harm does.
+
+        What tools tell is short, and is measured as it is.
+        """
+        if not self.level or layout.told or len(windows) <= MANY:
+            return 0.0
+        return self.level * (1 - MANY / len(windows)) * float(windows.mean())
 
     def _parts(self, layout: Layout) -> list[Sequence[Run]]:
         """The runs whose windows are measured together."""
@@ -158,7 +177,7 @@ class Conversation(nn.Module):
         What counted most is the highest end or the highest windows, whichever is most unusual.
         """
         own, both = self._scales_of(layout)
-        parts = [_windows(notes[:, 1], runs, self.window) for runs in self._parts(layout)]
+        parts = [self._levelled(_windows(notes[:, 1], runs, self.window), layout) for runs in self._parts(layout)]
         each = [scale.each(_highest_around(of, len(notes))) for scale, of in zip(own[1:], parts, strict=True)]
         unusual = np.max(each, axis=0)
         ends = np.asarray(layout.ends)
@@ -172,6 +191,10 @@ class Conversation(nn.Module):
             return TokenScores(scores, layout.ends, [(at, at + 1)])
         counted = sorted((begin, end) for _, begin, end in sorted(parts[most - 1])[-HIGHEST:])
         return TokenScores(scores, layout.ends, counted)
+
+    def _levelled(self, windows: Sequence[Window], layout: Layout) -> list[Window]:
+        level = self._level(np.array([mean for mean, _, _ in windows]), layout)
+        return [(mean - level, begin, end) for mean, begin, end in windows]
 
     def cell(self, layout: Layout) -> int:
         """The number of a prompt's cell; where there is none of its kind, that of its length."""
@@ -227,11 +250,6 @@ def said_and_told(runs: Sequence[Run], told: Sequence[Run]) -> list[Sequence[Run
     return [[run for run in runs if run not in of_told], told]
 
 
-def highest_windows(values: NDArray[np.float64], runs: Sequence[Run], window: int) -> float:
-    """Mean of the highest windows of these runs; of the highest values where there are no runs."""
-    return highest_mean(window_means(values, runs, window) if runs else values)
-
-
 def window_means(values: NDArray[np.float64], runs: Sequence[Run], window: int) -> NDArray[np.float64]:
     """Means of all windows of `window` neighbours within a run; a shorter run is one window."""
     found = []
@@ -242,7 +260,7 @@ def window_means(values: NDArray[np.float64], runs: Sequence[Run], window: int) 
     return np.concatenate(found) if found else np.empty(0)
 
 
-def _windows(values: NDArray[np.float64], runs: Sequence[Run], window: int) -> list[tuple[float, int, int]]:
+def _windows(values: NDArray[np.float64], runs: Sequence[Run], window: int) -> list[Window]:
     """Each window of `window_means` with where it begins and ends."""
     places = [
         (at, at + min(window, end - begin)) for begin, end in runs for at in range(begin, max(begin, end - window) + 1)
@@ -251,7 +269,7 @@ def _windows(values: NDArray[np.float64], runs: Sequence[Run], window: int) -> l
     return [(mean, begin, end) for mean, (begin, end) in zip(means, places, strict=True)]
 
 
-def _highest_around(windows: Sequence[tuple[float, int, int]], tokens: int) -> NDArray[np.float64]:
+def _highest_around(windows: Sequence[Window], tokens: int) -> NDArray[np.float64]:
     """For each of so many tokens the highest mean of a window that it is in; -inf where it is in none."""
     found = np.full(tokens, -np.inf)
     for mean, begin, end in windows:

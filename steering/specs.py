@@ -74,6 +74,7 @@ class ConversationSpec(Frozen):
     cells: list[CellSpec] = Field(min_length=1)
     together: bool = False  # all numbers of a prompt count, and not the most unusual one alone
     spoken: bool = False  # windows of what the template says by itself do not count, and of others the more unusual
+    level: Rate = 0.0  # the share of the mean of a long prompt's windows that is taken off the highest
 
     @model_serializer(mode="wrap")
     def _as_written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -83,6 +84,8 @@ class ConversationSpec(Frozen):
             del data["together"]
         if not self.spoken:
             del data["spoken"]
+        if not self.level:
+            del data["level"]
         return data
 
     @property

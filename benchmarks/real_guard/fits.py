@@ -18,10 +18,11 @@ from steering.fitting.collect import Tick
 from steering.fitting.conversation import collected_states, fit_both, notes_of
 from steering.fitting.dataset import Dataset
 from steering.fitting.offline import batches, prompt_of
+from steering.fitting.reading import LEVEL
 from steering.fitting.surround import ALONE, Row
 from steering.fitting.training import States, fit_prober
 from steering.prober import Prober
-from steering.readers import Conversation, highest_windows, project, said_and_told
+from steering.readers import Conversation, project, said_and_told
 
 LAYER = 16  # the one that `make real-guard` chooses
 
@@ -86,7 +87,7 @@ def read_all(
     """
     found, layouts = np.empty((len(asked), len(fits), 5)), [Layout(1, (0,), (), has_image=False)] * len(asked)
     prompts = [prompt_of(backbone, each.question) for each in asked]
-    reader = Conversation(1, [], spoken=True)
+    reader = Conversation(1, [], spoken=True, level=LEVEL)
     backbone.read_prompts(Several(fits, layers))
     for places in batches(sorted(range(len(asked)), key=lambda at: len(prompts[at].ids)), backbone.max_rows):
         for at, notes in zip(places, notes_of(backbone, [prompts[at] for at in places]), strict=True):
@@ -94,7 +95,7 @@ def read_all(
             for number in range(len(fits)):
                 own = notes[:, 2 * number : 2 * number + 2]
                 runs = said_and_told(layouts[at].spoken, layouts[at].told)
-                parts = [highest_windows(own[:, 1], part, reader.window) for part in runs]
+                parts = [reader.highest(own[:, 1], part, layouts[at]) for part in runs]
                 found[at, number, :4] = *reader.raw(own, layouts[at]), *parts
             found[at, :, 4] = notes[-1, 2 * len(fits) :]
         tick(len(places))

@@ -32,7 +32,7 @@ from steering.fitting.spans import UNKNOWN, labels_of, place_of
 from steering.fitting.stages import Chunks, save_json, save_state
 from steering.fitting.surround import ALONE, Row
 from steering.prober import Prober
-from steering.readers import WINDOW, Conversation, LastToken, Run, highest_windows, said_and_told
+from steering.readers import WINDOW, Conversation, LastToken, Run, said_and_told
 from steering.shadow import Beside
 
 WORDS = "words.json"
@@ -144,7 +144,7 @@ class ConversationSteps:
                     layout = backbone.inputs.layout(prompt.ids)
                     raw = reader.raw(notes[:, : reader.width], layout)
                     runs = said_and_told(layout.spoken, layout.told)
-                    parts = [highest_windows(notes[:, 1], part, reader.window) for part in runs]
+                    parts = [reader.highest(notes[:, 1], part, layout) for part in runs]
                     about = layout.tokens, layout.has_image, bool(layout.told), layout.answered
                     found[at] = [*raw, float(notes[-1, -1]), *about, *parts]
                     if categories is not None:

@@ -26,8 +26,10 @@ from steering.fitting.stages import Stages, load_json, load_state
 from steering.fitting.steps import Settings
 from steering.fitting.surround import ALONE, Row, surrounded
 from steering.prober import Prober
-from steering.readers import WINDOW, Conversation, LastToken
+from steering.readers import MANY, WINDOW, Conversation, LastToken
 from steering.specs import CategoriesSpec, CellSpec, ConversationSpec
+
+LEVEL = 0.5  # the share of the mean of a long prompt's windows that is taken off the highest
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,14 @@ class Reading:
         """What the manifest says of the reader."""
         if isinstance(self.reader, LastToken):
             return None
-        cells = [CellSpec(**cell._asdict()) for cell in self.reader.cells]
         reader = self.reader
-        return ConversationSpec(window=reader.window, cells=cells, together=reader.together, spoken=reader.spoken)
+        return ConversationSpec(
+            window=reader.window,
+            cells=[CellSpec(**cell._asdict()) for cell in reader.cells],
+            together=reader.together,
+            spoken=reader.spoken,
+            level=reader.level,
+        )
 
     @property
     def category_reader(self) -> CategoryReader | None:
@@ -99,7 +106,9 @@ def read_conversations(
     fitted = stages.run("probes", fitting, lambda to: steps.fit(train, collected, to))
     probes = load_state(fitted / "probes.safetensors")
     reader = _with_probes(probes, [])
-    reading: dict[str, Any] = {"probes": fitted.name, "prober": prober_at[1].name, "rows": _digest(fresh), "columns": 9}
+    reading: dict[str, Any] = {
+        "probes": fitted.name, "prober": prober_at[1].name, "rows": _digest(fresh), "columns": 9, "level": [LEVEL, MANY]
+    }  # fmt: skip
     linear = None
     if kinds:
         telling = {"conversations": collected.name, "kinds": [kinds.names, kinds.of.tolist()], "shrinkage": SHRINKAGE}
@@ -166,7 +175,7 @@ def _of_kind(tokens: int, has_image: int, told: int, answered: int) -> Layout:
 
 
 def _with_probes(probes: Mapping[str, Tensor], cells: Sequence[Any]) -> Conversation:
-    reader = Conversation(probes["weight"].shape[1], cells, WINDOW, together=True, spoken=True)
+    reader = Conversation(probes["weight"].shape[1], cells, WINDOW, together=True, spoken=True, level=LEVEL)
     reader.weight.copy_(probes["weight"])
     reader.bias.copy_(probes["bias"])
     return reader

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -22,7 +23,8 @@ OWN = "own words"  # of the model, in a harmless row's place
 LONGEST = 1024  # words of padding
 _LONGEST_BEGUN = 64  # words of an answer that was begun
 COPIES: Mapping[Part, int] = {"train": 2, "validation": 1, "calibration": 1}  # surroundings of each row, beside alone
-PADDED = 0.5  # of harmless rows that calibrate: padded once more
+PADDED = 0.5  # of the rows that are fitted on, and of harmless ones that calibrate: padded once more
+_LEAST_PADDED = 32  # words, of those that are fitted on
 TOLD = 0.3  # of them: told by a tool or a system message once more, or under such a message
 PROSE = Path(__file__).with_name("prose.txt")
 _SHARES: Mapping[Part, Sequence[int]] = {
@@ -118,9 +120,9 @@ class Words:
         """What is no row."""
         return [*self.prose, *self.own]
 
-    def padding(self, chance: Random, longest: int = LONGEST) -> str:
+    def padding(self, chance: Random, longest: int = LONGEST, shortest: int = 8) -> str:
         """Some, mostly few: rows, prose, or both."""
-        wanted = int(8 * (longest / 8) ** chance.random())
+        wanted = int(shortest * (longest / shortest) ** chance.random())
         share = chance.choice((0.0, 0.5, 1.0))
         words: list[str] = []
         while len(words) < wanted:
@@ -149,8 +151,9 @@ def surrounded(dataset: Dataset, parts: Sequence[Part], seed: int, own: Sequence
     `own`: texts of the model's own, which pad rows beside the prose, and stand in harmless rows' places by themselves:
     no set of harmless rows has as many kinds.
 
-    Of the harmless rows that calibrate some are padded once more, and some told: thresholds promise nothing for lengths
-    and kinds of which there are few.
+    Of the rows that are fitted on some are padded once more, with more words: an end reads little of what stands far
+    before it. Of the harmless rows that calibrate some are padded once more, and some told: thresholds promise nothing
+    for lengths and kinds of which there are few.
     """
     chance = Random(seed)  # noqa: S311
     rows: list[Row] = []
@@ -163,17 +166,24 @@ def surrounded(dataset: Dataset, parts: Sequence[Part], seed: int, own: Sequence
             if part != "train" and dataset.labels[place] == 0:
                 kinds += [chance.choice(more) for share, more in _MORE_FRESH if chance.random() < share]
             rows += [Row(_KINDS[kind](asked, words, chance), place, kind) for kind in kinds]
+        longer = [place for place in dataset.places(part) if part == "train" and chance.random() < PADDED]
+        rows += [_padded(dataset.questions[place], place, words, chance) for place in longer]
         harmless = [place for place in dataset.places(part, 0) if not dataset.items[dataset.owners[place]].hard]
         rows += [Row(Question(text), place, OWN) for text, place in zip(words.own, cycle(harmless), strict=False)]
     return rows
 
 
-def _suffix(asked: Question, words: Words, chance: Random) -> Question:
-    return replace(asked, text=f"{asked.text} {words.padding(chance)}")
+def _padded(asked: Question, place: int, words: Words, chance: Random) -> Row:
+    kind = chance.choice([*_LONG])
+    return Row(_LONG[kind](asked, words, chance), place, kind)
 
 
-def _prefix(asked: Question, words: Words, chance: Random) -> Question:
-    return replace(asked, text=f"{words.padding(chance)} {asked.text}")
+def _suffix(asked: Question, words: Words, chance: Random, shortest: int = 8) -> Question:
+    return replace(asked, text=f"{asked.text} {words.padding(chance, shortest=shortest)}")
+
+
+def _prefix(asked: Question, words: Words, chance: Random, shortest: int = 8) -> Question:
+    return replace(asked, text=f"{words.padding(chance, shortest=shortest)} {asked.text}")
 
 
 def _earlier(asked: Question, words: Words, chance: Random) -> Question:
@@ -236,5 +246,9 @@ _KINDS: Mapping[str, Callable[[Question, Words, Random], Question]] = {
     "tool": _in_tool,
     "system text": _in_system,
     "capitals": _in_capitals,
+}
+_LONG: Mapping[str, Callable[[Question, Words, Random], Question]] = {
+    "long suffix": partial(_suffix, shortest=_LEAST_PADDED),
+    "long prefix": partial(_prefix, shortest=_LEAST_PADDED),
 }
 _MORE_FRESH = ((PADDED, ("suffix", "prefix")), (TOLD, ("tool", "system message", "system text")))

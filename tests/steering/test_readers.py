@@ -186,6 +186,37 @@ def test_what_the_template_says_counts_in_no_window_of_a_reader_of_what_is_spoke
     assert reader.score(notes, layout) > plain
 
 
+def test_windows_of_a_long_prompt_are_measured_against_its_level(tmp_path: Path) -> None:
+    def highest(reader: Conversation, told: bool, tokens: int, level: float) -> float:
+        notes = np.full((tokens, 2), level)
+        notes[20:30, 1] = 10.0
+        run = (0, tokens)
+        return reader.raw(notes, Layout(tokens, [tokens - 1], [run], has_image=False, told=[run] * told))[1]
+
+    plain, reader = conversation(48), conversation(48)
+    reader.level = 0.5
+    assert highest(reader, False, 135, 4.0) == highest(plain, False, 135, 4.0) == 10.0
+    assert 10.0 - 0.5 * 4.5 < highest(reader, False, 1000, 4.0) < 10.0 - 0.4 * 4.0
+    assert highest(reader, False, 1000, 4.0) < highest(reader, False, 400, 4.0) < 10.0
+    assert highest(reader, False, 1000, -4.0) > 10.0
+    assert highest(reader, True, 1000, 4.0) == 10.0
+
+    layout, notes = Layout(400, [399], [(0, 400)], has_image=False), np.random.default_rng(5).normal(size=(400, 2)) + 1
+    notes[50:60, 1] = 9.0
+    assert reader.score(notes, layout) < plain.score(notes, layout)
+    assert reader.token_scores(notes, layout).scores[55] < plain.token_scores(notes, layout).scores[55]
+    notes[300, 1] = math.nan
+    assert math.isnan(reader.score(notes, layout))
+    notes[300, 1] = 0.0
+    cells = [CellSpec(**cell._asdict()) for cell in CELLS]
+    spec = ConversationSpec(window=8, cells=cells, level=0.5).model_dump()
+    save_bundle(
+        tmp_path, whole(format_version=7, conversation=spec, probe_layers=[1, 2, 3]), reader, RefusalHead(16), {}
+    )
+    assert load_guard(tmp_path, INFO).score(torch.from_numpy(notes), layout) == reader.score(notes, layout)
+    assert "level" not in json.dumps(whole().model_dump(mode="json")["conversation"])
+
+
 def test_of_what_is_said_and_told_the_more_unusual_windows_count_beside_the_end() -> None:
     near = Scale.of(np.random.default_rng(0).normal(size=500))
     reader = Conversation(16, APART, together=True, spoken=True)

@@ -153,7 +153,7 @@ def test_the_whole_command(tiny_models: TinyModels, family: str, whole: Callable
     own = family in OWN
     guard = load_guard(out, backbone.info)
     manifest = guard.manifest
-    assert manifest.format_version == 6
+    assert manifest.format_version == 7
     assert manifest.category_names == ["a", "b"]
     assert guard.categories is not None
     assert guard.width == 4

@@ -45,9 +45,10 @@ def test_every_row_is_there_alone_and_in_surroundings(dataset: Dataset) -> None:
         assert [row.place for row in alone] == dataset.places(part)
         assert all(row.question is dataset.questions[row.place] for row in alone)
         counts = Counter(row.place for row in rows)
-        assert {counts[place] for place in dataset.places(part, 1)} == {1 + COPIES[part]}
-        more = {0} if part == "train" else {0, 1, 2}
-        assert {counts[place] - 1 - COPIES[part] for place in dataset.places(part, 0)} == more
+        harmless, harmful = (
+            {counts[place] - 1 - COPIES[part] for place in dataset.places(part, label)} for label in (0, 1)
+        )
+        assert (harmless, harmful) == (({0, 1}, {0, 1}) if part == "train" else ({0, 1, 2}, {0}))
         for row in rows:
             assert dataset.questions[row.place].text in words_of(row)
 
@@ -56,7 +57,7 @@ def test_both_classes_are_surrounded_alike(dataset: Dataset) -> None:
     rows = surrounded(dataset, ("train",), seed=0)
     kinds = [Counter(row.surrounding for row in rows if dataset.labels[row.place] == label) for label in (0, 1)]
     assert {*kinds[0]} == {*kinds[1]}
-    assert len(kinds[0]) == 13
+    assert len(kinds[0]) == 15
     assert min(min(each.values()) for each in kinds) >= 5
 
 
