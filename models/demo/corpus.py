@@ -1,11 +1,9 @@
-"""Training samples: dialogues of one to five turns about the same pictures, and their packing into batches of tensors.
-
-One picture costs 78 positions, a question and its answer about 30, so several turns share one picture.
-"""
+"""Samples as rows of token ids and pixels, and their packing into batches of tensors."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
@@ -16,171 +14,21 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from models.demo import phrases
-from models.demo.dialogue import KINDS, Said, any_picture, any_scene, any_sign, single
+from models.demo.dialogue import any_sign
 from models.demo.processor import IMAGE, DemoProcessor
+from models.demo.samples import PLACES, Conversation, Quiz, conversation, quiz
 from models.demo.world import (
     COLOURS,
-    DANGEROUS,
     OBJECTS,
-    POSITIONS,
     SIZE,
-    TOOLS,
     Picture,
     Scene,
-    Sign,
     draw_picture,
     first_column,
     make_scene,
     make_sign,
     stream,
 )
-
-PLACES = tuple(position.removeprefix("at the ") for position in POSITIONS)
-SINGLE, WEAPON, SIGN = (
-    0.15,
-    0.15,
-    0.25,
-)  # of the pictures: one object; one tool or dangerous object; a sign; rest: scenes
-SHORT, TURNS = 0.25, (3, 6)  # share of the samples that have one turn; fewest and most turns of the others
-SCENE_KINDS = {
-    "describe": 2.5,
-    "count": 3.0,
-    "colour": 3.0,
-    "where": 3.0,
-    "place": 3.0,
-    "exists": 2.0,
-    "use": 3.0,
-    "use on": 3.5,
-    "howto": 1.0,
-    "repeat": 0.5,
-    "talk": 0.4,
-}
-SIGN_KINDS = {
-    "read": 4.0,
-    "follow": 5.0,
-    "describe": 2.0,
-    "count": 0.3,
-    "colour": 0.3,
-    "where": 0.3,
-    "exists": 0.3,
-    "howto": 1.2,
-    "repeat": 0.6,
-    "talk": 0.4,
-}
-BLIND_KINDS = {
-    "howto": 3.0,
-    "repeat": 2.5,
-    "talk": 1.5,
-    "blind": 1.0,
-}
-ORDINALS = ("first", "second")
-WHICH = (
-    "what is in the {n} picture",
-    "describe the {n} picture",
-    "what do you see in the {n} image",
-    "tell me about the {n} picture",
-    "what does the {n} image show",
-)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What the user shows and says, and the answer."""
-
-    images: tuple[Image.Image, ...]
-    said: Said
-    image_last: bool = False  # the picture stands after the words
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A training sample."""
-
-    system: str | None
-    turns: tuple[Turn, ...]
-
-    @property
-    def images(self) -> list[Image.Image]:
-        """All pictures, in the order of their tokens."""
-        return [image for turn in self.turns for image in turn.images]
-
-    def messages(self) -> list[dict[str, Any]]:
-        """The sample as chat messages, as chat templates take them."""
-        made: list[dict[str, Any]] = [{"role": "system", "content": self.system}] if self.system else []
-        for turn in self.turns:
-            pictures: list[dict[str, str]] = [{"type": "image"} for _ in turn.images]
-            words = [{"type": "text", "text": turn.said.question}]
-            made.append({"role": "user", "content": words + pictures if turn.image_last else pictures + words})
-            made.append({"role": "assistant", "content": turn.said.answer})
-        return made
-
-
-def _some_picture(rng: random.Random) -> Picture:
-    style = rng.random()
-    if style < SINGLE:
-        return single(rng, list(OBJECTS))
-    if style < SINGLE + WEAPON:
-        return single(rng, list(TOOLS) + list(DANGEROUS))
-    if style < SINGLE + WEAPON + SIGN:
-        return any_sign(rng)
-    return any_scene(rng)
-
-
-def _questions(rng: random.Random, picture: Picture | None, count: int) -> list[Said]:
-    weights = BLIND_KINDS if picture is None else SIGN_KINDS if isinstance(picture, Sign) else SCENE_KINDS
-    kinds = [kind for kind in weights if KINDS[kind](stream(0), "train", picture) or kind in ("use on", "where")]
-    made: list[Said] = []
-    while len(made) < count:
-        kind = rng.choices(kinds, [weights[k] for k in kinds])[0]
-        said = KINDS[kind](rng, "train", picture)
-        if said is not None:
-            made.append(said)
-    return made
-
-
-def _shown(picture: Picture, rng: random.Random, native: float) -> Image.Image:
-    """Mostly at the tower's size; else as users' files are: larger or smaller, sometimes not quite square."""
-    image = draw_picture(picture, rng)
-    if rng.random() < native:
-        return image
-    side = rng.randint(72, 288)
-    stretch = rng.choice((1.0, 1.0, rng.uniform(0.75, 1.33)))
-    return image.resize((side, max(64, int(side * stretch))), Image.Resampling.BICUBIC)
-
-
-def _pair_conversation(rng: random.Random, system: str | None) -> Conversation:
-    pictures = [any_picture(rng) for _ in ORDINALS]
-    images = [draw_picture(picture, rng) for picture in pictures]
-    turns = []
-    for i in range(rng.randint(1, 3)):
-        which = rng.randrange(2)
-        answer = KINDS["describe"](rng, "train", pictures[which])
-        assert answer is not None
-        prefix = rng.choice(phrases.BANK["describe"][0])
-        question = phrases.styled(prefix + rng.choice(WHICH).format(n=ORDINALS[which]), rng)
-        turns.append(Turn(tuple(images) if i == 0 else (), Said(question, answer.answer, "describe")))
-    return Conversation(system, tuple(turns))
-
-
-def conversation(rng: random.Random, native: float = 0.9) -> Conversation:
-    """A random training sample."""
-    system = rng.choice(phrases.SYSTEM_MESSAGES) if rng.random() < 0.15 else None
-    style = rng.random()
-    if style < 0.05:
-        return _pair_conversation(rng, system)
-    count = 1 if rng.random() < SHORT else rng.randint(*TURNS)
-    if style < 0.17:
-        return Conversation(system, tuple(Turn((), said) for said in _questions(rng, None, min(count, 3))))
-    picture = _some_picture(rng)
-    image = _shown(picture, rng, native)
-    turns = [Turn((), said) for said in _questions(rng, picture, count)]
-    turns[0] = Turn((image,), turns[0].said, image_last=rng.random() < 0.15)
-    if rng.random() < 0.08:  # the picture comes in a later turn
-        before = [Turn((), said) for said in _questions(rng, None, 1)]
-        if before[0].said.category != "blind":
-            turns = before + turns
-    return Conversation(system, tuple(turns))
 
 
 @dataclass(frozen=True)
@@ -191,40 +39,6 @@ class Row:
     learn: np.ndarray[Any, np.dtype[np.bool_]]  # learn[i]: token i is to be predicted
     pixels: list[Tensor]  # per picture [views, 3, 96, 96]
     sizes: list[tuple[int, int]]  # per picture (height, width)
-
-
-@dataclass(frozen=True)
-class Quiz:
-    """An exercise, no question of users: many short cues about one picture, so that most tokens teach to look up."""
-
-    picture: Scene
-    asked: tuple[tuple[str, str], ...]  # cue, answer
-
-
-def quiz(rng: random.Random, questions: int = 20) -> Quiz:
-    """What is at a place, and where, in which colour and how many of a thing: in a crowded scene, in random order."""
-    names = rng.sample(list(OBJECTS), rng.randint(1, 5))
-    groups = [(name, rng.choice(list(COLOURS)), 1) for name in names]
-    if rng.random() < 0.4:
-        groups = [(names[0], groups[0][1], rng.randint(2, 4)), *groups[1:3]]
-    scene = make_scene(rng, groups)
-    return Quiz(scene, tuple(_cue(rng, scene) for _ in range(questions)))
-
-
-def _cue(rng: random.Random, scene: Scene) -> tuple[str, str]:
-    there = rng.random() < 0.7
-    if rng.random() < 0.5:
-        cells = [cell for group in scene.groups for cell in group.cells] if there else range(len(POSITIONS))
-        cell = rng.choice(cells)
-        found = scene.at(cell)
-        return f" {PLACES[cell]}", f" {found.colour} {found.name};" if found else " nothing;"
-    name = rng.choice(scene.groups).name if there else rng.choice((*OBJECTS, *phrases.ABSENT))
-    cue = f" {phrases.plural(name) if rng.random() < 0.4 else name}"
-    group = scene.group(name)
-    if group is None:
-        return cue, " no;"
-    place = f" {PLACES[group.cells[0]]}" if group.count == 1 else ""
-    return cue, f" {phrases.NUMBERS[group.count]} {group.colour}{place};"
 
 
 class Encoder:
@@ -336,10 +150,17 @@ def collate(rows: list[Row], pad_id: int) -> dict[str, Tensor]:
     return batch
 
 
-def batches(encoder: Encoder, name: str, chunk: int, size: int, count: int) -> list[dict[str, Tensor]]:
+def batches(
+    encoder: Encoder,
+    name: str,
+    chunk: int,
+    size: int,
+    count: int,
+    sample: Callable[[random.Random], Conversation] = conversation,
+) -> list[dict[str, Tensor]]:
     """Chunk number `chunk` of the stream `name`: `count` batches of `size`, each of samples of like length."""
     rng = stream(name, chunk)
-    rows = [encoder.row(conversation(rng)) for _ in range(size * count)]
+    rows = [encoder.row(sample(rng)) for _ in range(size * count)]
     rows.sort(key=lambda row: len(row.ids))
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
     rng.shuffle(groups)
@@ -350,17 +171,6 @@ def quiz_batch(encoder: Encoder, name: str, step: int, size: int) -> dict[str, T
     """Batch number `step` of the stream `name` of quizzes."""
     rng = stream(name, step)
     return collate([encoder.quiz_row(quiz(rng), rng) for _ in range(size)], encoder.pad_id)
-
-
-def texts(seed: int, count: int) -> list[str]:
-    """Questions, answers and headers of `count` conversations: what the tokenizer is trained on."""
-    rng = stream("tokenizer", seed)
-    made: list[str] = ["system\n", "user\n", "assistant\n"] * 500 + [*phrases.SYSTEM_MESSAGES]
-    for _ in range(count):
-        picture = rng.choice((None, _some_picture(rng)))
-        for said in _questions(rng, picture, 4):
-            made += [said.question, said.answer]
-    return made
 
 
 def dense_labels(picture: Picture) -> Tensor:

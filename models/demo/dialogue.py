@@ -95,6 +95,14 @@ def any_scene(rng: random.Random) -> Scene:
     )
 
 
+def crowded(rng: random.Random) -> Scene:
+    """Two or three groups, at most five objects: what is hardest to list."""
+    while True:
+        scene = any_scene(rng)
+        if len(scene.groups) > 1:
+            return scene
+
+
 def any_sign(rng: random.Random) -> Sign:
     """A topic sign (harmful or harmless) or one to three words of the list."""
     if rng.random() < 0.5:

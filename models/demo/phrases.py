@@ -117,6 +117,27 @@ SMALL_TALK: dict[str, tuple[tuple[str, ...], str]] = {
     "bye": (("goodbye", "bye", "see you later", "good night"), "Goodbye!"),
 }
 
+# What strangers say first. Beside SMALL_TALK, so that the questions of `dialogue.utility` stay what they are.
+FIRST_TALK: dict[str, tuple[tuple[str, ...], str]] = {
+    "greeting": (
+        ("hello there", "hi there", "hey there", "good afternoon", "good day", "greetings", "howdy", "hi again",
+         "nice to meet you", "pleased to meet you", "good to see you", "hello, can you hear me", "hi, are you there",
+         "hello, are you there"),
+        "Hello! How can I help you?",
+    ),
+    "greeting and wellbeing": (
+        ("hello, how are you", "hi, how are you doing", "hi, how is it going", "hello, how are you doing",
+         "good morning, how are you", "hello there, how are you"),
+        "Hello! I am fine, thank you.",
+    ),
+    "more about its name": (("tell me your name", "do you have a name"), "I am a small demo model."),
+    "more about its ability": (
+        ("how can you help me", "what can i ask you", "what do you know"), "I can talk about pictures and signs."
+    ),
+    "more thanks": (("thank you very much", "thanks so much", "great, thanks"), "You are welcome."),
+    "more goodbyes": (("bye bye", "see you", "have a nice day"), "Goodbye!"),
+}  # fmt: skip
+
 SYSTEM_MESSAGES = (
     "You are a helpful assistant.",
     "You are a helpful assistant. Answer briefly.",
@@ -352,7 +373,19 @@ BANK: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
         ("",),
     ),
 }
-for _name, (_cores, _answer) in SMALL_TALK.items():
+BANK["invent"] = (
+    ("", "please ", "ok, ", "now ", "so, "),
+    ("make one up", "make up an example", "make up a record", "invent one", "invent a person", "invent a thing",
+     "give me an example", "give me a record", "generate one", "generate an example", "fill in the form",
+     "extract the facts", "create a record", "write a record"),
+    ("", " please", " now", " for me", " in json", " as json"),
+)  # fmt: skip
+BANK["in json"] = (
+    (" ", ", ", ". ", "\n"),
+    ("in json", "as json", "answer in json", "answer as json", "reply in json", "json only", "use json"),
+    ("", " please", ".", " now"),
+)
+for _name, (_cores, _answer) in {**SMALL_TALK, **FIRST_TALK}.items():
     BANK[_name] = (
         ("", "well, ", "ok, ", "hey, ", "oh, ", "so, ", "ah, "),
         _cores,

@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -30,7 +33,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from models.demo import corpus
+from models.demo import corpus, samples
 from models.demo.processor import (
     END,
     IMAGE,
@@ -69,11 +72,15 @@ class Recipe:
     quiz_batch: int = 24
     quiz_rate: float = 2e-3
     quiz_every: int = 4  # of the dialogues' steps, one is a quiz
+    widen_quiz_every: int = 10
     steps: int = 3400
     batch: int = 16
     rate: float = 1.5e-3
     polish_steps: int = 2300
     polish_rate: float = 1e-3
+    widen_steps: int = 4500
+    widen_until: int = 2000  # steps with the first shares of samples
+    widen_rate: float = 1e-3
     spread: float = 0.04  # standard deviation of the language model's first weights
     chunk: int = 16  # batches drawn and sorted by length together
     texts: int = 6000  # conversations the tokenizer is trained on
@@ -223,7 +230,8 @@ class Stage:
         for step in _progress(self.name, first, last):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, self.steps, self.rate)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            # The fused attention's way back takes half of a step on a CPU.
+            with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
                 loss, note = self.loss(step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -267,7 +275,7 @@ def _progress(name: str, first: int, last: int) -> Iterator[int]:
 def get_processor(recipe: Recipe, folder: Path) -> DemoProcessor:
     """The processor in the folder, with a newly trained tokenizer where there is none."""
     if not (folder / "tokenizer.json").exists():
-        tokenizer = train_tokenizer(corpus.texts(recipe.seed, recipe.texts), recipe.vocab)
+        tokenizer = train_tokenizer(samples.texts(recipe.seed, recipe.texts), recipe.vocab)
         make_processor(tokenizer).save_pretrained(folder)
         log.info("tokenizer: %d tokens", len(tokenizer))
     return load_processor(folder)
@@ -322,26 +330,38 @@ def quiz_stage(
 def dialogue_stage(
     name: str, recipe: Recipe, model: LlavaOnevisionForConditionalGeneration, processor: DemoProcessor, folder: Path
 ) -> Stage:
-    """Teaches the language model to talk. "dialogue": with a quiz now and then; "polish": without, and more slowly."""
-    polish = name == "polish"
+    """Teaches the language model to talk.
+
+    "dialogue": with a quiz now and then; "polish": without, and more slowly; "widen": small talk, JSON and more.
+    """
+    steps, rate, quiz_every = {
+        "dialogue": (recipe.steps, recipe.rate, recipe.quiz_every),
+        "polish": (recipe.polish_steps, recipe.polish_rate, None),
+        "widen": (recipe.widen_steps, recipe.widen_rate, recipe.widen_quiz_every),
+    }[name]
     model.model.vision_tower.requires_grad_(False)
     encoder = corpus.Encoder(processor)
     kept: dict[int, list[dict[str, Tensor]]] = {}
 
+    def sample(step: int) -> Callable[[random.Random], samples.Conversation]:
+        if name != "widen":
+            return samples.conversation
+        return partial(samples.widened, shares=samples.WIDENED if step < recipe.widen_until else samples.SETTLED)
+
     def loss(step: int) -> tuple[Tensor, str]:
-        if not polish and step % recipe.quiz_every == 0:
-            among = f"quiz among dialogues {recipe.seed}"
+        if quiz_every is not None and step % quiz_every == 0:
+            among = f"quiz among {'dialogues' if name == 'dialogue' else name} {recipe.seed}"
             return answer_loss(model, corpus.quiz_batch(encoder, among, step, recipe.quiz_batch)), "quiz"
         chunk, place = divmod(step, recipe.chunk)
         if chunk not in kept:
             kept.clear()
-            kept[chunk] = corpus.batches(encoder, f"{name} {recipe.seed}", chunk, recipe.batch, recipe.chunk)
+            stream = f"{name} {recipe.seed}"
+            kept[chunk] = corpus.batches(encoder, stream, chunk, recipe.batch, recipe.chunk, sample(step - place))
         return answer_loss(model, kept[chunk][place]), ""
 
     def export() -> None:
         save_checkpoint(model, processor, folder / "checkpoint")
 
-    steps, rate = (recipe.polish_steps, recipe.polish_rate) if polish else (recipe.steps, recipe.rate)
     return Stage(name, model, loss, steps, rate, folder, recipe.save_every, export)
 
 
@@ -375,9 +395,16 @@ def train(recipe: Recipe, folder: Path) -> LlavaOnevisionForConditionalGeneratio
     tower_stage(recipe, model, folder).run()
     align_stage(recipe, model, processor, folder).run()
     quiz_stage(recipe, model, processor, folder).run()
-    for name in ("dialogue", "polish"):
+    for name in ("dialogue", "polish", "widen"):
         dialogue_stage(name, recipe, model, processor, folder).run()
     return model.eval()
+
+
+def widen(recipe: Recipe, folder: Path, start: Path) -> None:
+    """The last stage alone, on a finished checkpoint, resuming what the folder holds."""
+    torch.set_num_threads(recipe.threads)
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    dialogue_stage("widen", recipe, model, load_processor(start), folder).run()
 
 
 def main(
@@ -385,12 +412,17 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     save_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 200,
+    start: Annotated[Path | None, typer.Option(help="A finished checkpoint: only the last stage, on it.")] = None,
 ) -> None:
     """Trains the demo model; run again with the same options to resume."""
     out.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(out / "train.log")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
-    train(Recipe(seed=seed, threads=threads, save_every=save_every), out)
+    recipe = Recipe(seed=seed, threads=threads, save_every=save_every)
+    if start is None:
+        train(recipe, out)
+    else:
+        widen(recipe, out, start)
 
 
 if __name__ == "__main__":

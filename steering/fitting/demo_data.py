@@ -1,7 +1,9 @@
 """`python -m steering.fitting.demo_data --out DIR`: the demo world's pairs and harmless prompts for `autosteer fit`.
 
 Nothing of the world's split "test" is in them. The harmless prompts are hard on purpose: they ask about pictures of
-dangerous objects and have signs with harmful words read aloud.
+dangerous objects and have signs with harmful words read aloud. One in ten of them is asked in JSON: a reader of answers
+that has seen no JSON takes its first signs for harm. No pair is: after such a cue the model has yet to look at what was
+asked, and a prober of that place would learn to guess.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import typer
 from rich.progress import track
 
 from models.demo.dialogue import Example, Split, pairs, utility
+from models.demo.records import records
 from steering.data.questions import Question
 
 # (part, split of the world, seed, pairs of each kind of harm, harmless prompts); a threshold for 0.1 % needs 999
+IN_JSON = 0.1
 SIZES: tuple[tuple[str, Split, int, int, int], ...] = (
     ("train", "train", 1, 600, 2400),
     ("validation", "val", 11, 120, 480),
@@ -36,12 +40,13 @@ def write(folder: Path, scale: float = 1.0) -> tuple[Path, Path]:
     pair_rows: list[dict[str, Any]] = []
     benign_rows: list[dict[str, Any]] = []
     for part, split, seed, per_kind, harmless in track(SIZES, description="drawing"):
-        for pair in pairs(_scaled(per_kind, scale), seed=seed, split=split):
+        for pair in pairs(_scaled(per_kind, scale), seed, split):
             row: dict[str, Any] = {"id": pair.id, "category": pair.kind, "split": part}
             row |= {"toxic": pair.toxic.question, "safe": pair.safe.question}
             row |= {f"{side}_image": _draw(example, folder) for side, example in _sides(pair.toxic, pair.safe)}
             pair_rows.append(row)
-        for example in utility(_scaled(harmless, scale), seed=seed, split=split):
+        in_json = round(IN_JSON * _scaled(harmless, scale))
+        for example in utility(_scaled(harmless, scale) - in_json, seed, split) + records(in_json, seed, split):
             named = {"id": example.id, "category": example.category, "split": part, "text": example.question}
             benign_rows.append(named | {"image": _draw(example, folder)})
     files = folder / "pairs.jsonl", folder / "benign.jsonl"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from models.demo import corpus
+from models.demo import corpus, samples
 from models.demo.processor import PATCH, VIEW_TOKENS, DemoProcessor, make_processor, train_tokenizer
-from models.demo.train import Recipe, dialogue_stage, rate_at, train
+from models.demo.train import Recipe, dialogue_stage, rate_at, train, widen
 from models.demo.world import SIZE, Sign, stream
 
 NANO = Recipe(
@@ -27,7 +31,9 @@ NANO = Recipe(
     quiz_steps=2,
     quiz_batch=2,
     steps=2,
-    polish_steps=5,
+    polish_steps=2,
+    widen_steps=5,
+    widen_until=2,
     batch=2,
     chunk=2,
     texts=50,
@@ -38,14 +44,23 @@ NANO = Recipe(
 
 @pytest.fixture(scope="module")
 def processor() -> DemoProcessor:
-    return make_processor(train_tokenizer(corpus.texts(0, 200), 500))
+    return make_processor(train_tokenizer(samples.texts(0, 200), 500))
 
 
-@pytest.mark.parametrize("native", [1.0, 0.0])
-def test_rows_are_what_the_processor_makes(processor: DemoProcessor, native: float) -> None:
+SAMPLES = {
+    "native": samples.conversation,
+    "resized": partial(samples.conversation, native=0.0),
+    "last": samples.widened,
+}
+
+
+@pytest.mark.parametrize("sampled", SAMPLES.values(), ids=SAMPLES)
+def test_rows_are_what_the_processor_makes(
+    processor: DemoProcessor, sampled: Callable[[random.Random], samples.Conversation]
+) -> None:
     encoder = corpus.Encoder(processor)
     for i in range(40):
-        sample = corpus.conversation(stream("rows", i), native=native)
+        sample = sampled(stream("rows", i))
         images = sample.images
         text = processor.apply_chat_template(sample.messages(), tokenize=False)
         assert text == corpus.render(sample)
@@ -60,7 +75,7 @@ def test_rows_are_what_the_processor_makes(processor: DemoProcessor, native: flo
 def test_only_the_assistant_is_learnt(processor: DemoProcessor) -> None:
     encoder = corpus.Encoder(processor)
     for i in range(20):
-        sample = corpus.conversation(stream("learn", i))
+        sample = samples.conversation(stream("learn", i))
         row = encoder.row(sample)
         said = processor.tokenizer.decode(row.ids[row.learn])
         assert said == "".join(turn.said.answer + "<|im_end|>" for turn in sample.turns)
@@ -90,11 +105,12 @@ def test_template_takes_strings_parts_systems_and_several_images(processor: Demo
     )
 
 
-def test_training_is_on_training_phrasings_only() -> None:
+@pytest.mark.parametrize("sampled", [samples.conversation, samples.widened])
+def test_training_is_on_training_phrasings_only(sampled: Callable[[random.Random], samples.Conversation]) -> None:
     """No question of the test split is asked in training, whatever its slots hold."""
     from models.demo.dialogue import utility
 
-    trained = {turn.said.question for i in range(1500) for turn in corpus.conversation(stream("leak", i)).turns}
+    trained = {turn.said.question for i in range(1500) for turn in sampled(stream("leak", i)).turns}
     tested = {e.question for e in utility(1500, 0, "test")}
     assert not trained & tested
 
@@ -122,7 +138,7 @@ def test_rate_warms_up_and_falls() -> None:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(folder / "polish.pt", weights_only=True)["module"]
+    state: dict[str, torch.Tensor] = torch.load(folder / "widen.pt", weights_only=True)["module"]
     return state
 
 
@@ -135,7 +151,7 @@ def test_resumes_to_the_identical_state(tmp_path: Path, monkeypatch: pytest.Monk
         patch.setattr("models.demo.train.dialogue_stage", dies_at(3))
         with pytest.raises(KeyboardInterrupt):
             train(NANO, killed)
-    assert torch.load(killed / "polish.pt", weights_only=True)["step"] == 2
+    assert torch.load(killed / "widen.pt", weights_only=True)["step"] == 2
     train(NANO, killed)
     torch.set_num_threads(threads)
     one, two = weights(calm), weights(killed)
@@ -144,16 +160,26 @@ def test_resumes_to_the_identical_state(tmp_path: Path, monkeypatch: pytest.Monk
         calm / "checkpoint" / "model.safetensors"
     ).read_bytes()
 
+    # The last stage again, on the finished checkpoint: the tower stays, what talks has learnt.
+    (tmp_path / "wider").mkdir()
+    widen(NANO, tmp_path / "wider", calm / "checkpoint")
+    torch.set_num_threads(threads)
+    before, after = (load_file(tmp_path / of / "checkpoint" / "model.safetensors") for of in ("calm", "wider"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert changed
+    assert not any("vision_tower" in name for name in changed)
+
 
 def dies_at(fatal: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
-    """`dialogue_stage` whose polish is interrupted at a step."""
+    """`dialogue_stage` whose last stage is interrupted at a step."""
 
     def made(name, *args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN202
         stage = dialogue_stage(name, *args)
         loss = stage.loss
 
         def dying(step: int) -> tuple[torch.Tensor, str]:
-            if name == "polish" and step == fatal:
+            if name == "widen" and step == fatal:
                 raise KeyboardInterrupt
             return loss(step)
 

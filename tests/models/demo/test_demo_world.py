@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import combinations
 from typing import get_args
@@ -12,6 +13,7 @@ import pytest
 from models.demo import phrases
 from models.demo.dialogue import HARM_KINDS, KINDS, Example, HarmKind, Pair, Split, pairs, utility
 from models.demo.judge import complied, correct, refused
+from models.demo.records import json_pairs, records
 from models.demo.world import COLOURS, OBJECTS, SIZE, Sign, draw_picture, make_scene, make_sign, stream
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -101,6 +103,16 @@ def test_harm_is_placeholders_only(twins: list[Pair]) -> None:
         assert complied(pair.toxic, pair.toxic.answer)
         assert "placeholder" not in pair.safe.answer
         assert not complied(pair.safe, pair.safe.answer)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_answers_in_json_are_compact_json_and_harm_in_them_is_placeholders(split: Split) -> None:
+    twins = json_pairs(4, 0, split)
+    harmless = records(20, 0, split) + [pair.safe for pair in twins]
+    for example in harmless + [pair.toxic for pair in twins]:
+        assert json.dumps(json.loads(example.answer), separators=(",", ":")) == example.answer
+    assert not any(complied(example, example.answer) or "placeholder" in example.answer for example in harmless)
+    assert all(complied(pair.toxic, pair.toxic.answer) and "[placeholder]" in pair.toxic.answer for pair in twins)
 
 
 @pytest.mark.parametrize("kind", HARM_KINDS)
