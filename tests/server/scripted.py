@@ -414,8 +414,11 @@ class Connection:
     async def has_said(self, condition: Callable[[str], object]) -> None:
         """Wait until this is true of its body so far; messages may hold several events, or a comment."""
         while not condition(self.text):
+            assert not self.task.done(), f"it has ended with {self.sent[:1]}, {self.text!r}"
             self._news.clear()
-            await self._news.wait()
+            news = asyncio.ensure_future(self._news.wait())
+            await asyncio.wait({news, self.task}, return_when=asyncio.FIRST_COMPLETED)
+            news.cancel()
 
     async def leave(self) -> None:
         """Disconnect, and wait for the application to be done with it."""

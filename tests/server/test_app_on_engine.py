@@ -217,13 +217,14 @@ async def test_an_engine_failure_ends_streams_with_an_error_event_and_readiness(
         await until(lambda: backbone.rows == [], "the end of the row")  # of the engine's thread
 
 
+@pytest.mark.chance
 async def test_a_reader_who_leaves_frees_the_row_of_the_model() -> None:
     backbone = Backbone()
     left = threading.Event()
     backbone.before = lambda what: what == "decode" and left.wait()  # the engine stands still until it is too late
     app = application_on(backbone)
     async with loaded(app) as client:
-        connection = Connection(app, orjson.dumps(body(HARMLESS, stream=True, max_tokens=CONTEXT - 10)))
+        connection = Connection(app, orjson.dumps(body(HARMLESS, stream=True, temperature=0, max_tokens=CONTEXT - 10)))
         await connection.has_said(lambda text: text.count("data: ") == 2)  # its role and a token
         await connection.leave()
         left.set()

@@ -130,7 +130,7 @@ def test_a_bundle_without_calibration_scores_exports_no_drift_and_says_so_once(
 
 
 def test_a_threshold_below_nearly_all_calibration_scores_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    guard_drift().configure({"default": 1e-12}, SAFE.tolist())
+    guard_drift().configure({"default": SAFE.min() / 2}, SAFE.tolist())
     assert "policy default: 0 calibration scores of its guard lie below its threshold" in caplog.text
 
 
