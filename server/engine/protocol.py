@@ -30,7 +30,7 @@ class Facts:
 
     @staticmethod
     def loaded(info: BackboneInfo, guard: Guard | None, *, has_series: bool = False) -> Facts:
-        """Those of a model and its guard."""
+        """What to tell of a model and its guard."""
         if guard is None:
             return Facts(info, has_series=has_series)
         scores = guard.calibration_scores, guard.answer_calibration_scores

@@ -20,8 +20,8 @@ from models.demo.dialogue import Example, Split, pairs, utility
 from models.demo.records import records
 from steering.data.questions import Question
 
+IN_JSON = 0.1  # of the harmless prompts
 # (part, split of the world, seed, pairs of each kind of harm, harmless prompts); a threshold for 0.1 % needs 999
-IN_JSON = 0.1
 SIZES: tuple[tuple[str, Split, int, int, int], ...] = (
     ("train", "train", 1, 600, 2400),
     ("validation", "val", 11, 120, 480),
