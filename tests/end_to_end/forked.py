@@ -121,6 +121,17 @@ def _fork(_: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
     return pid
 
 
+def renew_threads() -> None:
+    """Make torch's pool of threads anew in a fork, before a second thread computes in it.
+
+    The pool of before has no threads there. Torch leaves it to whichever operation comes first, and the two first ones
+    of two threads end in "Invalid thread pool!" (caffe2/utils/threadpool): weights are loaded by several.
+    """
+    import torch
+
+    torch.set_num_threads(torch.get_num_threads())
+
+
 def _close_all_but(kept: set[int]) -> None:
     for each in {int(name) for name in os.listdir("/proc/self/fd")} - kept:  # noqa: PTH208
         with suppress(OSError):  # the one that the folder was read with

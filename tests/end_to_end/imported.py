@@ -1,6 +1,8 @@
 """What a server, its engine and `autosteer eval` import, for the process that `ForkedServer` forks."""
 # ruff: noqa: F401
 
+import os
+
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -23,4 +25,6 @@ import server.http.server
 import server.reload
 import steering.bundle
 import steering.evaluation.evaluate
-import tests.end_to_end.forked
+from tests.end_to_end.forked import renew_threads
+
+os.register_at_fork(after_in_child=renew_threads)
