@@ -340,23 +340,32 @@ class Leftovers:
 
     @classmethod
     def of(cls, server: ServerProcess) -> Leftovers:
-        """Ask the server and the system."""
+        """Ask the system, and then the server, which has a connection more for a moment after each question."""
         server_process = psutil.Process(server.process.pid)
         processes = [server_process, *server_process.children()]
         return cls(
+            descriptors=sum(each.num_fds() for each in processes),
+            threads=sum(each.num_threads() for each in processes),
             rows=server.metric("autosteer_num_requests_running"),
             waiting=server.metric("autosteer_num_requests_waiting"),
             cache=server.metric("autosteer_kv_cache_usage_ratio"),
-            descriptors=sum(each.num_fds() for each in processes),
-            threads=sum(each.num_threads() for each in processes),
         )
+
+    @classmethod
+    def settled(cls, server: ServerProcess, pause: float = 0.3) -> Leftovers:
+        """Once they are the same twice: what the last requests were sent over is closed by then."""
+        before, now = None, cls.of(server)
+        while now != before:
+            time.sleep(pause)
+            before, now = now, cls.of(server)
+        return now
 
     @classmethod
     def after(cls, server: ServerProcess, before: Leftovers, seconds: float = 10.0) -> Leftovers:
         """Once they are what they were before, or after so long."""
         until = time.monotonic() + seconds
         while (now := cls.of(server)) != before and time.monotonic() < until:
-            time.sleep(0.1)
+            time.sleep(0.3)
         return now
 
 
@@ -372,7 +381,7 @@ def run(site: Site, *, clients: int, requests: int) -> tuple[Soak, list[str]]:
         model = server.model
         # The first requests start the decoders and the threads that are started when they are first needed.
         warm = asyncio.run(soak(client, model, clients=clients, requests=4 * clients, seed=1))
-        idle = Leftovers.of(server)
+        idle = Leftovers.settled(server)
         before = counted(server.url)
         result = asyncio.run(soak(client, model, clients=clients, requests=requests, memory=lambda: resident(server)))
         after = Leftovers.after(server, idle)

@@ -24,10 +24,17 @@ def conformal_threshold(safe_scores: Tensor, target_fpr: float) -> float | None:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Temperature that minimises the binary cross-entropy of `logits / T` `[N]` against labels `[N]`."""
+    """Temperature that minimises the binary cross-entropy of `logits / T` `[N]` against labels `[N]`.
+
+    The labels count as the rates that so many rows of each can show (Platt, "Probabilistic outputs for support vector
+    machines", 1999, section 2.2): perfectly separated logits would want a temperature of 0, which promises certainty.
+    """
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
     logits, labels = logits.double(), labels.double()
+    harmful = labels.sum()
+    harmless = len(labels) - harmful
+    labels = torch.where(labels > 0, (harmful + 1) / (harmful + 2), 1 / (harmless + 2))
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -36,5 +43,4 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    # Perfectly separated logits want a temperature of 0; that would promise certainty.
     return float(log_temperature.detach().clamp(math.log(0.25), math.log(20)).exp())

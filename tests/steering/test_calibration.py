@@ -66,3 +66,9 @@ def test_the_temperature_is_found_again(temperature: float, seed: int) -> None:
 def test_perfect_separation_does_not_promise_certainty() -> None:
     logits = torch.tensor([-5.0, -6.0, 5.0, 6.0])
     assert fit_temperature(logits, torch.tensor([0, 0, 1, 1])) >= 0.25
+
+
+def test_what_so_many_separated_rows_promise_is_what_they_can_show() -> None:
+    labels = torch.arange(200) % 2
+    temperature = fit_temperature(80.0 * labels - 40, labels)
+    assert torch.sigmoid(torch.tensor(40 / temperature)) == pytest.approx(101 / 102, abs=1e-4)
