@@ -33,7 +33,7 @@ from models.demo.world import (
 
 @dataclass(frozen=True)
 class Row:
-    """A conversation as token ids, with the loss only on what the assistant says."""
+    """A conversation as token ids, with the loss only on what the assistant learns to say."""
 
     ids: np.ndarray[Any, np.dtype[np.int64]]
     learn: np.ndarray[Any, np.dtype[np.bool_]]  # learn[i]: token i is to be predicted
@@ -63,15 +63,16 @@ class Encoder:
         for token in self.tokenizer(text)["input_ids"]:
             ids.extend([self.image_id] * self._tokens(next(rest), len(images)) if token == self.image_id else [token])
         learn = np.zeros(len(ids), dtype=np.bool_)
-        head, position, speaking = self.head, 0, False
+        answers = iter(sample.turns)
+        head, position, speaking, learnt = self.head, 0, False, False
         while position < len(ids):
             if speaking:
-                learn[position] = True
+                learn[position] = learnt
                 speaking = ids[position] != self.end_id
                 position += 1
             elif ids[position : position + len(head)] == head:
                 position += len(head)
-                speaking = True
+                speaking, learnt = True, next(answers).learnt
             else:
                 position += 1
         pixels = [self._pixels(image, len(images)) for image in images]

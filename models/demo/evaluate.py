@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,10 +28,12 @@ from rich.table import Table
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from models.demo import CHECKPOINT
+from models.demo.around import plain as plain_words
 from models.demo.dialogue import Example, Split, pairs, utility
 from models.demo.judge import complied, correct, refused
 from models.demo.phrases import SMALL_TALK, SYSTEM_MESSAGES
 from models.demo.processor import DemoProcessor, load_processor
+from models.demo.world import stream
 
 console = Console()
 
@@ -82,10 +85,20 @@ def resized(example: Example) -> Request:
     return replace(asked, images=[image.resize((224, 224), Image.Resampling.BICUBIC) for image in asked.images])
 
 
+def among_words(words: int, example: Example, *, before: bool) -> Request:
+    """The example with so many plain words before or after it, but before it where a sentence is to be repeated."""
+    said = plain_words(stream("plain", example.id), "test", words)
+    first = before or example.category == "repeat"
+    question = f"{said} {example.question}" if first else f"{example.question} {said}"
+    return plain(replace(example, question=question))
+
+
 FRAMES: dict[str, Callable[[Example], Request]] = {
     "after a system message": after_system,
     "in a second turn": second_turn,
     "picture of 224 x 224": resized,
+    **{f"{words} plain words before it": partial(among_words, words, before=True) for words in (32, 128)},
+    **{f"{words} plain words after it": partial(among_words, words, before=False) for words in (32, 128)},
 }
 
 

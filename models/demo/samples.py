@@ -69,7 +69,7 @@ BLIND_KINDS = {
 }
 CROWDED_KINDS = {"describe": 1.0, "count": 3.0, "colour": 1.5, "where": 1.0, "place": 1.0, "exists": 0.5}
 TALK = {**phrases.SMALL_TALK, **phrases.FIRST_TALK}
-# Shares of the last stage's samples, in the order of `widened`: at first, and then, so that the old is not forgotten.
+# Shares of the samples of "widen", in the order of `widened`: at first, and then, so that the old is not forgotten.
 WIDENED, SETTLED = (0.16, 0.12, 0.15, 0.27, 0.30), (0.07, 0.11, 0.14, 0.18, 0.50)
 ORDINALS = ("first", "second")
 WHICH = (
@@ -88,6 +88,7 @@ class Turn:
     images: tuple[Image.Image, ...]
     said: Said
     image_last: bool = False  # the picture stands after the words
+    learnt: bool = True  # the answer is to be said; else it stands there alone
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _crowded_conversation(rng: random.Random, system: str | None) -> Conversatio
 
 
 def widened(rng: random.Random, shares: Sequence[float] = SETTLED) -> Conversation:
-    """A sample of the last stage: small talk, JSON, two pictures, several groups, and samples as before."""
+    """A sample of "widen": small talk, JSON, two pictures, several groups, and samples as before."""
     makers = (_talk_conversation, _record_conversation, _pair_conversation, _crowded_conversation, None)
     made = rng.choices(makers, shares)[0]
     if made is None:

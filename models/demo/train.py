@@ -33,7 +33,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from models.demo import corpus, samples
+from models.demo import around, corpus, samples
 from models.demo.processor import (
     END,
     IMAGE,
@@ -72,7 +72,7 @@ class Recipe:
     quiz_batch: int = 24
     quiz_rate: float = 2e-3
     quiz_every: int = 4  # of the dialogues' steps, one is a quiz
-    widen_quiz_every: int = 10
+    late_quiz_every: int = 10  # of "widen" and "surround"
     steps: int = 3400
     batch: int = 16
     rate: float = 1.5e-3
@@ -81,6 +81,9 @@ class Recipe:
     widen_steps: int = 4500
     widen_until: int = 2000  # steps with the first shares of samples
     widen_rate: float = 1e-3
+    surround_steps: int = 3200
+    surround_until: int = 1400  # steps with the first shares of samples
+    surround_rate: float = 1e-3
     spread: float = 0.04  # standard deviation of the language model's first weights
     chunk: int = 16  # batches drawn and sorted by length together
     texts: int = 6000  # conversations the tokenizer is trained on
@@ -332,21 +335,25 @@ def dialogue_stage(
 ) -> Stage:
     """Teaches the language model to talk.
 
-    "dialogue": with a quiz now and then; "polish": without, and more slowly; "widen": small talk, JSON and more.
+    "dialogue": with a quiz now and then; "polish": without, and more slowly; "widen": small talk, JSON and more;
+    "surround": all of it among words that ask for nothing.
     """
     steps, rate, quiz_every = {
         "dialogue": (recipe.steps, recipe.rate, recipe.quiz_every),
         "polish": (recipe.polish_steps, recipe.polish_rate, None),
-        "widen": (recipe.widen_steps, recipe.widen_rate, recipe.widen_quiz_every),
+        "widen": (recipe.widen_steps, recipe.widen_rate, recipe.late_quiz_every),
+        "surround": (recipe.surround_steps, recipe.surround_rate, recipe.late_quiz_every),
     }[name]
     model.model.vision_tower.requires_grad_(False)
     encoder = corpus.Encoder(processor)
     kept: dict[int, list[dict[str, Tensor]]] = {}
 
     def sample(step: int) -> Callable[[random.Random], samples.Conversation]:
-        if name != "widen":
-            return samples.conversation
-        return partial(samples.widened, shares=samples.WIDENED if step < recipe.widen_until else samples.SETTLED)
+        if name == "widen":
+            return partial(samples.widened, shares=samples.WIDENED if step < recipe.widen_until else samples.SETTLED)
+        if name == "surround":
+            return partial(around.amid, shares=around.FIRST if step < recipe.surround_until else around.THEN)
+        return samples.conversation
 
     def loss(step: int) -> tuple[Tensor, str]:
         if quiz_every is not None and step % quiz_every == 0:
@@ -395,16 +402,16 @@ def train(recipe: Recipe, folder: Path) -> LlavaOnevisionForConditionalGeneratio
     tower_stage(recipe, model, folder).run()
     align_stage(recipe, model, processor, folder).run()
     quiz_stage(recipe, model, processor, folder).run()
-    for name in ("dialogue", "polish", "widen"):
+    for name in ("dialogue", "polish", "widen", "surround"):
         dialogue_stage(name, recipe, model, processor, folder).run()
     return model.eval()
 
 
-def widen(recipe: Recipe, folder: Path, start: Path) -> None:
+def surround(recipe: Recipe, folder: Path, start: Path) -> None:
     """The last stage alone, on a finished checkpoint, resuming what the folder holds."""
     torch.set_num_threads(recipe.threads)
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-    dialogue_stage("widen", recipe, model, load_processor(start), folder).run()
+    dialogue_stage("surround", recipe, model, load_processor(start), folder).run()
 
 
 def main(
@@ -422,7 +429,7 @@ def main(
     if start is None:
         train(recipe, out)
     else:
-        widen(recipe, out, start)
+        surround(recipe, out, start)
 
 
 if __name__ == "__main__":

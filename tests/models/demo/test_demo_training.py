@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.demo import corpus, samples
+from models.demo import around, corpus, samples
+from models.demo.phrases import Split
 from models.demo.processor import PATCH, VIEW_TOKENS, DemoProcessor, make_processor, train_tokenizer
-from models.demo.train import Recipe, dialogue_stage, rate_at, train, widen
+from models.demo.train import Recipe, dialogue_stage, rate_at, surround, train
 from models.demo.world import SIZE, Sign, stream
 
 NANO = Recipe(
@@ -34,6 +36,8 @@ NANO = Recipe(
     polish_steps=2,
     widen_steps=5,
     widen_until=2,
+    surround_steps=5,
+    surround_until=2,
     batch=2,
     chunk=2,
     texts=50,
@@ -50,7 +54,8 @@ def processor() -> DemoProcessor:
 SAMPLES = {
     "native": samples.conversation,
     "resized": partial(samples.conversation, native=0.0),
-    "last": samples.widened,
+    "wide": samples.widened,
+    "last": around.amid,
 }
 
 
@@ -81,6 +86,32 @@ def test_only_the_assistant_is_learnt(processor: DemoProcessor) -> None:
         assert said == "".join(turn.said.answer + "<|im_end|>" for turn in sample.turns)
 
 
+def test_a_begun_answer_is_not_learnt(processor: DemoProcessor) -> None:
+    encoder = corpus.Encoder(processor)
+    gone_on = [sample for i in range(100) if (sample := around.amid(stream("begun", i))) and not_learnt(sample)]
+    assert gone_on
+    for sample in gone_on:
+        row = encoder.row(sample)
+        said = processor.tokenizer.decode(row.ids[row.learn])
+        assert said == "".join(turn.said.answer + "<|im_end|>" for turn in sample.turns if turn.learnt)
+        (at,) = not_learnt(sample)
+        assert sample.turns[at + 1].learnt
+
+
+def not_learnt(sample: samples.Conversation) -> list[int]:
+    return [at for at, turn in enumerate(sample.turns) if not turn.learnt]
+
+
+def test_plain_words_of_a_split_are_no_other_split_s() -> None:
+    def sentences(split: Split) -> set[str]:
+        said = around.plain(stream("plain words", split), split, 20_000)
+        return set(re.findall(r"[^.!]+[.!]", said))
+
+    trained, tested = sentences("train"), sentences("test")
+    assert len(trained) > 1000
+    assert not trained & tested
+
+
 def test_tokens_of_a_picture(processor: DemoProcessor) -> None:
     assert VIEW_TOKENS == (SIZE // PATCH) ** 2 == 36
     assert processor._get_number_of_features(SIZE, SIZE, SIZE, SIZE) == 36 + 36 + 6  # base, tile, a newline per row
@@ -105,7 +136,7 @@ def test_template_takes_strings_parts_systems_and_several_images(processor: Demo
     )
 
 
-@pytest.mark.parametrize("sampled", [samples.conversation, samples.widened])
+@pytest.mark.parametrize("sampled", [samples.conversation, samples.widened, around.amid])
 def test_training_is_on_training_phrasings_only(sampled: Callable[[random.Random], samples.Conversation]) -> None:
     """No question of the test split is asked in training, whatever its slots hold."""
     from models.demo.dialogue import utility
@@ -138,7 +169,7 @@ def test_rate_warms_up_and_falls() -> None:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(folder / "widen.pt", weights_only=True)["module"]
+    state: dict[str, torch.Tensor] = torch.load(folder / "surround.pt", weights_only=True)["module"]
     return state
 
 
@@ -151,7 +182,7 @@ def test_resumes_to_the_identical_state(tmp_path: Path, monkeypatch: pytest.Monk
         patch.setattr("models.demo.train.dialogue_stage", dies_at(3))
         with pytest.raises(KeyboardInterrupt):
             train(NANO, killed)
-    assert torch.load(killed / "widen.pt", weights_only=True)["step"] == 2
+    assert torch.load(killed / "surround.pt", weights_only=True)["step"] == 2
     train(NANO, killed)
     torch.set_num_threads(threads)
     one, two = weights(calm), weights(killed)
@@ -161,10 +192,10 @@ def test_resumes_to_the_identical_state(tmp_path: Path, monkeypatch: pytest.Monk
     ).read_bytes()
 
     # The last stage again, on the finished checkpoint: the tower stays, what talks has learnt.
-    (tmp_path / "wider").mkdir()
-    widen(NANO, tmp_path / "wider", calm / "checkpoint")
+    (tmp_path / "again").mkdir()
+    surround(NANO, tmp_path / "again", calm / "checkpoint")
     torch.set_num_threads(threads)
-    before, after = (load_file(tmp_path / of / "checkpoint" / "model.safetensors") for of in ("calm", "wider"))
+    before, after = (load_file(tmp_path / of / "checkpoint" / "model.safetensors") for of in ("calm", "again"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
     assert changed
@@ -179,7 +210,7 @@ def dies_at(fatal: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
         loss = stage.loss
 
         def dying(step: int) -> tuple[torch.Tensor, str]:
-            if name == "widen" and step == fatal:
+            if name == "surround" and step == fatal:
                 raise KeyboardInterrupt
             return loss(step)
 
