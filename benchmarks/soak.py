@@ -13,7 +13,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -335,7 +335,7 @@ class Leftovers:
     rows: float
     waiting: float
     cache: float
-    descriptors: int
+    descriptors: Mapping[str, int]  # by what they are of
     threads: int
 
     @classmethod
@@ -344,7 +344,7 @@ class Leftovers:
         server_process = psutil.Process(server.process.pid)
         processes = [server_process, *server_process.children()]
         return cls(
-            descriptors=sum(each.num_fds() for each in processes),
+            descriptors=descriptors(processes),
             threads=sum(each.num_threads() for each in processes),
             rows=server.metric("autosteer_num_requests_running"),
             waiting=server.metric("autosteer_num_requests_waiting"),
@@ -361,12 +361,22 @@ class Leftovers:
         return now
 
     @classmethod
-    def after(cls, server: ServerProcess, before: Leftovers, seconds: float = 10.0) -> Leftovers:
+    def after(cls, server: ServerProcess, before: Leftovers, seconds: float = 60.0) -> Leftovers:
         """Once they are what they were before, or after so long."""
         until = time.monotonic() + seconds
         while (now := cls.of(server)) != before and time.monotonic() < until:
             time.sleep(0.3)
         return now
+
+
+def descriptors(processes: Iterable[psutil.Process]) -> Mapping[str, int]:
+    """How many descriptors the processes have of sockets, pipes and each file."""
+    found: Counter[str] = Counter()
+    for process in processes:
+        for each in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                found[re.sub(r":?\[?\d+\]?", "", str(each.readlink()))] += 1
+    return dict(sorted(found.items()))
 
 
 def resident(server: ServerProcess) -> int:
