@@ -361,11 +361,11 @@ class Leftovers:
         return now
 
     @classmethod
-    def after(cls, server: ServerProcess, before: Leftovers, seconds: float = 60.0) -> Leftovers:
+    def after(cls, server: ServerProcess, before: Leftovers, seconds: float = 10.0) -> Leftovers:
         """Once they are what they were before, or after so long."""
         until = time.monotonic() + seconds
         while (now := cls.of(server)) != before and time.monotonic() < until:
-            time.sleep(0.3)
+            time.sleep(0.1)
         return now
 
 
