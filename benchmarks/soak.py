@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -351,6 +351,12 @@ class Leftovers:
             cache=server.metric("autosteer_kv_cache_usage_ratio"),
         )
 
+    def unlike(self, before: Leftovers) -> list[str]:
+        """What is not as it was before, with both."""
+        was, now = ({**asdict(each), **each.descriptors} for each in (before, self))
+        names = [name for name in was | now if name != "descriptors" and was.get(name, 0) != now.get(name, 0)]
+        return [f"{name} {was.get(name, 0)} and {now.get(name, 0)}" for name in names]
+
     @classmethod
     def settled(cls, server: ServerProcess, pause: float = 0.3) -> Leftovers:
         """Once they are the same twice: what the last requests were sent over is closed by then."""
@@ -396,8 +402,7 @@ def run(site: Site, *, clients: int, requests: int) -> tuple[Soak, list[str]]:
         result = asyncio.run(soak(client, model, clients=clients, requests=requests, memory=lambda: resident(server)))
         after = Leftovers.after(server, idle)
         problems = discrepancies(result, counted(server.url) - before)
-        if after != idle:
-            problems.append(f"before the load the server held {idle}, after it {after}")
+        problems += [f"before the load and after it: {each}" for each in after.unlike(idle)]
     sent = warm.ended + result.ended + 1  # the one for the model's name
     if (records := site.records()) != sent:
         problems.append(f"{sent} requests left {records} audit records")

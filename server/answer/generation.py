@@ -9,7 +9,7 @@ from server.answer.pipeline import Pipeline
 from server.answer.token_reads import TokenReads
 from server.request import Event, Finish, Request
 from server.watch.metrics import Metrics
-from steering.policy import Fallback, Mode, Verdict
+from steering.policy import Fallback, Verdict
 
 FAILURES = frozenset({Finish.ABORT, Finish.TIMEOUT, Finish.ERROR})  # ends that are no answer's
 
@@ -140,8 +140,7 @@ class Generation:
         request = self.request
         if finish in FAILURES or not request.max_tokens:
             return
-        if request.policy.output.mode is not Mode.OFF:
-            self._metrics.answers.ended(request.policy, request.answer, self.fallback)
+        self._metrics.answers.ended(request.policy, request.answer, self.fallback)
         self._metrics.shadow_answered(request)
 
     @property

@@ -96,12 +96,13 @@ class Pipeline:
     def refuse(self) -> Sequence[Delta]:
         """The guard acts: what comes from here on is a refusal, and nothing that is held back is shown any more.
 
-        A refusal is said in full: the stop strings were the client's, for its answer.
+        A refusal is said in full: the stop strings were the client's, for its answer. It is shown from when it has
+        begun as one, whether or not anything reads answers; a policy without a text has nothing to say instead.
         """
         deltas = [*self._cut(), *self._parser.apart()]
         self._detokenizer = Detokenizer(self._decoder)
         self._scan = StopScan(())
-        self._gate = RefusalGate(gate_of(self._output), self._refusal) if self._output.intervenes else OpenGate()
+        self._gate = RefusalGate(gate_of(self._output), self._refusal) if self._refusal else OpenGate()
         self._parser = PlainText(Kind.REFUSAL)
         return deltas
 

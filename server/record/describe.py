@@ -93,12 +93,12 @@ def _categories(decision: Decision | None) -> dict[str, str]:
 
 
 def _watched(choices: Choices) -> dict[str, Any]:
-    """Of several watched answers, the one that fared worst stands for all."""
+    """Of several answers, the one that fared worst stands for all; of those that nothing reads, why it fell back."""
     mode = choices.generations[0].request.policy.output.mode
-    if mode is Mode.OFF:
-        return {}
     worst = max(choices.generations, key=_answer_score)
     answer, reason = worst.request.answer, worst.fallback
+    if mode is Mode.OFF:
+        return {} if reason is None else {"answer_reason": reason.value}
     verdict = Verdict.BLOCKED if reason is not None else None if answer is None else answer.verdict
     return {
         "answer_mode": mode.value,

@@ -1,4 +1,4 @@
-"""Metrics of answers that are watched."""
+"""Metrics of answers that are watched, by a reader or, where they are steered, for a refusal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEAST_TOKENS = 2  # of which an answer's score comes to anything
 
 
 class AnswerMetrics:
-    """What became of watched answers, by policy; each is counted once, at its end."""
+    """What became of answers, by policy; each is counted once, at its end."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -51,7 +51,7 @@ class AnswerMetrics:
             self._decisions.labels(policy.name, mode.value, verdict.value)
         if mode is not Mode.OFF:
             self._shown.labels(policy.name)
-        if policy.output.intervenes:
+        if policy.output.intervenes or Mode.STEER in policy.modes:
             self._dropped.labels(policy.name)
             for reason in Fallback:
                 self._fallbacks.labels(policy.name, reason.value)
@@ -65,11 +65,13 @@ class AnswerMetrics:
         self._dropped.labels(policy.name).inc(tokens)
 
     def ended(self, policy: Policy, answer: AnswerDecision | None, fallback: Fallback | None) -> None:
-        """A watched answer has ended; `answer` is None where the engine had not told of it yet."""
+        """An answer has ended; of one that was watched, `answer` is None where the engine had not told of it yet."""
         verdict = Verdict.PASS if answer is None else answer.verdict
         if fallback is not None:
             verdict = Verdict.BLOCKED
             self._fallbacks.labels(policy.name, fallback.value).inc()
+        if policy.output.mode is Mode.OFF:
+            return
         self._decisions.labels(policy.name, policy.output.mode.value, verdict.value).inc()
         if answer is not None:
             self._score.labels(policy.name).observe(answer.score)

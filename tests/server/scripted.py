@@ -62,9 +62,12 @@ def byte_characters() -> dict[int, str]:
     return table | {byte: chr(256 + number) for number, byte in enumerate(rest)}
 
 
-def byte_tokenizer() -> Any:
-    """One token per byte, id = byte value, as byte-level BPE without merges; then two special tokens."""
-    vocabulary = {character: byte for byte, character in byte_characters().items()}
+def byte_tokenizer(other: Mapping[int, str] | None = None) -> Any:
+    """One token per byte, id = byte value, as byte-level BPE without merges; then two special tokens.
+
+    `other`: bytes whose token has another text, in the printable characters.
+    """
+    vocabulary = {character: byte for byte, character in (byte_characters() | dict(other or {})).items()}
     tokenizer = Tokenizer(tokenizer_models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -21,6 +21,7 @@ from models.row_sampler import GrammarError
 from server.engine.own import OwnEngine
 from server.engine.scheduler import Scheduler
 from server.request import Schema
+from steering.refusals import REFUSAL_TOKENS
 from tests.server.fakes import EOS, REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, FakeRow, as_any, next_token
 from tests.server.guards import token_reader
 from tests.server.in_thread import engine_client
@@ -74,6 +75,14 @@ class Backbone(FakeBackbone):
     def logits(self, hidden: Tensor) -> Tensor:
         self.before("logits")
         return super().logits(hidden)
+
+
+class Refusing(Backbone):
+    """Says what is a refusal by its words where it is steered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = byte_tokenizer({REFUSAL_TOKEN: "No."})
 
 
 class Guard(FakeGuard, ScriptedGuard):
@@ -139,22 +148,43 @@ async def test_a_flagged_answer_is_cut_and_refused_and_its_neighbours_are_not() 
 
 
 async def test_flagged_requests_are_steered_or_blocked_by_the_policys_mode() -> None:
-    steered = chr(REFUSAL_TOKEN) * 5
+    steered = "No."
+
+    def answer(text: str) -> str:
+        return answer_to(text, 5).replace(chr(REFUSAL_TOKEN), steered)
+
     for mode, said, reason, label in [
-        ("steer", steered, "content_filter", "steered"),
+        ("steer", steered * 5, "content_filter", "steered"),
         ("block", REFUSAL, "content_filter", "blocked"),
-        ("monitor", answer_to(HARMFUL, 5), "length", "monitored"),
-        ("off", answer_to(HARMFUL, 5), "length", "pass"),
+        ("monitor", answer(HARMFUL), "length", "monitored"),
+        ("off", answer(HARMFUL), "length", "pass"),
     ]:
-        async with loaded(application_on(Backbone(), mode=mode)) as client:
+        async with loaded(application_on(Refusing(), mode=mode)) as client:
             flagged, neighbour = await asyncio.gather(
                 greedy(client, HARMFUL, max_tokens=5), greedy(client, HARMLESS, max_tokens=5)
             )
             choice = flagged.json()["choices"][0]
             assert (choice["message"]["content"], choice["finish_reason"]) == (said, reason)
             assert choice["message"]["refusal"] is None
-            assert neighbour.json()["choices"][0]["message"]["content"] == answer_to(HARMLESS, 5)
+            assert neighbour.json()["choices"][0]["message"]["content"] == answer(HARMLESS)
             assert await metric(client, "autosteer_guard_decisions_total", decision=label, mode=mode) >= 1
+
+
+@pytest.mark.parametrize(("tokens", "computed"), [(40, REFUSAL_TOKENS), (5, 5)])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_steered_and_does_not_refuse_is_never_shown_though_nothing_reads_answers(
+    tokens: int, computed: int, stream: bool
+) -> None:
+    async with loaded(application_on(Backbone())) as client:
+        answer = await greedy(client, HARMFUL, max_tokens=tokens, stream=stream)
+        if stream:
+            assert content_of(events_of(answer.text)) == REFUSAL
+        else:
+            (choice,) = answer.json()["choices"]
+            assert (choice["message"]["content"], choice["finish_reason"]) == (REFUSAL, "content_filter")
+        assert await metric(client, "autosteer_answer_fallbacks_total", reason="not_begun") == 1
+        assert await metric(client, "autosteer_answer_dropped_tokens_total") == computed
+        assert await metric(client, "autosteer_answer_decisions_total") == 0
 
 
 async def test_alive_while_loading_and_ready_after() -> None:
@@ -237,7 +267,7 @@ async def test_a_reader_who_leaves_frees_the_row_of_the_model() -> None:
 # answers that follow a grammar -------------------------------------------------------------------------------------
 
 
-class Wordy(Backbone):
+class Wordy(Refusing):
     """Says what it likes of 256 bytes, by a fixed noise of its history; the scripted tokenizer's ids."""
 
     def __init__(self) -> None:
@@ -248,7 +278,7 @@ class Wordy(Backbone):
         self.before("logits")
         rows = [torch.rand(258, generator=torch.Generator().manual_seed(int(number))) for number in hidden[:, 0]]
         steered = hidden[:, 0] == REFUSAL_TOKEN
-        return torch.where(steered[:, None], one_hot(torch.tensor(ord("!")), 258) * 9.0, torch.stack(rows))
+        return torch.where(steered[:, None], one_hot(torch.tensor(REFUSAL_TOKEN), 258) * 9.0, torch.stack(rows))
 
 
 YES_OR_NO = {
@@ -303,7 +333,7 @@ async def test_schemas_are_counted_only_while_their_requests_live() -> None:
 async def test_a_constrained_request_that_is_flagged_gets_its_refusal_apart_from_the_content() -> None:
     async with loaded(application_on(Wordy())) as client:
         choice = (await greedy(client, HARMFUL, max_tokens=5, response_format=YES_OR_NO)).json()["choices"][0]
-    assert choice["message"] == {"role": "assistant", "content": None, "refusal": "!!!!!"}
+    assert choice["message"] == {"role": "assistant", "content": None, "refusal": "No.No.No.No.No."}
     assert choice["finish_reason"] == "stop"
 
 

@@ -33,7 +33,7 @@ KEYS = ["sk-autosteer-ada", "sk-autosteer-bob"]
 
 
 def answer(text: str) -> Script:
-    return Script.saying("no", verdict=Verdict.STEERED if "bad" in text else Verdict.PASS, score=0.75)
+    return Script.saying("I can't.", verdict=Verdict.STEERED if "bad" in text else Verdict.PASS, score=0.75)
 
 
 def logged(folder: Path, *, content: bool = True) -> dict[str, Any]:
@@ -71,7 +71,7 @@ async def test_what_was_flagged_is_shown_labelled_and_undone(tmp_path: Path) -> 
         summary = await left(client, 2)
         item = (await client.get("/admin/review/next")).json()["item"]
         assert item["messages"] == [{"role": "user", "text": "bad <b>two</b>", "pictures": 1}]
-        assert (item["answers"], item["facts"]["score"], item["mine"]) == (["no"], 0.75, None)
+        assert (item["answers"], item["facts"]["score"], item["mine"]) == (["I can't."], 0.75, None)
         said = {"id": item["id"], "label": "wrongly flagged", "note": "<i>harmless</i>"}
         error_of(await client.post("/console/review/label", json=said), 403)
         assert (await client.post("/console/review/label", json=said, headers=token)).status_code == 200

@@ -181,7 +181,7 @@ async def test_of_a_blocked_prompt_there_are_no_log_probabilities(verdict: Verdi
     bad = Script(verdict=verdict, score=0.9, finish=Finish.CONTENT_FILTER)
     async with serving(ScriptedRunner(answer=lambda _: bad)) as client:
         choice = (await complete(client, "bad", echo=True, logprobs=1, max_tokens=1)).json()["choices"][0]
-    assert choice["text"] == "bad" + (REFUSAL if verdict is Verdict.BLOCKED else "")
+    assert choice["text"] == "bad" + REFUSAL
     assert choice["finish_reason"] == "content_filter"
     assert choice["logprobs"]["tokens"] == [*"bad", ""]
     logprobs = choice["logprobs"]["token_logprobs"]
