@@ -53,6 +53,9 @@ class _Stop:
     """Leave the loop; what still lives is ended as aborted."""
 
 
+_Command = _Submit | _Refuse | _Abort | _Measure | _Stop
+
+
 class _Gone(Exception):
     """Nobody is at the other end any more."""
 
@@ -74,7 +77,7 @@ class EngineLoop:
         self._connection = connection
         self._load = load
         self._leave = leave
-        self._inbox: SimpleQueue[_Submit | _Refuse | _Abort | _Measure | _Stop] = SimpleQueue()
+        self._inbox: SimpleQueue[_Command] = SimpleQueue()
         self._unsent = bytearray()
         self._new: dict[Request, int] = {}  # numbers of the requests of which nothing has been told yet
         self._begun: dict[Request, int] = {}  # of those whose decision has been told
@@ -123,23 +126,29 @@ class EngineLoop:
 
     def _take_commands(self, engine: Engine[Any]) -> bool:
         """Apply what has arrived, waiting for it while the engine is idle; False once the loop must end."""
+        # What a command names ends with its call: the wait for the next one would keep a request, and its pictures.
         while engine.idle or not self._inbox.empty():
-            match self._inbox.get():
-                case _Submit(first, requests):
-                    for number, request in enumerate(requests, first):
-                        self._new[request] = number
-                        engine.add(request)
-                case _Refuse(number, error):
-                    self._tell(engine, [], [Update(number, finish=Finish.ERROR, error=error)])
-                case _Abort(request_id):
-                    if (event := engine.abort(request_id)) is not None:
-                        self._report(engine, [event])
-                case _Measure():
-                    self._send(wire.frame(Kind.MEASURED, engine.series()), wait=engine.idle)
-                case _Stop():
-                    ended = [engine.abort(request.id) for request in (*self._begun, *self._new)]
-                    self._report(engine, [event for event in ended if event is not None])
-                    return False
+            if not self._apply(engine, self._inbox.get()):
+                return False
+        return True
+
+    def _apply(self, engine: Engine[Any], command: _Command) -> bool:
+        match command:
+            case _Submit(first, requests):
+                for number, request in enumerate(requests, first):
+                    self._new[request] = number
+                    engine.add(request)
+            case _Refuse(number, error):
+                self._tell(engine, [], [Update(number, finish=Finish.ERROR, error=error)])
+            case _Abort(request_id):
+                if (event := engine.abort(request_id)) is not None:
+                    self._report(engine, [event])
+            case _Measure():
+                self._send(wire.frame(Kind.MEASURED, engine.series()), wait=engine.idle)
+            case _Stop():
+                ended = [engine.abort(request.id) for request in (*self._begun, *self._new)]
+                self._report(engine, [event for event in ended if event is not None])
+                return False
         return True
 
     def _free_rows(self, engine: Engine[Any], failure: EngineFailed) -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -30,7 +32,7 @@ from steering.shadow import Shadow
 from tests.server.fakes import REFUSAL_TOKEN, VOCAB, FakeBackbone, FakeGuard, as_any, ask, next_token, request
 from tests.server.in_thread import InThread, engine_client
 from tests.server.scripted import byte_tokenizer
-from tests.waiting import WAIT_SECONDS
+from tests.waiting import WAIT_SECONDS, until
 
 
 class Inbox:
@@ -87,6 +89,46 @@ async def test_abort_while_running_and_while_waiting() -> None:
     await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes.values()))
     assert all(inbox.finishes == [Finish.ABORT] for inbox in inboxes.values())
     assert backbone.rows == []
+    await runner.stop()
+
+
+class Standing(FakeBackbone):
+    """Stands in its first step until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.go = threading.Event(), threading.Event()
+
+    def forward(self, *rows: Any, **options: Any) -> Tensor:
+        self.entered.set()
+        assert self.go.wait(WAIT_SECONDS)
+        return super().forward(*rows, **options)
+
+
+def shared_buffers() -> int:
+    """How many buffers between the HTTP process and the engine this process holds or maps."""
+    return sum(
+        "memfd:autosteer" in str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors")
+async def test_nothing_is_kept_of_a_picture_whose_client_left_before_the_engine_took_it() -> None:
+    backbone = Standing()
+    runner = await started(backbone)
+    inboxes = {name: Inbox() for name in ("first", "left")}
+    runner.submit(pack([endless("first")]), inboxes["first"])
+    await asyncio.to_thread(backbone.entered.wait, WAIT_SECONDS)
+    before = shared_buffers()
+    runner.submit(pack([ask("left", [1], features={"pixels": torch.rand(1000)})]), inboxes["left"])
+    for name in ("left", "first"):
+        runner.abort(name)
+    commands = as_any(runner._host).loop._inbox
+    await until(lambda: commands.qsize() == 3, "all that was told to have come")
+    assert shared_buffers() > before
+    backbone.go.set()
+    await asyncio.gather(*(inbox.ended.wait() for inbox in inboxes.values()))
+    await until(lambda: shared_buffers() == before, "the picture to be forgotten")
     await runner.stop()
 
 
