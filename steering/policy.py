@@ -40,13 +40,15 @@ class OutputPolicy:
 
     `threshold` in [0, 1]: an answer whose score reaches it is flagged. `hold`: how much of it is held back until the
     reader has seen it. `certain`: a score that reaches it when it is flagged ends it, where it would be steered; None:
-    no score does. Raises ValueError.
+    no score does. `left_alone`: whoever said `off` wants steered answers as they come, refusals or not. Raises
+    ValueError.
     """
 
     mode: Mode = Mode.OFF
     threshold: float = 1.0
     hold: Hold = 0
     certain: float | None = None
+    left_alone: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("threshold", self.threshold), ("certain", self.certain)):
@@ -64,6 +66,7 @@ class OutputPolicy:
 
 
 UNWATCHED = OutputPolicy()
+LEFT_ALONE = OutputPolicy(left_alone=True)
 DEFAULT_HOLD = 16  # tokens: a whole window of those that the reader compares
 
 

@@ -12,7 +12,7 @@ from server.errors import BadRequest, Forbidden
 from server.settings.groups import CategorySettings, OutputSettings, PolicySettings
 from server.settings.schema import Settings
 from server.settings.values import DEFAULT_POLICY
-from steering.policy import STRENGTH, UNWATCHED, Calibrated, Hold, Mode, OutputPolicy, Policy, PolicyError
+from steering.policy import LEFT_ALONE, STRENGTH, UNWATCHED, Calibrated, Hold, Mode, OutputPolicy, Policy, PolicyError
 
 # Far above its calibrated strength the head drowns the model. Three refusals of the demo model have the same 12 tokens
 # at twice its bundle's eps; at 4 times one is "I'm'm'm'm sorry'm sorry'm", at 8 all go on so to their limit of tokens.
@@ -37,7 +37,7 @@ def make_policy(name: str, terms: PolicySettings, guard: Calibrated | None) -> P
         )
         said = terms.output or OutputSettings()
         mode = said.mode or (policy.mode if guard.watches else Mode.OFF)
-        output = guard.output(mode, **said.model_dump(exclude={"mode"}))
+        output = LEFT_ALONE if said.mode is Mode.OFF else guard.output(mode, **said.model_dump(exclude={"mode"}))
         return replace(policy, output=output, categories=categories)
     except ValueError as error:
         raise PolicyError(f"{_path(name)}{error}") from error
@@ -146,6 +146,8 @@ def _wished_output(policy: Policy, mode: Mode, wish: OutputOptions | None, guard
     threshold, hold = wish.threshold, wish.hold
     if to is Mode.OFF and wish.model_fields_set - {"mode"}:
         raise BadRequest("'guard.output' needs a mode other than 'off'.", param="guard.output.mode")
+    if to is Mode.OFF:
+        return now if wish.mode is None else LEFT_ALONE
     if threshold is not None and wish.target_fpr is not None:
         raise BadRequest(
             "'guard.output.threshold' and 'guard.output.target_fpr' exclude each other.",
@@ -199,11 +201,15 @@ def looser_fields(new: Policy, policy: Policy) -> Iterator[str]:
     steers = all(Mode.STEER in each.modes for each in (policy, new))
     if new.eps < policy.eps and (steers or policy.output.mode is new.output.mode is Mode.STEER):
         yield "eps"
+    if new.output.mode is policy.output.mode and steers and new.output.left_alone and not policy.output.left_alone:
+        yield "output.mode"
     yield from _looser_outputs(new.output, policy.output)
 
 
 def value_in(policy: Policy, field: str) -> object:
     """What a policy has in a field that `looser_fields` names."""
+    if field == "output.mode" and policy.output == UNWATCHED:
+        return "unset"  # which is not `off`: a steered answer is looked at
     group, _, name = field.partition(".")
     return policy.mode_of(name) if group == "categories" else attrgetter(field)(policy)
 

@@ -97,12 +97,13 @@ class Pipeline:
         """The guard acts: what comes from here on is a refusal, and nothing that is held back is shown any more.
 
         A refusal is said in full: the stop strings were the client's, for its answer. It is shown from when it has
-        begun as one, whether or not anything reads answers; a policy without a text has nothing to say instead.
+        begun as one, whether or not anything reads answers, unless the policy leaves answers alone or has no text.
         """
         deltas = [*self._cut(), *self._parser.apart()]
         self._detokenizer = Detokenizer(self._decoder)
         self._scan = StopScan(())
-        self._gate = RefusalGate(gate_of(self._output), self._refusal) if self._refusal else OpenGate()
+        alone = self._output.left_alone or not self._refusal
+        self._gate = OpenGate() if alone else RefusalGate(gate_of(self._output), self._refusal)
         self._parser = PlainText(Kind.REFUSAL)
         return deltas
 

@@ -69,8 +69,8 @@ class OutputSettings(_Frozen):
 
     mode: Mode | None = Field(
         default=None,
-        description="`off`, `monitor`, `steer` (a flagged answer goes on as a refusal) or `block` (it ends with the "
-        "policy's refusal text); the policy's own mode where not given.",
+        description="`off` (a steered answer is shown as it comes), `monitor`, `steer` (a flagged answer goes on as a "
+        "refusal) or `block` (it ends with the policy's refusal text); the policy's own mode where not given.",
     )
     threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None, description="Score from which an answer is flagged, 0 to 1; the bundle's where neither is given."

@@ -187,6 +187,13 @@ async def test_what_is_steered_and_does_not_refuse_is_never_shown_though_nothing
         assert await metric(client, "autosteer_answer_decisions_total") == 0
 
 
+async def test_where_answers_are_left_alone_a_steered_one_is_shown_as_it_comes() -> None:
+    async with loaded(application_on(Backbone(), output={"mode": "off"})) as client:
+        (choice,) = (await greedy(client, HARMFUL, max_tokens=40)).json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (chr(REFUSAL_TOKEN) * 40, "content_filter")
+        assert await metric(client, "autosteer_answer_fallbacks_total") == 0
+
+
 async def test_alive_while_loading_and_ready_after() -> None:
     go = threading.Event()
     app = application_on(Backbone(), load=go.wait)

@@ -10,12 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from server.access.policies import MAX_EPS_FACTOR, looser_in, make_policies, make_policy, wished_policy
+from server.access.policies import (
+    MAX_EPS_FACTOR,
+    looser_fields,
+    looser_in,
+    make_policies,
+    make_policy,
+    value_in,
+    wished_policy,
+)
 from server.api.answer_fields import GuardOptions, OutputOptions
 from server.errors import BadRequest, Forbidden
 from server.settings.groups import OutputSettings, PolicySettings
 from server.settings.schema import Settings
-from steering.policy import Decision, Mode, OutputPolicy, Policy, PolicyError, Verdict, decide
+from steering.policy import LEFT_ALONE, Decision, Mode, OutputPolicy, Policy, PolicyError, Verdict, decide
 from tests.server.scripted import THRESHOLDS, ScriptedGuard
 
 GUARD = ScriptedGuard()
@@ -247,7 +255,7 @@ def said(**output: Any) -> OutputPolicy:
 def test_answers_are_watched_as_prompts_are_where_the_bundle_reads_them_and_nothing_is_said() -> None:
     assert said() == OutputPolicy(Mode.STEER, 0.5, 16)
     assert said(mode="monitor") == OutputPolicy(Mode.MONITOR, 0.5, 0)
-    assert said(mode="off") == OutputPolicy()
+    assert said(mode="off") == LEFT_ALONE
     assert said(mode="block", target_fpr=0.01, hold="all") == OutputPolicy(Mode.BLOCK, THRESHOLDS[0.01], "all")
     assert said(certain=0.99) == OutputPolicy(Mode.STEER, 0.5, 16, 0.99)
     assert make_policy("default", PolicySettings(mode=Mode.OFF), Reading()).output == OutputPolicy()
@@ -282,6 +290,21 @@ def test_settings_of_answers_that_do_not_fit_are_refused(terms: dict[str, Any], 
 
 
 WATCHING = replace(STEER, output=OutputPolicy(Mode.STEER, 0.5, 8, certain=0.9))
+
+
+def test_that_steered_answers_are_left_alone_is_looser_where_nothing_reads_answers_too() -> None:
+    off, empty = GuardOptions(output=OutputOptions(mode="off")), GuardOptions(output=OutputOptions())
+    with pytest.raises(Forbidden) as refused:
+        wished_policy(STEER, off, GUARD, may_loosen=False)
+    assert refused.value.param == "guard.output.mode"
+    alone = wished_policy(STEER, off, GUARD, may_loosen=True)
+    assert alone.output == LEFT_ALONE
+    assert wished_policy(alone, off, GUARD, may_loosen=False) == alone
+    assert wished_policy(STEER, empty, GUARD, may_loosen=False).output == STEER.output == OutputPolicy()
+    assert [value_in(each, "output.mode") for each in (STEER, alone)] == ["unset", Mode.OFF]
+    assert list(looser_fields(alone, STEER)) == ["output.mode"]
+    assert list(looser_fields(STEER, alone)) == []
+    assert list(looser_fields(replace(WATCHING, output=LEFT_ALONE), WATCHING)).count("output.mode") == 1
 
 
 @pytest.mark.parametrize(
