@@ -72,8 +72,7 @@ def test_what_is_not_run_says_why_and_is_little(page: Path) -> None:
 
 
 def test_the_page_about_fitting_ends_with_a_guard_that_is_served_and_watched(tmp_path: Path) -> None:
-    smaller = {"--scale 0.1": "--scale 0.05", "--limit 10": "--limit 1", "fit --model": "fit --own-words 16 --model"}
-    output = run_page(PAGES[0], tmp_path, smaller)
+    output = run_page(PAGES[0], tmp_path, {"--scale 0.1": "--scale 0.05", "--limit 10": "--limit 1"})
     assert "The rows are enough" in output
     assert reasons(output) == ["stop", "content_filter"]
     decisions = [line for line in output.splitlines() if line.startswith("autosteer_guard_decisions_total")]
