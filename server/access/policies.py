@@ -201,9 +201,7 @@ def looser_fields(new: Policy, policy: Policy) -> Iterator[str]:
     steers = all(Mode.STEER in each.modes for each in (policy, new))
     if new.eps < policy.eps and (steers or policy.output.mode is new.output.mode is Mode.STEER):
         yield "eps"
-    if new.output.mode is policy.output.mode and steers and new.output.left_alone and not policy.output.left_alone:
-        yield "output.mode"
-    yield from _looser_outputs(new.output, policy.output)
+    yield from _looser_outputs(new.output, policy.output, steered=steers)
 
 
 def value_in(policy: Policy, field: str) -> object:
@@ -214,8 +212,8 @@ def value_in(policy: Policy, field: str) -> object:
     return policy.mode_of(name) if group == "categories" else attrgetter(field)(policy)
 
 
-def _looser_outputs(new: OutputPolicy, old: OutputPolicy) -> Iterator[str]:
-    if STRENGTH[new.mode] < STRENGTH[old.mode]:
+def _looser_outputs(new: OutputPolicy, old: OutputPolicy, *, steered: bool) -> Iterator[str]:
+    if STRENGTH[new.mode] < STRENGTH[old.mode] or (steered and new.left_alone and not old.left_alone):
         yield "output.mode"
     if old.mode is not Mode.OFF and new.threshold > old.threshold:
         yield "output.threshold"
