@@ -8,6 +8,7 @@ the answers here are those of such a CPU.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,6 +89,29 @@ def pack(weight: Tensor) -> Tensor:
     """A weight in the layout of oneDNN's products; only of a dtype in `CpuCapabilities.prepacked`."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
     return packed
+
+
+def pairs_of(packed: Tensor, weight: Tensor) -> int | None:
+    """The address of a weight of `pack`, where it lies as `[out / 32, in / 2, 32, 2]`: 32 outputs, in pairs of inputs.
+
+    That is how oneDNN lays out weights in bf16 on CPUs with a matrix unit, which it promises nobody: None where it, or
+    the way to look at it, is another.
+    """
+    outputs, inputs = weight.shape
+    if weight.dtype != torch.bfloat16 or outputs % 32 or inputs % 2:
+        return None
+    try:
+        address, size = torch.ops.mkldnn.data_ptr(packed), torch.ops.mkldnn._nbytes(packed)
+    except (RuntimeError, AttributeError):
+        return None
+    if size != weight.nbytes:
+        return None
+    stored = torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=weight.dtype).view(
+        -1, inputs // 2, 32, 2
+    )
+    some = sorted({0, len(stored) // 2, len(stored) - 1})  # a layout goes on as it begins
+    plain = weight.detach().view(-1, 32, inputs // 2, 2)[some].transpose(1, 2)
+    return address if torch.equal(stored[some], plain) else None
 
 
 def product_of_packed(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+FEW_ROWS = 32  # whose products take as long as their weight is read; more are computed as fast by oneDNN
+
 
 class Kernels(Protocol):
     """Kernels for a device and dtype; none of them is differentiable."""
@@ -69,6 +71,23 @@ def chunk_kernels(device: str, dtype: torch.dtype, head_dim: int, group: int) ->
     from models import native
 
     return native if native.in_tiles(dtype, head_dim, group) else None
+
+
+class FewRows(Protocol):
+    """A kernel for products of few rows with a weight that lies in pairs."""
+
+    def __call__(self, inputs: Tensor, *, weight: int, shape: tuple[int, int], bias: Tensor | None) -> Tensor:
+        """The product `[..., in]` -> `[..., out]`; `weight` is an address, as `models.cpu.pairs_of` finds it."""
+
+
+@cache
+def few_rows(dtype: torch.dtype) -> FewRows | None:
+    """What multiplies up to `FEW_ROWS` rows on this CPU; None where nothing does."""
+    if dtype != torch.bfloat16 or kernels("cpu", dtype) is None:
+        return None
+    from models import native
+
+    return native.multiply_in_tiles if native.multiplies_in_tiles() else None
 
 
 @cache

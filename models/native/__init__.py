@@ -16,6 +16,7 @@ from models.native import _kernels
 from models.native._kernels import (
     attend_tiles,
     has_tiles,
+    multiply_tiles,
     weigh_rows,
 )  # an older build, which lacks them, is no module of this package
 
@@ -106,6 +107,29 @@ def gated_silu(joined: Tensor) -> Tensor:
     _kernels.gated_silu(
         joined.data_ptr(), output.data_ptr(), output.numel() // width, width,
         joined.dtype == torch.float32, _threads(joined.nbytes),
+    )  # fmt: skip
+    return output
+
+
+@cache
+def multiplies_in_tiles() -> bool:
+    """Whether the matrix unit computes products of few rows."""
+    return cpu_capabilities().bf16_tiles and has_tiles()
+
+
+def multiply_in_tiles(inputs: Tensor, *, weight: int, shape: tuple[int, int], bias: Tensor | None) -> Tensor:
+    """The product `[..., in]` -> `[..., out]` in bf16, of at most `models.operations.FEW_ROWS` rows.
+
+    `weight`: the address of `[out / 32, in / 2, 32, 2]`, where `models.cpu.pairs_of` finds a weight of that shape.
+    """
+    outputs, width = shape
+    assert inputs.dtype == torch.bfloat16, f"inputs are {inputs.dtype}"
+    assert inputs.shape[-1] == width, f"inputs {inputs.shape}, a weight of {shape}"
+    inputs = inputs.contiguous()
+    output = torch.empty((*inputs.shape[:-1], outputs), dtype=inputs.dtype)
+    multiply_tiles(
+        inputs.data_ptr(), weight, 0 if bias is None else bias.data_ptr(), output.data_ptr(),
+        inputs.numel() // width, width, outputs, _threads(2 * width * outputs),
     )  # fmt: skip
     return output
 

@@ -1,6 +1,6 @@
 /* The operations of models/kernels.py on a CPU: attention of rows that add one token over the blocks of the paged cache,
- * rotary embedding with the cache's write, RMS norm, gated SiLU, sums of states by weights. Each is one pass over its
- * data, computed in fp32, for bf16 and fp32 tensors.
+ * rotary embedding with the cache's write, RMS norm, gated SiLU; and products of few rows, and sums of states by weights.
+ * Each is one pass over its data, computed in fp32, for bf16 and fp32 tensors.
  *
  * Pointers come from torch tensors, which the caller keeps alive and of the right shape and strides (`__init__.py`).
  */
@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "products.h"
 #include "tiles.h"
 
 /* One binary for every x86-64: the loader picks the widest vectors that the CPU has. */
@@ -371,6 +372,26 @@ static PyObject *gated_silu(PyObject *self, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *multiply_tiles(PyObject *self, PyObject *arguments) {
+    (void)self;
+    Number input, weight, bias, output;
+    long long rows, inputs, outputs;
+    int threads;
+    if (!PyArg_ParseTuple(arguments, "KKKKLLLi", &input, &weight, &bias, &output, &rows, &inputs, &outputs, &threads))
+        return NULL;
+    if (rows < 1 || rows > PRODUCT_ROWS || inputs % PRODUCT_STEP || outputs % PRODUCT_STEP) {
+        PyErr_SetString(PyExc_ValueError, "more rows than there is room for, or a weight that does not lie in pairs");
+        return NULL;
+    }
+    const Product product = {ADDRESS(input), ADDRESS(weight), ADDRESS(bias), ADDRESS(output), rows, inputs, outputs};
+    Py_BEGIN_ALLOW_THREADS
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int part = 0; part < threads; part++)
+        product_multiply(&product, part, threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyObject *weigh_rows(PyObject *self, PyObject *arguments) {
     (void)self;
     Number from, weight, bias, to;
@@ -391,6 +412,7 @@ static PyMethodDef methods[] = {
     {"rotate", rotate, METH_VARARGS, NULL},
     {"rms_norm", rms_norm, METH_VARARGS, NULL},
     {"gated_silu", gated_silu, METH_VARARGS, NULL},
+    {"multiply_tiles", multiply_tiles, METH_VARARGS, NULL},
     {"weigh_rows", weigh_rows, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

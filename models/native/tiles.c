@@ -6,17 +6,16 @@
  */
 #define _GNU_SOURCE
 #include "tiles.h"
+#include "unit.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#ifdef HAS_UNIT
 
-#include <immintrin.h>
 #include <math.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define TILED __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
-#define INLINE static inline __attribute__((always_inline)) TILED
+#define INLINE INLINE_TILED
 
 enum {
     REQUEST_PERMISSION = 0x1023, /* of arch_prctl: the system saves the unit's registers for who asked for it */
@@ -26,11 +25,6 @@ enum {
     PART_TILES = PART_ROWS / LANES,
     VALUE_TILES = TILE_BLOCK / 32 * (TILE_WIDTH / 16)
 };
-
-#define ALIGNED __attribute__((aligned(64)))
-
-/* The compiler does not know that the unit's instructions read memory. */
-#define WRITTEN __asm__ volatile("" ::: "memory")
 
 /* What is kept of 16 queries: their highest score so far, and the sum of weights beside it. */
 typedef struct {
@@ -44,21 +38,6 @@ int tiles_usable(void) {
 
 int tiles_fit(int64_t group, int64_t width, int64_t size) {
     return group <= LANES && width % 32 == 0 && width <= TILE_WIDTH && size == TILE_BLOCK;
-}
-
-typedef struct {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} __attribute__((packed, aligned(64))) Shapes;
-
-INLINE void shape(const int rows[8], const int bytes[8]) {
-    Shapes shapes = {.palette = 1};
-    for (int tile = 0; tile < 8; tile++) {
-        shapes.bytes[tile] = (uint16_t)bytes[tile];
-        shapes.rows[tile] = (uint8_t)rows[tile];
-    }
-    __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
 }
 
 /* 16 rows of 16 numbers of 32 bits, `stride` numbers apart, with rows and columns changed. */

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 from models import prepacked
 from models.backbone import Backbone
-from models.cpu import CpuCapabilities, cpu_capabilities
+from models.cpu import CpuCapabilities, cpu_capabilities, pack, pairs_of
 from models.load import load_backbone
+from models.operations import FEW_ROWS, few_rows
 from models.prepacked import PrepackedLinear
 from models.quantize import Int8Linear
 from tests.models.test_backbone import forced, greedy, ordinary_tokens, prompt_of
@@ -41,6 +43,36 @@ def test_a_product_is_that_of_the_plain_weight(dtype: torch.dtype, biased: bool)
             found, expected = packed(inputs), plain(inputs)
         assert (found.shape, found.dtype) == (expected.shape, dtype)
         torch.testing.assert_close(found, expected, atol=1e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
+
+
+@pytest.mark.skipif(few_rows(torch.bfloat16) is None, reason="this CPU has no matrix unit")
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("outputs", "inputs"), [(32, 32), (160, 96), (3072, 576), (96, 48), (70, 64), (49152, 64)])
+def test_a_product_of_few_rows_is_rounded_once(outputs: int, inputs: int, biased: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(inputs, outputs, bias=biased).bfloat16()
+    packed = PrepackedLinear(plain.weight, plain.bias)
+    assert (packed._few_rows is None) == bool(outputs % 32 or inputs % 32)
+    for rows in range(1, FEW_ROWS + 2):
+        states = torch.randn(1, rows, inputs + 8).bfloat16()[..., 8:]  # which do not lie side by side
+        with torch.inference_mode():
+            exact = linear(states.double(), plain.weight.double(), plain.bias.double() if biased else None)
+            found = packed(states)
+        assert found.shape == exact.shape
+        assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
+    with torch.inference_mode():
+        assert packed(torch.empty(0, inputs, dtype=torch.bfloat16)).shape == (0, outputs)
+        assert packed(torch.full((1, inputs), torch.nan, dtype=torch.bfloat16)).isnan().all()
+
+
+@_needs(torch.bfloat16 in HERE.prepacked)
+def test_a_weight_in_a_layout_that_we_do_not_know_is_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(64, 64).bfloat16()
+    packed = pack(weight)
+    assert pairs_of(packed, weight.flip(0)) is None  # as if it lay in another order
+    assert pairs_of(packed, weight[:32]) is None
+    monkeypatch.setattr(torch.ops.mkldnn, "data_ptr", _refuse)
+    assert pairs_of(packed, weight) is None
 
 
 @pytest.mark.parametrize("dtype", PREPACKED_DTYPES)
@@ -129,6 +161,10 @@ def test_a_family_in_bf16_answers(family: str, tiny_models: TinyModels) -> None:
     assert (_count(backbone, PrepackedLinear) > backbone.info.num_layers) == (torch.bfloat16 in HERE.prepacked)
     for name in CHATS:
         assert torch.isfinite(forced(backbone, prompt_of(backbone, name), [5, 6])).all()
+
+
+def _refuse(_: torch.Tensor) -> int:
+    raise RuntimeError("no such operator")
 
 
 def _count(backbone: Backbone, kind: type[nn.Module]) -> int:
