@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-FEW_ROWS = 32  # whose products take as long as their weight is read; more are computed as fast by oneDNN
+FEW_ROWS = 32  # the matrix unit has registers for so many
 
 
 class Kernels(Protocol):
