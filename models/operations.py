@@ -87,7 +87,7 @@ def few_rows(dtype: torch.dtype) -> FewRows | None:
         return None
     from models import native
 
-    return native.multiply_in_tiles if native.multiplies_in_tiles() else None
+    return native.multiply_in_tiles if native.has_matrix_unit() else None
 
 
 @cache

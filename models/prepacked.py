@@ -31,14 +31,13 @@ class PrepackedLinear(nn.Module):
         self.bias = bias
         self._packed = pack(weight)
         self._few_rows = _of_few_rows(self._packed, weight, bias)
-        self._few = FEW_ROWS * weight.shape[1] if self._few_rows is not None else 0  # numbers of few rows
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`[..., in]` -> `[..., out]`."""
         if inputs.requires_grad and torch.is_grad_enabled():
             output: Tensor = _Differentiable.apply(inputs, self._packed, self.bias)  # type: ignore[no-untyped-call]
             return output
-        if self._few_rows is not None and 0 < inputs.numel() <= self._few:
+        if self._few_rows is not None and 0 < inputs.numel() <= FEW_ROWS * inputs.shape[-1]:
             return self._few_rows(inputs)
         return product_of_packed(inputs, self._packed, self.bias)
 

@@ -71,10 +71,16 @@ def attend_chunks(
 
 
 @cache
+def has_matrix_unit() -> bool:
+    """Whether this process may use the CPU's matrix unit."""
+    return cpu_capabilities().bf16_tiles and has_tiles()
+
+
+@cache
 def in_tiles(dtype: torch.dtype, width: int, group: int) -> bool:
     """Whether the matrix unit computes attention of heads of that width, `group` of which share keys and values."""
     fits = width % 32 == 0 and width <= _TILED_WIDTH and group <= _TILED_GROUP
-    return fits and dtype == torch.bfloat16 and cpu_capabilities().bf16_tiles and has_tiles()
+    return fits and dtype == torch.bfloat16 and has_matrix_unit()
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -109,12 +115,6 @@ def gated_silu(joined: Tensor) -> Tensor:
         joined.dtype == torch.float32, _threads(joined.nbytes),
     )  # fmt: skip
     return output
-
-
-@cache
-def multiplies_in_tiles() -> bool:
-    """Whether the matrix unit computes products of few rows."""
-    return cpu_capabilities().bf16_tiles and has_tiles()
 
 
 def multiply_in_tiles(inputs: Tensor, *, weight: int, shape: tuple[int, int], bias: Tensor | None) -> Tensor:

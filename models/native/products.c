@@ -17,13 +17,13 @@ enum {
 };
 
 /* Registers: 0 and 1 hold inputs of 16 rows each, 2 and 3 weights of 16 outputs each, 4 to 7 sums of a pair of both. */
-INLINE_TILED void configure(int64_t rows) {
+INLINE void configure(int64_t rows) {
     const int low = rows < LANES ? (int)rows : LANES, high = rows > LANES ? (int)rows - LANES : LANES;
     shape((int[8]){low, high, LANES, LANES, low, low, high, high}, (int[8]){LINE, LINE, LINE, LINE, LINE, LINE, LINE, LINE});
 }
 
 /* Sums of 16 outputs, rounded; the rows from `row` on. */
-INLINE_TILED void put(const Product *a, const float *sums, int64_t row, int64_t rows, int64_t output) {
+INLINE void put(const Product *a, const float *sums, int64_t row, int64_t rows, int64_t output) {
     __m512 bias = _mm512_setzero_ps();
     if (a->bias) {
         const __m512i stored = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(a->bias + output)));
@@ -36,7 +36,7 @@ INLINE_TILED void put(const Product *a, const float *sums, int64_t row, int64_t 
 }
 
 /* 32 outputs. `two`: there are more than 16 rows. */
-INLINE_TILED void multiply(const Product *a, int64_t block, int two) {
+INLINE void multiply(const Product *a, int64_t block, int two) {
     const uint16_t *weight = a->weight + block * PRODUCT_STEP * a->inputs;
     const int64_t stride = a->inputs * (int64_t)sizeof *a->input;
     _tile_zero(4);

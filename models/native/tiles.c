@@ -15,8 +15,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define INLINE INLINE_TILED
-
 enum {
     REQUEST_PERMISSION = 0x1023, /* of arch_prctl: the system saves the unit's registers for who asked for it */
     TILE_DATA = 18,

@@ -10,7 +10,7 @@
 
 #define HAS_UNIT 1
 #define TILED __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
-#define INLINE_TILED static inline __attribute__((always_inline)) TILED
+#define INLINE static inline __attribute__((always_inline)) TILED
 #define ALIGNED __attribute__((aligned(64)))
 
 /* The compiler does not know that the unit's instructions read memory. */
@@ -22,7 +22,7 @@ typedef struct {
     uint8_t rows[16];
 } __attribute__((packed, aligned(64))) Shapes;
 
-INLINE_TILED void shape(const int rows[8], const int bytes[8]) {
+INLINE void shape(const int rows[8], const int bytes[8]) {
     Shapes shapes = {.palette = 1};
     for (int tile = 0; tile < 8; tile++) {
         shapes.bytes[tile] = (uint16_t)bytes[tile];
